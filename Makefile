@@ -1,0 +1,41 @@
+# Everything runs from .venv; each target does its own set-up.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: help demo test lint venv packages bootstrap golden clean
+
+help:
+	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
+	@echo "make test       all tests, linters included"
+	@echo "make lint       ruff and mypy --strict"
+	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
+	@echo "make golden     rewrite the golden files; read the diff"
+
+demo: packages venv
+	@$(RUN) -m nat_pod lab demo dev
+
+test: packages venv
+	@$(RUN) -m pytest
+
+lint: venv
+	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
+
+bootstrap: venv
+	@$(RUN) -m nat_pod.guest
+
+golden: venv
+	@$(RUN) -m pytest -q --update-golden
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml | packages
+	@echo "making .venv (pulumi, pulumi-oci, netaddr and the development tools; about a minute)"
+	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+packages:
+	@tools/system-packages
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

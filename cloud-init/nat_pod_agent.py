@@ -1,0 +1,795 @@
+#!/usr/bin/env python3
+"""The NAT VM's agent: fetches the compiled rules, checks them, loads them, reports.  It decides nothing itself.
+
+    nat-pod-agent poll      one round: rules, sysctl, forwarding, VNICs, status (the timer's job)
+    nat-pod-agent restore   last good rules, then forwarding, without any network (before the network, at boot)
+    nat-pod-agent status    what the last round found, with the flows counted per rule
+
+Facts this file rests on
+- Python 3.6 (Oracle Linux 8) and the standard library; no package can be installed, the subnet has no way out.
+- IMDS v2 wants `Authorization: Bearer Oracle`, lists VNICs primary first, and MACs in upper case.  It does not list
+  secondary private IPs, and translating them does not need them on an interface.
+- OCI serves no DHCP on secondary VNICs, and interface names differ by image: interfaces are found by MAC.
+- `iptables-restore` commits one table at a time and `--test` does not ask the kernel.  So a document is rehearsed
+  in an empty network namespace first, and filter comes before nat: guard first, translations second.
+- Only a flow's first packet meets the nat table.  A flow that began under other rules, or while rules were missing,
+  stays as it began, so after each load every flow that would now be translated differently is deleted.
+- Other programs write netfilter too (starting or stopping firewalld wipes everything): each round compares.
+"""
+import base64
+import bz2
+import fcntl
+import glob
+import hashlib
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+IMDS = "169.254.169.254"
+SETTINGS = "/etc/sysctl.d/90-nat-pod.conf"
+FORWARDING = "/etc/nat-pod/forwarding.conf"
+PLATFORM = "/etc/nat-pod/platform.rules"  # the image's filter table, saved before firewalld went
+STATE = "/var/lib/nat-pod"  # survives a reboot: the last good rules and VNIC list
+RUN = "/run/nat-pod"  # dies with the kernel's tables: what is loaded, and the status
+GOOD_RULES, GOOD_VNICS = STATE + "/rules", STATE + "/vnics"
+LOADED, STATUS = RUN + "/loaded.json", RUN + "/status.json"
+
+OWN = "NATPOD-"
+PLATFORM_CHAINS = ("InstanceServices", "BareMetalInstanceServices")
+BUILTINS = {"filter": ("FORWARD", "INPUT"), "nat": ("PREROUTING", "POSTROUTING")}
+TABLES = ("filter", "nat")  # in the order in which they are loaded
+DOCUMENT_LIMIT = 4 << 20  # bytes unpacked; a full POD has about 200 kB
+MTU = 9000  # what OCI gives the primary VNIC by DHCP; the kernel's 1500 would split or drop what peers send
+
+
+class AgentError(Exception):
+    """Something the operator must know, in one sentence."""
+
+
+def say(level, text):
+    """Write one line for journald: 3 error, 4 warning, 5 notice."""
+    print("<%d>nat-pod: %s" % (level, text), file=sys.stderr, flush=True)
+
+
+def run(command, text=None):
+    """Run a program and return what it printed.  Raises AgentError with its own words when it fails."""
+    try:
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=60, env=dict(os.environ, LC_ALL="C"))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AgentError("%s: %s" % (" ".join(command), error)) from None
+    if done.returncode:
+        raise AgentError("%s: status %d: %s" % (" ".join(command), done.returncode, " ".join(done.stderr.split())))
+    return done.stdout
+
+
+def save(path, text):
+    """Replace a file at once: a crash leaves the old one or the new one, never half of one."""
+    with open(path + ".new", "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(path + ".new", path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path):
+    """Text of a file, None where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as source:
+            return source.read()
+    except FileNotFoundError:
+        return None
+
+
+def load_json(path):
+    """A JSON object from our own run folder, {} where there is none or it cannot be read."""
+    try:
+        found = json.loads(load(path) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# --- IMDS ------------------------------------------------------------------------------------------------------------
+
+def imds(path):
+    """Text that IMDS v2 has at `path`, None for 404.  Raises AgentError when IMDS does not answer sensibly."""
+    reason = ""
+    for pause in (1, 2, 0):
+        connection = http.client.HTTPConnection(IMDS, timeout=5)
+        try:
+            connection.request("GET", "/opc/v2/" + path, headers={"Authorization": "Bearer Oracle"})
+            answer = connection.getresponse()
+            body = answer.read(DOCUMENT_LIMIT)
+            if answer.status == 200:
+                return body.decode()
+            if answer.status == 404:
+                return None
+            reason = "status %d" % answer.status
+        except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
+            reason = str(error) or type(error).__name__
+        finally:
+            connection.close()
+        time.sleep(pause)
+    raise AgentError("IMDS http://%s/opc/v2/%s: %s" % (IMDS, path, reason))
+
+
+# --- the rule document -----------------------------------------------------------------------------------------------
+
+def number(address):
+    """An IPv4 address as a number.  Raises AgentError for anything but four plain decimal parts."""
+    parts = address.split(".")
+    if len(parts) != 4 or not all(re.match(r"(0|[1-9][0-9]{0,2})\Z", part) and int(part) < 256 for part in parts):
+        raise AgentError("%r is not an IPv4 address" % address)
+    return struct.unpack("!I", bytes(int(part) for part in parts))[0]
+
+
+def network(text):
+    """`10.0.0.0/16` as (address, mask).  A plain address is a /32.  Raises AgentError when host bits are set."""
+    address, slash, prefix = text.partition("/")
+    if slash and not (re.match(r"(0|[1-9][0-9]?)\Z", prefix) and int(prefix) <= 32):
+        raise AgentError("%r has no prefix length from 0 to 32" % text)
+    mask = 0xFFFFFFFF & (0xFFFFFFFF << 32 - (int(prefix) if slash else 32))
+    if number(address) & ~mask:
+        raise AgentError("%r has bits set behind its prefix" % text)
+    return number(address), mask
+
+
+# A mapping to 169.254.169.254 hands this VM's metadata, with the keys of its instance principal, to a remote peer.
+FORBIDDEN = [network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")]
+
+
+def target(text):
+    """A network that packets may be sent to or appear to come from."""
+    address, mask = network(text)
+    for bad, bad_mask in FORBIDDEN:
+        if not (address ^ bad) & mask & bad_mask:
+            raise AgentError("%s is no address to translate to" % text)
+    return address, mask
+
+
+def word(pattern):
+    """A check that the whole text matches, returning the text."""
+    compiled = re.compile("(?:%s)\\Z" % pattern)
+
+    def check(text):
+        if not compiled.match(text):
+            raise AgentError("%r does not match %s" % (text, pattern))
+        return text
+    return check
+
+
+CHAIN = word(r"NATPOD-[A-Za-z0-9._/-]{1,21}")  # iptables takes 28 characters
+STATES = word(r"(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT)(,(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT))*")
+COMMON = {
+    "-A": CHAIN, "-g": CHAIN, "-s": network, "-d": network, "--ctstate": STATES,
+    "--comment": word(r'"[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._:/-]{1,255}'),
+}
+PORT = word(r"[0-9]{1,5}")
+# What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
+# for a flow of which conntrack no longer knows the interface.
+OPTIONS = {
+    "filter": dict(COMMON, **{
+        "-j": word("ACCEPT|DROP"), "-i": word(r"[A-Za-z0-9_.-]{1,15}"), "-p": word("tcp|udp|icmp"),
+        "--sport": PORT, "--dport": PORT, "--icmp-type": word("[0-9]{1,3}"),
+    }),
+    "nat": dict(COMMON, **{
+        "-j": word("ACCEPT|DNAT|SNAT|NETMAP|MASQUERADE"), "--to-destination": target, "--to-source": target,
+        "--to": target,
+    }),
+}
+MODULES = ("conntrack", "comment", "tcp", "udp", "icmp")
+TRANSLATES_TO = {"DNAT": "--to-destination", "SNAT": "--to-source", "NETMAP": "--to"}
+
+
+def parse_rule(table, line):
+    """One `-A` line as {option: checked value}.  Raises AgentError for whatever is not in OPTIONS."""
+    tokens = re.findall(r'"[^"]*"|[^ "]+', line)
+    if " ".join(tokens) != line or len(tokens) % 2:
+        raise AgentError("not a list of options and values")
+    rule = {}
+    for at in range(0, len(tokens), 2):
+        option, value = tokens[at:at + 2]
+        if option == "-m":
+            if value not in MODULES:
+                raise AgentError("match %r is not one of %s" % (value, ", ".join(MODULES)))
+        elif option in rule:
+            raise AgentError("%s is there twice" % option)
+        elif option not in OPTIONS[table]:
+            raise AgentError("%r does not belong in table %s" % (option, table))
+        else:
+            rule[option] = OPTIONS[table][option](value)
+    if ("-j" in rule) == ("-g" in rule):
+        raise AgentError("needs exactly one of -j and -g")
+    given = sorted(set(rule) & set(TRANSLATES_TO.values()))
+    needed = TRANSLATES_TO.get(rule.get("-j"))
+    if given != ([needed] if needed else []):
+        raise AgentError("-j %s with %s" % (rule.get("-j"), " ".join(given) or "no address"))
+    if needed in ("--to-destination", "--to-source") and rule[needed][1] != 0xFFFFFFFF:
+        raise AgentError("%s takes one address" % needed)
+    return rule
+
+
+class Document:
+    """A checked document: `lines` and `rules` are {table: {chain: [...]}}, as text and as parsed."""
+
+    def __init__(self, value, vm=None):
+        """Read a document, for `vm` unless that is None.  Raises AgentError at the least doubt."""
+        self.value = value
+        head, _, packed = value.partition(":")
+        if head != "1":
+            raise AgentError("format %r: this agent reads format 1" % head[:20])
+        try:
+            unpacker = bz2.BZ2Decompressor()
+            text = unpacker.decompress(base64.b64decode(packed.encode(), validate=True), DOCUMENT_LIMIT)
+            if not unpacker.eof or unpacker.unused_data:
+                raise AgentError("it is cut short, too long, or followed by something")
+            body = json.loads(text.decode())
+        except (ValueError, OSError, EOFError, RecursionError) as error:
+            raise AgentError("it cannot be unpacked: %s" % error) from None
+        if not isinstance(body, dict) or set(body) != {"version", "vm", "generation", "hooks", "rules"}:
+            raise AgentError("it does not have exactly the keys version, vm, generation, hooks and rules")
+        self.generation = body.pop("generation")
+        plain = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        if self.generation != hashlib.sha256(plain.encode()).hexdigest()[:16]:
+            raise AgentError("its contents do not match its generation %r" % (self.generation,))
+        if body["version"] != 1:
+            raise AgentError("version %r: this agent reads version 1" % (body["version"],))
+        if vm is not None and body["vm"] != vm:
+            raise AgentError("it is for %r and this is %r" % (body["vm"], vm))
+        if not isinstance(body["rules"], str) or not isinstance(body["hooks"], list):
+            raise AgentError("rules must be a text and hooks a list")
+        self.lines = {table: {} for table in TABLES}
+        self.rules = {table: {} for table in TABLES}
+        self._read_rules(body["rules"])
+        self.hooks = {table: {} for table in TABLES}
+        for hook in body["hooks"]:
+            self._read_hook(hook)
+        for table in TABLES:
+            self._refuse_loops(self.rules[table])
+
+    def _read_rules(self, text):
+        """Read both blocks, each `*table`, chains, rules, COMMIT."""
+        waiting, table = list(TABLES), None
+        for count, line in enumerate(text.split("\n")[:-1], 1):
+            try:
+                if table is None:
+                    if not waiting or line != "*" + waiting[0]:
+                        raise AgentError("*%s must stand here" % (waiting[0] if waiting else "nothing"))
+                    table = waiting.pop(0)
+                elif line == "COMMIT":
+                    table = None
+                elif line.startswith(":"):
+                    chain = CHAIN(line[1:].partition(" ")[0])
+                    if line != ":%s - [0:0]" % chain or chain in self.lines[table]:
+                        raise AgentError("a chain is declared once, as `:%s - [0:0]`" % chain)
+                    self.lines[table][chain], self.rules[table][chain] = [], []
+                elif line.startswith("-A "):
+                    rule = parse_rule(table, line)
+                    for name in (rule["-A"], rule.get("-g")):
+                        if name and name not in self.lines[table]:
+                            raise AgentError("chain %s is not declared above" % name)
+                    self.lines[table][rule["-A"]].append(line)
+                    self.rules[table][rule["-A"]].append(rule)
+                else:
+                    raise AgentError("neither a chain, nor a rule, nor COMMIT")
+            except AgentError as problem:
+                raise AgentError("rules, line %d, %r: %s" % (count, line[:200], problem)) from None
+        if waiting or table or not text.endswith("\n"):
+            raise AgentError("the rules end before the last COMMIT")
+
+    def _read_hook(self, hook):
+        """Read one [table, builtin chain, own chain]."""
+        table, builtin, chain = hook if isinstance(hook, list) and len(hook) == 3 else (None, None, None)
+        if builtin not in BUILTINS.get(table, ()) or chain not in self.lines[table] or builtin in self.hooks[table]:
+            raise AgentError("hook %r: needs a table, a built-in chain hooked once, and a declared chain" % (hook,))
+        self.hooks[table][builtin] = chain
+
+    @staticmethod
+    def _refuse_loops(chains):
+        """Refuse chains that lead back to themselves; `translate` would never end."""
+        leads = {chain: {rule["-g"] for rule in rules if "-g" in rule} for chain, rules in chains.items()}
+        while leads:
+            ends = [chain for chain in leads if not leads[chain] & set(leads)]
+            if not ends:
+                raise AgentError("chains lead in a circle: %s" % ", ".join(sorted(leads)))
+            for chain in ends:
+                del leads[chain]
+
+    def count(self):
+        """Number of rules, hooks apart."""
+        return sum(len(lines) for chains in self.lines.values() for lines in chains.values())
+
+    def _decide(self, builtin, source, destination, states):
+        """The nat rule that decides a new flow's packet, None when ours leave it alone."""
+        chain = self.hooks["nat"].get(builtin)
+        while chain:
+            last, chain = chain, None
+            for rule in self.rules["nat"][last]:
+                if any(not within(address, rule.get(option)) for address, option in
+                       ((source, "-s"), (destination, "-d"))):
+                    continue
+                if "--ctstate" in rule and not states & set(rule["--ctstate"].split(",")):
+                    continue
+                if "-j" in rule:
+                    return rule
+                chain = rule["-g"]
+                break
+        return None
+
+    def translate(self, source, destination, own):
+        """Addresses of a new flow after these rules.  A source of None is whatever MASQUERADE would choose."""
+        states = {"NEW"}
+        rule = self._decide("PREROUTING", source, destination, states) or {}
+        before = destination
+        if rule.get("-j") == "DNAT":
+            destination = rule["--to-destination"][0]
+        elif rule.get("-j") == "NETMAP":
+            destination = mapped(destination, rule["--to"])
+        if destination != before:
+            states.add("DNAT")
+        if destination in own:
+            return source, destination  # it ends here and never meets POSTROUTING
+        rule = self._decide("POSTROUTING", source, destination, states) or {}
+        if rule.get("-j") == "SNAT":
+            source = rule["--to-source"][0]
+        elif rule.get("-j") == "NETMAP":
+            source = mapped(source, rule["--to"])
+        elif rule.get("-j") == "MASQUERADE":
+            source = None
+        return source, destination
+
+
+def within(address, net):
+    """Whether an address lies in a network; everything lies in None."""
+    return net is None or not (address ^ net[0]) & net[1]
+
+
+def mapped(address, net):
+    """NETMAP: the network's prefix, the address's own host bits."""
+    return net[0] | address & ~net[1]
+
+
+# --- netfilter -------------------------------------------------------------------------------------------------------
+
+def live_rules():
+    """What the kernel has: {table: {chain: [(rule without "-A CHAIN ", counters)]}}."""
+    tables, chains = {}, {}
+    for line in run(["iptables-save", "--counters"]).splitlines():
+        if line.startswith("*"):
+            chains = tables.setdefault(line[1:], {})
+        elif line.startswith(":"):
+            chains[line[1:].split()[0]] = []
+        elif line.startswith("["):
+            counters, _, chain, rule = line.split(" ", 3)
+            chains[chain].append((rule, counters))
+    return tables
+
+
+def enters_own(rule):
+    """Whether a live rule leads into one of our chains."""
+    found = re.search(r"-[jg] (\S+)\Z", rule)
+    return bool(found) and found.group(1).startswith(OWN)
+
+
+def fingerprint(live):
+    """Hash of all that is ours in the kernel: our chains, and where other chains enter them."""
+    ours = []
+    for table in TABLES:
+        for chain, rules in sorted(live.get(table, {}).items()):
+            own = chain.startswith(OWN)
+            found = [(own or place == 0, rule) for place, (rule, _) in enumerate(rules) if own or enters_own(rule)]
+            if own or found:
+                ours.append((table, chain, found))
+    return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
+
+
+def meaning(line):
+    """A rule's words in an order and quoting that do not depend on who wrote it, to recognise it again."""
+    return tuple(sorted(shlex.split(line)))
+
+
+def transaction(document, live):
+    """Input for iptables-restore that makes our part of `live` what the document says, and touches nothing else."""
+    out = []
+    for table in TABLES:
+        wanted, now = document.lines[table], live.get(table, {})
+        # A rule that stays keeps its counters: they are the operator's flow counts by mapping.
+        counters = {(chain, meaning(rule)): count for chain, rules in now.items() for rule, count in rules}
+        out.append("*" + table)
+        out.extend(":%s - [0:0]" % chain for chain in wanted)
+        for chain, lines in wanted.items():
+            for line in lines:
+                rule = line[len("-A %s " % chain):]
+                out.append(counters.get((chain, meaning(rule)), "[0:0]") + " " + line)
+        hooks = dict(document.hooks[table])
+        for chain, rules in now.items():
+            if chain.startswith(OWN):
+                continue
+            entries = [rule for rule, _ in rules if enters_own(rule)]
+            # First, or an image's own `-A FORWARD -j REJECT` decides before us.
+            if chain in hooks and entries == ["-j " + hooks[chain]] and rules[0][0] == entries[0]:
+                del hooks[chain]
+            else:
+                out.extend("-D %s %s" % (chain, rule) for rule in entries)
+        out.extend("-I %s 1 -j %s" % hook for hook in sorted(hooks.items()))
+        stale = [chain for chain in now if chain.startswith(OWN) and chain not in wanted]
+        out.extend("-F " + chain for chain in stale)
+        out.extend("-X " + chain for chain in stale)
+        out.append("COMMIT")
+    return "\n".join(out) + "\n"
+
+
+def check_loaded(document, live):
+    """Raise AgentError unless the kernel has every rule of the document, its hooks first, and nothing older of ours."""
+    for table in TABLES:
+        now = live.get(table, {})
+        ours = {chain: len(rules) for chain, rules in now.items() if chain.startswith(OWN)}
+        wanted = {chain: len(lines) for chain, lines in document.lines[table].items()}
+        if ours != wanted:
+            raise AgentError("table %s reads back as %s, wanted %s" % (table, ours, wanted))
+        for builtin, chain in document.hooks[table].items():
+            if [rule for rule, _ in now.get(builtin, [])][:1] != ["-j " + chain]:
+                raise AgentError("table %s: %s is not the first rule of %s" % (table, chain, builtin))
+
+
+def apply(document):
+    """Load a document into the kernel and return the fingerprint of what then is there."""
+    restore = ["iptables-restore", "-w", "10", "--noflush", "--counters"]
+    # The kernel itself must take the whole document, in a namespace that is gone afterwards, before anything is
+    # touched: else a document that fails in nat would already have replaced filter.
+    run(["unshare", "--net", *restore], transaction(document, {}))
+    text = transaction(document, live_rules())
+    run([*restore, "--test"], text)
+    run(restore, text)
+    live = live_rules()
+    check_loaded(document, live)
+    return fingerprint(live)
+
+
+def keep_platform_chains():
+    """Put the platform's own chains back where they have gone, exactly as the image had them.
+
+    Oracle Linux images load them through firewalld, so they go with it; without them every local user reaches the
+    iSCSI boot volume.  Where the chain is there, whoever keeps it, it is left alone.
+    """
+    saved, now = (load(PLATFORM) or "").splitlines(), live_rules().get("filter", {})
+    for chain in PLATFORM_CHAINS:
+        rules = [line for line in saved if line.startswith("-A %s " % chain)]
+        entries = [line for line in saved if line.startswith("-A OUTPUT ") and line.endswith(" -j " + chain)]
+        if rules and chain not in now:
+            run(["iptables-restore", "-w", "10", "--noflush"],
+                "\n".join(["*filter", ":%s - [0:0]" % chain, *rules, *entries, "COMMIT", ""]))
+            say(5, "chain %s is back" % chain)
+
+
+# --- flows (ctnetlink) -----------------------------------------------------------------------------------------------
+
+CT_GET, CT_DELETE = 0x101, 0x102
+REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
+ERROR, DONE = 2, 3
+TUPLE_ORIG, TUPLE_REPLY, TUPLE_IP, IP_SRC, IP_DST, CT_ID, CT_ZONE = 1, 2, 1, 1, 2, 12, 18
+
+
+def attributes(data):
+    """Netlink attributes as {type: payload}."""
+    found, at = {}, 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[at + 4:at + length]
+        at += length + 3 & ~3
+    return found
+
+
+def attribute(kind, payload):
+    """One netlink attribute, padded."""
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def ask(channel, kind, flags, payload=b""):
+    """Send one ctnetlink request for IPv4 and yield the payload of each answer.  Raises OSError with its errno."""
+    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + payload
+    channel.send(struct.pack("=IHHII", 16 + len(body), kind, REQUEST | flags, 1, 0) + body)
+    while True:
+        data, at = channel.recv(1 << 17), 0
+        while at + 16 <= len(data):
+            length, answer = struct.unpack_from("=IH", data, at)
+            if answer == ERROR:
+                code = struct.unpack_from("=i", data, at + 16)[0]
+                if code:
+                    raise OSError(-code, os.strerror(-code))
+                return
+            if answer == DONE:
+                return
+            yield data[at + 20:at + length]
+            at += length + 3 & ~3
+
+
+def addresses(flow, direction):
+    """(source, destination) of a flow's original or reply direction."""
+    pair = attributes(attributes(flow[direction])[TUPLE_IP])
+    return struct.unpack("!I", pair[IP_SRC])[0], struct.unpack("!I", pair[IP_DST])[0]
+
+
+def delete_stale_flows(document, own):
+    """Delete the flows whose translation is not what the document would give them now; returns how many.
+
+    This covers removed, changed and added mappings, and flows that began while rules were missing.  Flows that
+    would be translated just the same live on.  `own` is the VM's own addresses: what it sends itself never met
+    PREROUTING, and MASQUERADE chooses one of them.
+    """
+    stale, known = [], {}
+    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+    try:
+        channel.settimeout(30)
+        channel.bind((0, 0))
+        for data in ask(channel, CT_GET, DUMP):
+            flow = attributes(data)
+            original, reply = addresses(flow, TUPLE_ORIG), addresses(flow, TUPLE_REPLY)
+            if original[0] in own:
+                continue
+            if original not in known:
+                known[original] = document.translate(original[0], original[1], own)
+            source, destination = known[original]
+            if reply[0] != destination or (reply[1] not in own if source is None else reply[1] != source):
+                stale.append(flow)
+        for flow in stale:
+            # With its id: a new flow with the same addresses and ports is not the one that was judged.
+            payload = b"".join(attribute(kind | (0x8000 if kind == TUPLE_ORIG else 0), flow[kind])
+                               for kind in (TUPLE_ORIG, CT_ID, CT_ZONE) if kind in flow)
+            try:
+                for _ in ask(channel, CT_DELETE, ACK, payload):
+                    pass
+            except FileNotFoundError:
+                pass  # it ended by itself
+    finally:
+        channel.close()
+    return len(stale)
+
+
+# --- interfaces and settings -----------------------------------------------------------------------------------------
+
+def interfaces():
+    """All interfaces, as `ip -json` describes them."""
+    return [link for link in json.loads(run(["ip", "-json", "address", "show"])) if link.get("ifname")]
+
+
+def ipv4(link):
+    """The IPv4 addresses of an interface, as address/prefix."""
+    return ["%s/%s" % (info["local"], info["prefixlen"]) for info in link.get("addr_info", ())
+            if info.get("family") == "inet"]
+
+
+def read_vnics(text):
+    """IMDS's list as [(mac, address/prefix)], the primary VNIC first.  Raises AgentError when it is not such a list."""
+    try:
+        vnics = []
+        for vnic in json.loads(text):
+            address, prefix = vnic["privateIp"], vnic["subnetCidrBlock"].partition("/")[2]
+            number(address)
+            network("0.0.0.0/" + prefix)
+            vnics.append((vnic["macAddr"].lower(), "%s/%s" % (address, prefix)))
+        if not vnics:
+            raise AgentError("it is empty")
+        return vnics
+    except (ValueError, KeyError, TypeError, AttributeError, AgentError) as error:
+        raise AgentError("VNIC list of IMDS: %s: %s" % (type(error).__name__, error)) from None
+
+
+def bring_up(vnics, problems):
+    """Configure the secondary VNICs; the primary is DHCP's.  Returns what the status shows."""
+    by_mac = {link["address"].lower(): link for link in interfaces() if link.get("link_type") == "ether"}
+    report = []
+    for place, (mac, address) in enumerate(vnics):
+        link = by_mac.get(mac)
+        name = link and link["ifname"]
+        report.append({"mac": mac, "address": address, "interface": name})
+        if link is None:
+            problems.append("VNIC %s (%s): no interface has this MAC yet" % (address, mac))
+        elif place:
+            commands = []
+            if link.get("mtu") != MTU:
+                commands.append(["ip", "link", "set", "dev", name, "mtu", str(MTU)])
+            if "UP" not in link.get("flags", ()):
+                commands.append(["ip", "link", "set", "dev", name, "up"])
+            if address not in ipv4(link):
+                # NetworkManager tries DHCP on what it manages, fails after 45 s, and removes our address.
+                if shutil.which("nmcli"):
+                    commands.append(["nmcli", "device", "set", name, "managed", "no"])
+                commands.append(["ip", "address", "replace", address, "dev", name])
+                say(5, "VNIC %s comes up on %s" % (address, name))
+            for command in commands:
+                try:
+                    run(command)
+                except AgentError as problem:
+                    problems.append(str(problem))
+    return report
+
+
+def apply_settings(path, notes):
+    """Bring the kernel in line with a sysctl file, `*` standing for every interface there is."""
+    for line in (load(path) or "").splitlines():
+        key, _, value = (part.strip() for part in line.partition("="))
+        if not value or key.startswith("#"):
+            continue
+        found = sorted(glob.glob("/proc/sys/" + key.replace(".", "/")))
+        if not found:
+            notes.append("%s: this kernel has no such setting" % key)
+        for name in found:
+            try:
+                if load(name).split() != value.split():
+                    with open(name, "w") as out:
+                        out.write(value + "\n")
+            except OSError as error:
+                notes.append("%s = %s: %s" % (key, value, error))
+
+
+# --- the rounds ------------------------------------------------------------------------------------------------------
+
+def settle_rules(document):
+    """Load a document unless exactly it is loaded already.
+
+    LOADED goes first and comes back last.  Whatever happens in between (a crash, a kernel that refuses), the next
+    round finds no LOADED and does everything again, the deletion of stale flows included.
+    """
+    loaded = load_json(LOADED)
+    if loaded.get("generation") == document.generation and loaded.get("fingerprint") == fingerprint(live_rules()):
+        if load(GOOD_RULES) != document.value:
+            save(GOOD_RULES, document.value)
+        return
+    if os.path.exists(LOADED):
+        os.remove(LOADED)
+    found = apply(document)
+    if load(GOOD_RULES) != document.value:
+        save(GOOD_RULES, document.value)
+    own = {number(address.partition("/")[0]) for link in interfaces() for address in ipv4(link)}
+    try:
+        flows = delete_stale_flows(document, own)
+    except OSError as error:
+        raise AgentError("stale flows: %s" % error) from None
+    save(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}))
+    why = "again, they had been changed" if loaded.get("generation") == document.generation else "now"
+    say(5, "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
+        % (document.count(), document.generation, why, flows))
+
+
+def good_rules(problems):
+    """The last good document, None where there is none."""
+    value = load(GOOD_RULES)
+    try:
+        return Document(value) if value is not None else None
+    except AgentError as problem:
+        problems.append("saved rules: %s" % problem)
+        return None
+
+
+def settle(candidates, problems, notes):
+    """Load the first document that works, then settings, then forwarding: never forward unguarded."""
+    try:
+        keep_platform_chains()
+    except AgentError as problem:
+        problems.append(str(problem))
+    for document in candidates:
+        try:
+            settle_rules(document)
+            break
+        except AgentError as problem:
+            problems.append("generation %s: %s" % (document.generation, problem))
+    apply_settings(SETTINGS, notes)
+    if "generation" in load_json(LOADED):
+        apply_settings(FORWARDING, notes)
+
+
+def finish(vm, wanted, vnics, problems, notes):
+    """Write the status, tell journald, and return the exit status."""
+    counts = {key: (load("/proc/sys/net/netfilter/nf_conntrack_" + key) or "").strip() for key in ("count", "max")}
+    # A note repeats in every round; once in the journal is enough.
+    for note in notes:
+        if note not in load_json(STATUS).get("notes", ()):
+            say(4, note)
+    for problem in problems:
+        say(3, problem)
+    save(STATUS, json.dumps({
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "vm": vm, "wanted": wanted,
+        "applied": load_json(LOADED).get("generation"), "error": "; ".join(problems) or None, "notes": notes,
+        "vnics": vnics, "conntrack": {key: int(count) if count else None for key, count in counts.items()},
+    }, sort_keys=True) + "\n")
+    return 1 if problems else 0
+
+
+def poll():
+    """One round: what IMDS wants, or the last good state where it does not say."""
+    problems, notes, wanted = [], [], None
+    try:
+        listed, vm, value = [imds(path) for path in
+                             ("vnics/", "instance/metadata/nat-pod-vm", "instance/metadata/nat-pod-rules")]
+        for name, text in (("VNIC list", listed), ("key nat-pod-vm", vm), ("key nat-pod-rules", value)):
+            if text is None:
+                problems.append("IMDS has no %s; the last good one stays" % name)
+    except AgentError as problem:
+        listed = vm = value = None
+        problems.append("%s; the last good rules and VNICs stay" % problem)
+    good = good_rules(problems)
+    candidates = [good] if good else []
+    if vm is not None and value is not None:
+        try:
+            document = Document(value, vm)
+            wanted = document.generation
+            if not good or good.value != value:
+                candidates.insert(0, document)
+        except AgentError as problem:
+            problems.append("document refused, what is loaded stays: %s" % problem)
+    settle(candidates, problems, notes)
+    report = []
+    try:
+        vnics = None
+        if listed is not None:
+            try:
+                vnics = read_vnics(listed)
+                if load(GOOD_VNICS) != listed:
+                    save(GOOD_VNICS, listed)
+            except AgentError as problem:
+                problems.append(str(problem))
+        if vnics is None and load(GOOD_VNICS) is not None:
+            vnics = read_vnics(load(GOOD_VNICS))
+        report = bring_up(vnics or [], problems)
+    except AgentError as problem:
+        problems.append(str(problem))
+    return finish(vm, wanted, report, problems, notes)
+
+
+def restore():
+    """At boot, before the network: the last good rules, then forwarding."""
+    problems, notes = [], []
+    good = good_rules(problems)
+    settle([good] if good else [], problems, notes)
+    return finish(None, good and good.generation, [], problems, notes)
+
+
+def status():
+    """Print the last round's status with the flows each rule has counted; 1 unless what is wanted is loaded."""
+    found = load_json(STATUS)
+    found["flows"] = [
+        {"chain": chain, "rule": rule, "flows": int(counters[1:].partition(":")[0])}
+        for chain, rules in live_rules().get("nat", {}).items() if chain.startswith(OWN)
+        for rule, counters in rules
+    ]
+    print(json.dumps(found, indent=1, sort_keys=True))
+    return 0 if found.get("applied") and found["applied"] == found.get("wanted") and not found.get("error") else 1
+
+
+def main(arguments):
+    """Run one subcommand, alone: a round by hand and the timer's must not mix."""
+    commands = {"poll": poll, "restore": restore, "status": status}
+    if len(arguments) != 1 or arguments[0] not in commands:
+        print("usage: nat-pod-agent poll | restore | status", file=sys.stderr)
+        return 2
+    os.umask(0o077)
+    try:
+        for folder in (STATE, RUN):
+            os.makedirs(folder, exist_ok=True)
+        with open(RUN + "/lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return commands[arguments[0]]()
+    except (AgentError, OSError) as error:
+        say(3, str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""The arithmetic of a POD's range: VNIC subnets in pairs, slots, the vRouter's subnet.
+
+- A /27 has 32 addresses; OCI keeps the first two and the last one: 29 are usable, 1 primary and 28 secondary.
+- NAT VM1 and NAT VM2 need a /27 each for a pair of VNICs, and the vRouter's /29 takes a /27 of its own: a /22
+  (32 x /27) holds 15 pairs = 435 slots, a /21 the 24 pairs of a 2.24 VM = 696.  (The article, section 3, counts 24
+  pairs in a /22; they do not fit.)
+- A *slot* is the same offset in both /27s of a pair (the article's .2/.130, .3/.131, .34/.66).  Because of that a
+  whole pair is translated by one NETMAP rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from netaddr import IPAddress, IPNetwork
+
+from nat_pod.limits import RESERVED_HIGH, RESERVED_LOW, SLOTS_PER_PAIR, VNIC_SUBNET_PREFIX
+
+_SUBNET_SIZE = 2 ** (32 - VNIC_SUBNET_PREFIX)
+VROUTER_PREFIX = 29
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Slot:
+    """A place in the address book: `offset` (2 to 30) in both /27s of VNIC pair `pair` (from 1)."""
+
+    pair: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The /27 of NAT VM1 and the /27 of NAT VM2 that translate into one another."""
+
+    index: int
+    nat_vm1: IPNetwork
+    nat_vm2: IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a POD's range is divided.  `pinned` when the stack file says so (`subnets:`) and not the planner."""
+
+    cidr: IPNetwork
+    pairs: tuple[Pair, ...]
+    vrouter: IPNetwork
+    pinned: bool
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return SLOTS_PER_PAIR * len(self.pairs)
+
+    def slots(self) -> Iterator[Slot]:
+        """All slots in the order in which they are handed out."""
+        for pair in self.pairs:
+            for offset in range(RESERVED_LOW, _SUBNET_SIZE - RESERVED_HIGH):
+                yield Slot(pair.index, offset)
+
+    def addresses(self, slot: Slot) -> tuple[str, str]:
+        """The slot's address on NAT VM1 and on NAT VM2."""
+        pair = self.pairs[slot.pair - 1]
+        return (
+            str(IPAddress(pair.nat_vm1.first + slot.offset)),
+            str(IPAddress(pair.nat_vm2.first + slot.offset)),
+        )
+
+    def find(self, nat_vm1: IPAddress, nat_vm2: IPAddress) -> Slot | str:
+        """The slot with these two addresses, or the sentence that says why they are none."""
+        pair1 = next((pair for pair in self.pairs if nat_vm1 in pair.nat_vm1), None)
+        pair2 = next((pair for pair in self.pairs if nat_vm2 in pair.nat_vm2), None)
+        if pair1 is None:
+            return f"natVm1 {nat_vm1} is in no subnet of NAT VM1 ({_some(pair.nat_vm1 for pair in self.pairs)})"
+        if pair2 is None:
+            return f"natVm2 {nat_vm2} is in no subnet of NAT VM2 ({_some(pair.nat_vm2 for pair in self.pairs)})"
+        offset = int(nat_vm1) - pair1.nat_vm1.first
+        for address, network in ((nat_vm1, pair1.nat_vm1), (nat_vm2, pair2.nat_vm2)):
+            reserved = reserved_by_oci(address, network)
+            if reserved:
+                return reserved
+        partner = IPAddress(pair1.nat_vm2.first + offset)
+        if nat_vm2 != partner:
+            return (
+                f"a slot has the same offset in both /27s of its VNIC pair: {nat_vm1} goes with {partner}, "
+                f"not with {nat_vm2}"
+            )
+        return Slot(pair1.index, offset)
+
+
+def reserved_by_oci(address: IPAddress, subnet: IPNetwork) -> str | None:
+    """Why OCI does not give `address` of `subnet` to a VNIC, None when it does (OCI docs, "VCNs and Subnets")."""
+    offset = int(address) - subnet.first
+    if offset < RESERVED_LOW:
+        which = "first" if offset == 0 else "second"
+    elif int(address) > subnet.last - RESERVED_HIGH:
+        which = "last"
+    else:
+        return None
+    return f"{address} is the {which} address of {subnet}, which OCI reserves (it keeps the first two and the last)"
+
+
+def default_layout(cidr: IPNetwork, vnic_limit: int) -> Layout:
+    """Lay a range out: NAT VM1 from the bottom, NAT VM2 from the middle, the vRouter's /29 at the very end.
+
+    Each side then lies in one half of the range, so one route per neighbour covers it for good, however many VNIC
+    pairs are added.  The /27 around the vRouter's /29 holds nothing else.
+
+    cidr: a network of /25 or larger.  vnic_limit: VNICs a VM of the shape can have; a pair needs one on each VM.
+    For a /22:  NAT VM1 /27 number 0-14, NAT VM2 16-30, vRouter the last /29 of number 31.
+    """
+    count = cidr.size // _SUBNET_SIZE
+    middle = count // 2
+    pairs = min(count - 1 - middle, vnic_limit)
+    return Layout(
+        cidr=cidr,
+        pairs=tuple(
+            Pair(index + 1, _vnic_subnet(cidr, index), _vnic_subnet(cidr, middle + index)) for index in range(pairs)
+        ),
+        vrouter=IPNetwork((cidr.last - 2 ** (32 - VROUTER_PREFIX) + 1, VROUTER_PREFIX)),
+        pinned=False,
+    )
+
+
+def halves(cidr: IPNetwork) -> tuple[IPNetwork, IPNetwork]:
+    """The lower half of a range (NAT VM1's in the default layout) and the upper one (NAT VM2's)."""
+    lower, upper = cidr.subnet(cidr.prefixlen + 1)
+    return lower, upper
+
+
+def overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    """Whether two networks share an address."""
+    return bool(one.first <= other.last and other.first <= one.last)
+
+
+def _vnic_subnet(cidr: IPNetwork, index: int) -> IPNetwork:
+    return IPNetwork((cidr.first + index * _SUBNET_SIZE, VNIC_SUBNET_PREFIX))
+
+
+def _some(networks: Iterable[IPNetwork]) -> str:
+    """Up to three networks, and how many more."""
+    listed = [str(network) for network in networks]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

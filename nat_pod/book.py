@@ -1,0 +1,196 @@
+"""The address book as a lock file: `allocate` gives new members a slot and edits its own block of the stack file.
+
+`pulumi up` never invents or moves an address; only this does, and only by adding.  A member that is gone keeps its
+pair as `released`, because somebody may still send to it; a member that comes back gets its old pair.  Every other
+line of the file stays as it is, comments included.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from nat_pod.addressing import Slot
+from nat_pod.config import PodConfig
+from nat_pod.errors import NatPodError
+
+KEY = "nat-pod:addresses"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the book."""
+
+    slot: Slot
+    released: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """An address book that fits the members, and what had to be done: member names by kind of change."""
+
+    entries: dict[str, Entry]
+    added: tuple[str, ...]
+    returned: tuple[str, ...]
+    released: tuple[str, ...]
+    reused: tuple[str, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file has to be written."""
+        return bool(self.added or self.returned or self.released or self.reused)
+
+
+def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
+    """Give each member a slot and release those of members that are gone.  Pure.
+
+    reuse: slots kept as released count as free.  Raises NatPodError when the slots do not suffice.
+    """
+    names = [member.name for member in config.members]
+    entries = {name: Entry(slot) for name, slot in config.book.items()}
+    entries |= {name: Entry(slot, released=True) for name, slot in config.released.items()}
+    gone = tuple(name for name in entries if name not in names and not entries[name].released)
+    back = tuple(name for name in names if name in entries and entries[name].released)
+    for name in gone:
+        entries[name] = Entry(entries[name].slot, released=True)
+    for name in back:
+        entries[name] = Entry(entries[name].slot)
+    kept_back = {entry.slot: name for name, entry in entries.items() if entry.released}
+    taken = {entry.slot for entry in entries.values() if not entry.released}
+    free = iter([s for s in config.layout.slots() if s not in taken and (reuse or s not in kept_back)])
+    added, reused = [], []
+    for name in names:
+        if name in entries:
+            continue
+        slot = next(free, None)
+        if slot is None:
+            missing = sum(1 for other in names if other not in entries)
+            hint = (
+                f"; {len(kept_back)} are kept as released (--reuse hands them out)" if kept_back and not reuse else ""
+            )
+            raise NatPodError(
+                f"nat-pod:addresses: no slot left for {missing} members from {name} on: "
+                f"{config.cidr} with this shape has {config.layout.capacity}{hint}"
+            )
+        if slot in kept_back:
+            reused.append(kept_back[slot])
+            del entries[kept_back[slot]]
+        entries[name] = Entry(slot)
+        added.append(name)
+    return Settled(entries=entries, added=tuple(added), returned=back, released=gone, reused=tuple(reused))
+
+
+def edit(text: str, config: PodConfig, settled: Settled) -> str:
+    """The stack file's text with the book's block brought up to date.
+
+    Unchanged entries keep their lines, and with them their comments; a changed entry is written anew, a new one at
+    the end.  Raises NatPodError when the file is written in a form that cannot be edited line by line.
+    """
+    lines = text.splitlines()
+    config_node, block = _nodes(text)
+    if not isinstance(block, yaml.MappingNode) or block.flow_style or not block.value:
+        new_lines = _rewritten(lines, config_node, block, config, settled)
+    else:
+        new_lines = _edited(lines, block, config, settled)
+    result = "\n".join(new_lines) + "\n"
+    wanted = {name: _value(config, entry) for name, entry in settled.entries.items()}
+    if (yaml.safe_load(result)["config"].get(KEY) or {}) != wanted:
+        raise NatPodError(
+            f"{KEY}: this block is written in a form that cannot be edited in place; "
+            "write it as one `member: {natVm1: ..., natVm2: ...}` a line and try again (nothing was changed)"
+        )
+    return result
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one step: a crash or a full disk leaves the old one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(path.stat().st_mode & 0o777)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _nodes(text: str) -> tuple[yaml.MappingNode, yaml.Node | None]:
+    """The `config` mapping and the book in it: a mapping, an empty scalar, or None when there is no such key."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    assert root is not None  # the caller has read a configuration from this text
+    config_node = next(value for key, value in root.value if key.value == "config")
+    for key, value in config_node.value:
+        if key.value == KEY:
+            # An empty value (`nat-pod:addresses:`) is a scalar; what counts then is where the key stands.
+            found: yaml.Node = value
+            found.start_mark = key.start_mark
+            return config_node, found
+    return config_node, None
+
+
+def _rewritten(
+    lines: list[str],
+    config_node: yaml.MappingNode,
+    block: yaml.Node | None,
+    config: PodConfig,
+    settled: Settled,
+) -> list[str]:
+    """The whole block, in place of an empty or one-line one, or at the end of `config`."""
+    indent = " " * config_node.value[0][0].start_mark.column
+    body = [f"{indent}  {_line(name, entry, config)}" for name, entry in settled.entries.items()]
+    if block is None:
+        last = max(_last_line(lines, value) for _, value in config_node.value)
+        return [*lines[: last + 1], f"{indent}{KEY}:", *body, *lines[last + 1 :]]
+    first, last = block.start_mark.line, _last_line(lines, block)
+    return [*lines[:first], f"{indent}{KEY}:", *body, *lines[last + 1 :]]
+
+
+def _edited(lines: list[str], block: yaml.MappingNode, config: PodConfig, settled: Settled) -> list[str]:
+    """Line by line: keep, rewrite or drop each entry, and add the new ones behind the last."""
+    indent = " " * block.value[0][0].start_mark.column
+    result = list(lines[: block.value[0][0].start_mark.line])
+    for index, (key, value) in enumerate(block.value):
+        start, end = key.start_mark.line, _last_line(lines, value)
+        following = block.value[index + 1][0].start_mark.line if index + 1 < len(block.value) else end + 1
+        entry = settled.entries.get(key.value)
+        if entry is not None:
+            current = yaml.safe_load("\n".join(lines[start : end + 1]))[key.value]
+            kept = current == _value(config, entry)
+            result += lines[start : end + 1] if kept else [f"{indent}{_line(key.value, entry, config)}"]
+        result += lines[end + 1 : following]  # comments between two entries
+    present = {key.value for key, _ in block.value}
+    result += [
+        f"{indent}{_line(name, entry, config)}" for name, entry in settled.entries.items() if name not in present
+    ]
+    last = _last_line(lines, block.value[-1][1])
+    return result + lines[last + 1 :]
+
+
+def _last_line(lines: list[str], node: yaml.Node) -> int:
+    """The last line that belongs to a node: a block's end mark stands at the next token, behind comments."""
+    line = int(node.end_mark.line) - (
+        1 if node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line else 0
+    )
+    line = min(line, len(lines) - 1)
+    while line > node.start_mark.line and (not lines[line].strip() or lines[line].lstrip().startswith("#")):
+        line -= 1
+    return line
+
+
+def _line(name: str, entry: Entry, config: PodConfig) -> str:
+    value = _value(config, entry)
+    released = ", released: true" if entry.released else ""
+    return f"{name}: {{natVm1: {value['natVm1']}, natVm2: {value['natVm2']}{released}}}"
+
+
+def _value(config: PodConfig, entry: Entry) -> dict[str, object]:
+    nat_vm1, nat_vm2 = config.layout.addresses(entry.slot)
+    value: dict[str, object] = {"natVm1": nat_vm1, "natVm2": nat_vm2}
+    return {**value, "released": True} if entry.released else value

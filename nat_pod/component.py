@@ -1,0 +1,411 @@
+"""NatPod: a PodPlan as OCI resources.  The only place in nat-pod where Outputs and OCIDs appear.
+
+A child's Pulumi name is its identity: the component's name and a key that stays with the thing (`natVm1-vnic-2`,
+`customer1`, `198.18.0.3`).  So adding a customer creates that customer's resources and touches nothing else.
+The display name is the same, because an engineer in the console has several PODs before him.
+
+Facts that decide the options below
+- OCI refuses a second AttachVnic while one is under way on the same instance (409), and the provider gives up after
+  two minutes: the attachments of one VM are chained, the two VMs go in parallel.
+- Addresses are pinned, so a replacement collides with what it replaces: delete before replace.
+- Secondary private IPs die with their VNIC, VNICs with their instance, without the provider knowing: `deleted_with`.
+- The provider would *update* a private IP whose VNIC was replaced, and get 404: `replace_on_changes=["vnicId"]`.
+- An LPG is created before its predecessor is deleted, as is Pulumi's default: while a route rule points to an LPG it
+  cannot be deleted, and the rule moves only once the new one is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_oci as oci
+
+from nat_pod.limits import is_flex
+from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, VROUTER, NatVmPlan, PodPlan, SecurityRulePlan, VnicPlan
+
+MANAGEMENT = "management"
+
+
+@dataclass(kw_only=True)
+class NatPodArgs:
+    """What a NatPod is made from."""
+
+    plan: PodPlan
+    """The POD, from `plan_pod`: addresses, rules, routes and metadata, all plain values."""
+
+
+class NatPod(pulumi.ComponentResource):
+    """A NAT POD: its VCN, subnets, gateways, security, and the two NAT VMs with their VNICs and addresses.
+
+    The resources are named after the component and a stable key, and are its children.
+    """
+
+    vcn_id: pulumi.Output[str]
+    """OCID of the POD's VCN."""
+
+    nat_vm_ids: dict[str, pulumi.Output[str]]
+    """OCIDs of the NAT VMs: natVm1 and natVm2."""
+
+    lpg_ids: dict[str, pulumi.Output[str]]
+    """OCID of the POD's local peering gateway for each customer; the customer's own LPG is peered with it."""
+
+    vrouter_subnet_id: pulumi.Output[str]
+    """OCID of the subnet in which the vRouter's owner attaches a VNIC."""
+
+    address_book: dict[str, dict[str, str]]
+    """The two addresses of each member: member name to {natVm1, natVm2}."""
+
+    routes_to_add: dict[str, dict[str, Any]]
+    """What each customer and `management` add to their route tables: destinations, and the target they point to."""
+
+    generations: dict[str, str]
+    """Generation of the rule document of each NAT VM; its agent reports the same one when it runs it."""
+
+    def __init__(self, name: str, args: NatPodArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("nat-pod:index:NatPod", name, None, opts)
+        self._name = name
+        self._plan = args.plan
+        plan = args.plan
+
+        self._vcn = oci.core.Vcn(
+            name,
+            compartment_id=plan.compartment_id,
+            cidr_blocks=[plan.cidr],
+            display_name=name,
+            opts=self._options(),
+        )
+        self._empty_default_security_list()
+        self._lpgs = {lpg.customer: self._lpg(lpg.customer, lpg.peer_id) for lpg in plan.lpgs}
+        self._subnets = {VROUTER: self._vrouter_subnet()}
+        self._subnets |= self._vnic_subnets({side: self._route_table(side) for side in SIDES})
+        self._nsgs = self._security_groups()
+        domain = plan.availability_domain or self._first_availability_domain()
+        self._vms = {vm.key: self._nat_vm(vm, domain) for vm in plan.vms}
+
+        self.vcn_id = self._vcn.id
+        self.nat_vm_ids = {key: vm.id for key, vm in self._vms.items()}
+        self.lpg_ids = {customer: lpg.id for customer, lpg in self._lpgs.items()}
+        self.vrouter_subnet_id = self._subnets[VROUTER].id
+        self.address_book = {slot.member: {NAT_VM1: slot.nat_vm1, NAT_VM2: slot.nat_vm2} for slot in plan.slots}
+        self.routes_to_add = self._routes_to_add()
+        self.generations = {vm.key: vm.generation for vm in plan.vms}
+        self.register_outputs(self.outputs())
+
+    def outputs(self) -> dict[str, Any]:
+        """The component's outputs under the names that a stack exports them by."""
+        return {
+            "vcnId": self.vcn_id,
+            "natVmIds": self.nat_vm_ids,
+            "lpgIds": self.lpg_ids,
+            "vrouterSubnetId": self.vrouter_subnet_id,
+            "addressBook": self.address_book,
+            "routesToAdd": self.routes_to_add,
+            "generations": self.generations,
+        }
+
+    # Naming
+
+    def _options(self, **options: Any) -> pulumi.ResourceOptions:  # noqa: ANN401 as ResourceOptions takes them
+        return pulumi.ResourceOptions(parent=self, **options)
+
+    def _child(self, key: str) -> str:
+        return f"{self._name}-{key}"
+
+    # Network
+
+    def _empty_default_security_list(self) -> None:
+        """A subnet without a list of its own uses this one, and OCI makes it with ssh open to the world."""
+        oci.core.DefaultSecurityList(
+            self._child("default"),
+            manage_default_resource_id=self._vcn.default_security_list_id,
+            ingress_security_rules=[],
+            egress_security_rules=[],
+            opts=self._options(),
+        )
+
+    def _lpg(self, customer: str, peer_id: str | None) -> oci.core.LocalPeeringGateway:
+        """Without `peer_id` the acceptor: only one side of a peering may name the other."""
+        name = self._child(customer)
+        return oci.core.LocalPeeringGateway(
+            name,
+            compartment_id=self._plan.compartment_id,
+            vcn_id=self._vcn.id,
+            peer_id=peer_id,
+            display_name=name,
+            opts=self._options(),
+        )
+
+    def _vrouter_subnet(self) -> oci.core.Subnet:
+        """Without a route table of its own: the VCN's default table is empty, and the vRouter routes in its guest.
+
+        NAT VM2's table needs an address in this subnet, so this subnet cannot wait for that table.
+        """
+        name = self._child(VROUTER)
+        rules = self._plan.security[VROUTER]
+        security = oci.core.SecurityList(
+            name,
+            compartment_id=self._plan.compartment_id,
+            vcn_id=self._vcn.id,
+            display_name=name,
+            ingress_security_rules=[_list_ingress(rule) for rule in rules if rule.direction == "INGRESS"],
+            egress_security_rules=[_list_egress(rule) for rule in rules if rule.direction == "EGRESS"],
+            opts=self._options(),
+        )
+        cidr = next(subnet.cidr for subnet in self._plan.subnets if subnet.key == VROUTER)
+        return self._subnet(VROUTER, cidr, security_list_ids=[security.id])
+
+    def _vnic_subnets(self, tables: dict[str, oci.core.RouteTable]) -> dict[str, oci.core.Subnet]:
+        return {
+            subnet.key: self._subnet(subnet.key, subnet.cidr, route_table_id=tables[subnet.side].id)
+            for subnet in self._plan.subnets
+            if subnet.side in tables
+        }
+
+    def _subnet(
+        self,
+        key: str,
+        cidr: str,
+        route_table_id: pulumi.Input[str] | None = None,
+        security_list_ids: Sequence[pulumi.Input[str]] | None = None,
+    ) -> oci.core.Subnet:
+        name = self._child(key)
+        return oci.core.Subnet(
+            name,
+            compartment_id=self._plan.compartment_id,
+            vcn_id=self._vcn.id,
+            cidr_block=cidr,
+            display_name=name,
+            prohibit_public_ip_on_vnic=True,
+            route_table_id=route_table_id,
+            security_list_ids=security_list_ids,
+            opts=self._options(),
+        )
+
+    def _route_table(self, side: str) -> oci.core.RouteTable:
+        name = self._child(side)
+        return oci.core.RouteTable(
+            name,
+            compartment_id=self._plan.compartment_id,
+            vcn_id=self._vcn.id,
+            display_name=name,
+            route_rules=self._route_rules(side),
+            opts=self._options(),
+        )
+
+    def _route_rules(self, side: str) -> Any:  # noqa: ANN401 a list of rules, or an Output of one
+        to_lpgs = [
+            _route_rule(rule.destination, self._lpgs[rule.customer].id)
+            for rule in self._plan.routes[side]
+            if rule.customer is not None
+        ]
+        to_vrouter = [rule.destination for rule in self._plan.routes[side] if rule.private_ip is not None]
+        if not to_vrouter:
+            return to_lpgs
+        # In the preview of a new POD the subnet's id is unknown; then so is this, and nothing is looked up or warned.
+        found = oci.core.get_private_ips_output(
+            subnet_id=self._subnets[VROUTER].id,
+            ip_address=self._plan.vrouter_ip,
+            opts=pulumi.InvokeOutputOptions(parent=self),
+        )
+        return found.apply(lambda result: to_lpgs + self._rules_to_vrouter(to_vrouter, result.private_ips))
+
+    def _rules_to_vrouter(self, destinations: list[str], private_ips: Sequence[Any]) -> list[Any]:
+        """Rules to the vRouter's floating address: none until its owner has put it into the POD's subnet.
+
+        The owner cannot do that before the subnet exists, so the first `pulumi up` of a POD always ends here.
+        """
+        if private_ips:
+            return [_route_rule(destination, private_ips[0].id) for destination in destinations]
+        pulumi.log.warn(
+            f"No private IP {self._plan.vrouter_ip} in subnet {self._child(VROUTER)} yet, so NAT VM2 has no route to "
+            f"{', '.join(destinations)}: the vRouter's owner attaches a VNIC to that subnet with its source/"
+            "destination check skipped and this address as a private IP; then run `pulumi up` again.",
+            resource=self,
+        )
+        return []
+
+    # Security
+
+    def _security_groups(self) -> dict[str, oci.core.NetworkSecurityGroup]:
+        """One NSG a side.  Each names the other in its rules, hence groups first and rules second."""
+        groups = {
+            side: oci.core.NetworkSecurityGroup(
+                self._child(side),
+                compartment_id=self._plan.compartment_id,
+                vcn_id=self._vcn.id,
+                display_name=self._child(side),
+                opts=self._options(),
+            )
+            for side in SIDES
+        }
+        for side in SIDES:
+            for rule in self._plan.security[side]:
+                self._security_rule(side, rule, groups)
+        return groups
+
+    def _security_rule(
+        self, side: str, rule: SecurityRulePlan, groups: dict[str, oci.core.NetworkSecurityGroup]
+    ) -> None:
+        peer = groups[rule.peer].id if rule.peer_is_nsg else rule.peer
+        peer_type = "NETWORK_SECURITY_GROUP" if rule.peer_is_nsg else "CIDR_BLOCK"
+        ingress = rule.direction == "INGRESS"
+        icmp = None
+        if rule.icmp_type is not None:
+            icmp = oci.core.NetworkSecurityGroupSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
+        oci.core.NetworkSecurityGroupSecurityRule(
+            self._child(f"{side}-{rule.key}"),
+            network_security_group_id=groups[side].id,
+            direction=rule.direction,
+            protocol=rule.protocol,
+            stateless=True,
+            icmp_options=icmp,
+            description=rule.description,
+            source=peer if ingress else None,
+            source_type=peer_type if ingress else None,
+            destination=None if ingress else peer,
+            destination_type=None if ingress else peer_type,
+            opts=self._options(),
+        )
+
+    # NAT VMs
+
+    def _first_availability_domain(self) -> pulumi.Output[str]:
+        found = oci.identity.get_availability_domains_output(
+            compartment_id=self._plan.compartment_id, opts=pulumi.InvokeOutputOptions(parent=self)
+        )
+        return found.apply(lambda result: str(result.availability_domains[0].name))
+
+    def _nat_vm(self, vm: NatVmPlan, availability_domain: pulumi.Input[str]) -> oci.core.Instance:
+        """A NAT VM with all its VNICs and private IPs."""
+        plan = self._plan
+        name = self._child(vm.key)
+        primary = vm.vnics[0]
+        shape_config = None
+        if is_flex(plan.shape):
+            shape_config = oci.core.InstanceShapeConfigArgs(ocpus=plan.ocpus, memory_in_gbs=plan.memory_gbs)
+        instance = oci.core.Instance(
+            name,
+            compartment_id=plan.compartment_id,
+            availability_domain=availability_domain,
+            fault_domain=vm.fault_domain,
+            display_name=name,
+            shape=plan.shape,
+            shape_config=shape_config,
+            source_details=oci.core.InstanceSourceDetailsArgs(source_type="image", source_id=plan.image_id),
+            create_vnic_details=oci.core.InstanceCreateVnicDetailsArgs(**self._vnic_details(primary)),
+            # Plain values: an Output that a preview does not know yet would show as a replacement of the VM.
+            metadata=vm.metadata,
+            instance_options=oci.core.InstanceInstanceOptionsArgs(are_legacy_imds_endpoints_disabled=True),
+            availability_config=oci.core.InstanceAvailabilityConfigArgs(recovery_action="RESTORE_INSTANCE"),
+            # Otherwise a changed shape in the stack file reboots a NAT VM without a word.
+            update_operation_constraint="AVOID_DOWNTIME",
+            opts=self._options(delete_before_replace=True),
+        )
+        self._private_ips(primary, self._primary_vnic_id(instance, primary), instance)
+        previous: pulumi.Resource = instance
+        for vnic in vm.vnics[1:]:
+            previous = self._attachment(vnic, instance, previous)
+        return instance
+
+    def _vnic_details(self, vnic: VnicPlan) -> dict[str, Any]:
+        return {
+            "subnet_id": self._subnets[vnic.key].id,
+            "private_ip": vnic.primary,
+            "display_name": self._child(vnic.key),
+            "nsg_ids": [self._nsgs[vnic.vm].id],
+            # A NAT VM sends and receives for addresses that are not its VNIC's.
+            "skip_source_dest_check": True,
+            # The provider's default on an instance is "true", which OCI refuses in these subnets.
+            "assign_public_ip": "false",
+        }
+
+    def _attachment(
+        self, vnic: VnicPlan, instance: oci.core.Instance, previous: pulumi.Resource
+    ) -> oci.core.VnicAttachment:
+        """Attach one more VNIC, after `previous`.
+
+        No display name on the attachment itself: a change of it would replace the VNIC.
+        """
+        attachment = oci.core.VnicAttachment(
+            self._child(vnic.key),
+            instance_id=instance.id,
+            create_vnic_details=oci.core.VnicAttachmentCreateVnicDetailsArgs(**self._vnic_details(vnic)),
+            opts=self._options(depends_on=[previous], deleted_with=instance, delete_before_replace=True),
+        )
+        self._private_ips(vnic, attachment.vnic_id, attachment)
+        return attachment
+
+    def _primary_vnic_id(self, instance: oci.core.Instance, primary: VnicPlan) -> pulumi.Output[str]:
+        """The provider does not report it with the instance; no other VNIC is in the primary VNIC's subnet."""
+        attached = oci.core.get_vnic_attachments_output(
+            compartment_id=self._plan.compartment_id,
+            instance_id=instance.id,
+            opts=pulumi.InvokeOutputOptions(parent=self),
+        )
+
+        def pick(subnet_id: str) -> pulumi.Output[str]:
+            return attached.apply(
+                lambda result: [
+                    str(entry.vnic_id)
+                    for entry in result.vnic_attachments
+                    # Detached VNICs stay in OCI's list for a while.
+                    if entry.subnet_id == subnet_id and entry.state == "ATTACHED"
+                ][0]
+            )
+
+        return self._subnets[primary.key].id.apply(pick)
+
+    def _private_ips(self, vnic: VnicPlan, vnic_id: pulumi.Input[str], owner: pulumi.Resource) -> None:
+        for address in vnic.secondaries:
+            oci.core.PrivateIp(
+                self._child(address),
+                vnic_id=vnic_id,
+                ip_address=address,
+                display_name=self._child(address),
+                opts=self._options(deleted_with=owner, replace_on_changes=["vnicId"], delete_before_replace=True),
+            )
+
+    # Outputs
+
+    def _routes_to_add(self) -> dict[str, dict[str, Any]]:
+        routes: dict[str, dict[str, Any]] = {
+            lpg.customer: {
+                "destinations": list(self._plan.neighbours[lpg.customer]),
+                "target": "the customer VCN's own LPG, "
+                + ("peered with lpgId as its peer_id" if lpg.peer_id is None else "which the POD's LPG peers with"),
+                "lpgId": self._lpgs[lpg.customer].id,
+            }
+            for lpg in self._plan.lpgs
+        }
+        routes[MANAGEMENT] = {
+            "destinations": list(self._plan.neighbours[MANAGEMENT]),
+            "target": "the vRouter's floating private IP in the management VCN",
+        }
+        return routes
+
+
+def _route_rule(destination: str, target: pulumi.Input[str]) -> oci.core.RouteTableRouteRuleArgs:
+    return oci.core.RouteTableRouteRuleArgs(
+        destination=destination, destination_type="CIDR_BLOCK", network_entity_id=target
+    )
+
+
+def _list_ingress(rule: SecurityRulePlan) -> oci.core.SecurityListIngressSecurityRuleArgs:
+    icmp = None
+    if rule.icmp_type is not None:
+        icmp = oci.core.SecurityListIngressSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
+    return oci.core.SecurityListIngressSecurityRuleArgs(
+        source=rule.peer, protocol=rule.protocol, stateless=True, icmp_options=icmp, description=rule.description
+    )
+
+
+def _list_egress(rule: SecurityRulePlan) -> oci.core.SecurityListEgressSecurityRuleArgs:
+    icmp = None
+    if rule.icmp_type is not None:
+        icmp = oci.core.SecurityListEgressSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
+    return oci.core.SecurityListEgressSecurityRuleArgs(
+        destination=rule.peer, protocol=rule.protocol, stateless=True, icmp_options=icmp, description=rule.description
+    )

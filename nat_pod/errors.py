@@ -1,0 +1,52 @@
+"""Errors for people: what is wrong where, the rule with an example, and the next command.
+
+A user's mistake ends with these sentences and exit status 1 or 2; a traceback always means a bug in nat-pod.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    `path` is the place in Pulumi's own notation (`nat-pod:customers.customer1.cidr`, usable with
+    `pulumi config get --path`), `value` what stands there (None: nothing does), `rule` what must hold, with an
+    example, and `command` what to type next, when there is such a command.
+    """
+
+    path: str
+    value: object
+    rule: str
+    command: str = ""
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f": {_shorten(self.value)}"
+        line = f"{self.path}{shown}: {self.rule}"
+        return f"{line}\n    run: {self.command}" if self.command else line
+
+
+class NatPodError(Exception):
+    """Something the user can put right; str() is the whole message."""
+
+
+class ConfigError(NatPodError):
+    """A stack file that does not hold.  `problems` has every one of them, in the order of the file's sections."""
+
+    def __init__(self, source: str, problems: list[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+
+
+def _shorten(value: object) -> str:
+    """`value` in YAML's own flow style, on one line, cut where it would hide the rule behind it."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # keys that JSON does not have, a value that contains itself
+        text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,119 @@
+"""The flows a POD declares, and those it must refuse.
+
+A flow is who sends from where to which address, and who shall answer.  The lab sends them, the tracer predicts
+them; both take them from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netaddr import IPNetwork
+
+from nat_pod.config import MANAGEMENT
+from nat_pod.plan import NAT_VM1, NAT_VM2, PodPlan, SlotPlan
+
+SSH = 22
+STRANGER = "stranger"
+"""Name of the host in each neighbour's network that is in no address book, e.g. customer1/stranger."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flow:
+    """`sender` (a member, or a stranger) sends from `source` to `destination`; `receiver` shall answer, or nobody.
+
+    `why` says what a refused flow is an example of; `port` is set when only that TCP port is meant.
+    """
+
+    sender: str
+    source: str
+    destination: str
+    receiver: str | None
+    why: str = ""
+    port: int | None = None
+
+
+def declared_flows(plan: PodPlan) -> list[Flow]:
+    """All flows that the stack file declares: hosts to the servers they may reach, servers to all hosts."""
+    servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
+    hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
+    flows = [
+        flow_between(host, server)
+        for host in hosts
+        for server in servers
+        if server.member in plan.may_reach[host.member.split("/")[0]]
+    ]
+    flows.extend(flow_between(server, host) for server in servers for host in hosts)
+    return flows
+
+
+def flow_between(sender: SlotPlan, receiver: SlotPlan) -> Flow:
+    """The flow from one member to another: management uses addresses of NAT VM2, customers those of NAT VM1."""
+    management = sender.member.startswith(f"{MANAGEMENT}/")
+    return Flow(
+        sender=sender.member,
+        source=sender.real,
+        destination=receiver.nat_vm2 if management else receiver.nat_vm1,
+        receiver=receiver.member,
+    )
+
+
+def stranger_addresses(plan: PodPlan) -> dict[str, str]:
+    """For each neighbour's network the address of a host that is in no address book: {`customer1/stranger`: ...}."""
+    used = {slot.real for slot in plan.slots}
+    strangers = {}
+    for realm, cidr in [*plan.customer_cidrs.items(), (MANAGEMENT, plan.management_cidr)]:
+        network = IPNetwork(cidr)
+        # From the far end of the subnet: people number their hosts from its beginning.
+        free = (str(network[-offset]) for offset in range(3, network.size - 1))
+        strangers[f"{realm}/{STRANGER}"] = next(address for address in free if address not in used)
+    return strangers
+
+
+def refused_flows(plan: PodPlan) -> list[Flow]:
+    """Flows that must not connect, at most a handful of each kind.
+
+    Strangers have the source/destination check of their VNIC switched off: a customer owns that switch, so nothing
+    here may rest on it.
+    """
+    strangers = stranger_addresses(plan)
+    servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
+    hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
+    primary = {vm.key: vm.vnics[0].primary for vm in plan.vms}
+    flows = []
+
+    def refuse(why: str, sender: str, source: str, destination: str, port: int | None = None) -> None:
+        flows.append(Flow(sender=sender, source=source, destination=destination, receiver=None, why=why, port=port))
+
+    for customer in plan.customer_cidrs:
+        stranger = f"{customer}/{STRANGER}"
+        own = [host for host in hosts if host.member.startswith(f"{customer}/")]
+        others = [host for host in hosts if not host.member.startswith(f"{customer}/")]
+        for server in servers[:1]:
+            refuse("stranger to a server", stranger, strangers[stranger], server.nat_vm1)
+        refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], primary[NAT_VM1], SSH)
+        for host in own[:1]:
+            refuse("unmapped address", host.member, host.real, _unused(plan, NAT_VM1))
+            for server in servers:
+                if server.member not in plan.may_reach[customer]:
+                    refuse("server not in the customer's list", host.member, host.real, server.nat_vm1)
+        other = next((o for o in others if o.nat_vm1 not in {server.nat_vm1 for server in servers}), None)
+        if other is not None:
+            for host in own[:1]:
+                refuse("customer to customer", host.member, host.real, other.nat_vm1)
+            for source in [primary[NAT_VM2], *(server.nat_vm2 for server in servers[:1])]:
+                refuse("spoofed transit source", stranger, source, other.nat_vm1)
+    unlisted = f"{MANAGEMENT}/{STRANGER}"
+    for host in hosts[:3]:
+        refuse("unlisted management host", unlisted, strangers[unlisted], host.nat_vm2)
+    for server in servers[:1]:
+        refuse("unmapped address", server.member, server.real, _unused(plan, NAT_VM2))
+    return flows
+
+
+def _unused(plan: PodPlan, vm: str) -> str:
+    """An address of a NAT VM's last VNIC subnet that is nobody's."""
+    vnic = plan.vm(vm).vnics[-1]
+    network = next(IPNetwork(subnet.cidr) for subnet in plan.subnets if subnet.key == vnic.key)
+    held = {vnic.primary, *vnic.secondaries}
+    return next((str(a) for a in list(network)[2:-1] if str(a) not in held), str(network[-1]))

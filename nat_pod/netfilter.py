@@ -1,0 +1,144 @@
+"""Netfilter rules as values: what a rule matches and what it does, nothing about text or kernels.
+
+The compiler (`rules.py`) makes these values, `iptables.py` writes and reads them as text, and the tracer
+(`trace.py`) interprets them.  A rule therefore has one meaning, whoever looks at it.
+
+Facts this module rests on
+- Only the first packet of a flow meets the nat table; conntrack repeats the translation for the rest and undoes
+  it for replies (netfilter documentation, "NAT HOWTO"; measured, see ARCHITECTURE.md).
+- A chain entered by goto (`-g`) returns to the caller's caller at its end, so `-g` makes a decision tree: once a
+  branch is taken no other branch is looked at.
+- Chain names hold at most 28 characters (XT_EXTENSION_MAXNAMELEN is 29 with the final NUL).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHAIN_NAME_LIMIT = 28
+OWN_PREFIX = "NATPOD-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """Conditions that must all hold.  Networks are canonical text, always with a prefix length ("10.0.0.100/32")."""
+
+    in_interface: str | None = None
+    source: str | None = None
+    destination: str | None = None
+    protocol: str | None = None  # "tcp", "udp" or "icmp"
+    source_port: int | None = None
+    destination_port: int | None = None
+    icmp_type: int | None = None
+    ctstate: tuple[str, ...] = ()  # any of NEW ESTABLISHED RELATED INVALID DNAT SNAT, in this order
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """End the table's walk: let the packet pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Discard the packet without an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """Continue in `chain`; its end returns to the caller of this chain, not to this chain."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dnat:
+    """Replace the destination by one address (nat PREROUTING)."""
+
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snat:
+    """Replace the source by one address (nat POSTROUTING)."""
+
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Netmap:
+    """Replace a network's prefix and keep the host bits: destination in PREROUTING, source in POSTROUTING."""
+
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """Replace the source by the primary address of the interface the packet leaves by (nat POSTROUTING)."""
+
+
+Target = Accept | Drop | Goto | Dnat | Snat | Netmap | Masquerade
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a chain.  `comment` names the member (customer1/vm1) or says what the rule is for."""
+
+    match: Match
+    target: Target
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One of our own chains; its name starts with `NATPOD-`."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Our chain `chain` is entered first thing from the built-in chain `builtin`."""
+
+    builtin: str  # PREROUTING, POSTROUTING, FORWARD or INPUT
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Our part of one netfilter table."""
+
+    name: str  # "filter" or "nat"
+    hooks: tuple[Hook, ...]
+    chains: tuple[Chain, ...]
+
+    def chain(self, name: str) -> Chain:
+        """The chain called `name`.  Raises KeyError when there is none: a jump into nowhere is a bug."""
+        for chain in self.chains:
+            if chain.name == name:
+                return chain
+        raise KeyError(name)
+
+    def hooked(self, builtin: str) -> Chain | None:
+        """Our chain behind a built-in chain, None when we do not hook it."""
+        for hook in self.hooks:
+            if hook.builtin == builtin:
+                return self.chain(hook.chain)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Everything that one NAT VM loads.  `filter` comes first: the guard must stand before the translations do."""
+
+    filter: Table
+    nat: Table
+
+    @property
+    def tables(self) -> tuple[Table, Table]:
+        """Both tables in the order in which they are loaded."""
+        return (self.filter, self.nat)
+
+    def rule_count(self) -> int:
+        """Number of rules in all chains, hooks apart."""
+        return sum(len(chain.rules) for table in self.tables for chain in table.chains)

@@ -1,0 +1,101 @@
+"""What all tests share.
+
+Conventions
+- Addresses are the article's, from Pulumi.dev.yaml: the POD is 198.18.0.0/22; customer1 is 10.0.0.0/24 (vm1 .100,
+  vm2 .130), customer2 is 10.0.1.0/24 (vm2 .100), management is 10.0.0.0/16 (mgmt 10.0.0.100).
+- Expected values are literals.  Whole outputs are files in golden/; `--update-golden` rewrites them: read the diff.
+- Tests start no programs, unless they say so with the marker `runs_commands` or `lab`.
+- In CI (environment variable CI) a skipped test is a failed one.
+"""
+
+import copy
+import difflib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
+MAY_RUN_COMMANDS = ("lab", "runs_commands")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    return _no_skips_in_ci((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    return _no_skips_in_ci((yield))
+
+
+def _no_skips_in_ci(report: pytest.TestReport | pytest.CollectReport) -> pytest.TestReport | pytest.CollectReport:
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
+    return report
+
+
+class CommandInTestError(BaseException):
+    """Not an Exception, so that no `except Exception` in the code under test can hide it."""
+
+
+@pytest.fixture(autouse=True)
+def no_commands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting a program raises.  The pure part of nat-pod stays pure by force of habit."""
+    if any(request.node.get_closest_marker(name) for name in MAY_RUN_COMMANDS):
+        return
+
+    def refuse(*arguments: object, **_: object) -> None:
+        raise CommandInTestError(f"this test starts a program; mark it runs_commands if it must: {arguments[-1:]}")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    # A Popen that was never made is still finalised.
+    monkeypatch.setattr(subprocess.Popen, "__del__", lambda _: None)
+    monkeypatch.setattr(os, "system", refuse)
+
+
+@pytest.fixture
+def dev() -> dict[str, object]:
+    """Pulumi.dev.yaml without the prefix, the caller's own copy: what PodConfig.from_mapping takes."""
+    return stack_mapping("dev")
+
+
+@pytest.fixture
+def ten() -> dict[str, object]:
+    """Pulumi.ten.yaml in the same form: ten customers, sixty hosts, five servers, the planner's own layout."""
+    return stack_mapping("ten")
+
+
+def stack_mapping(name: str) -> dict[str, object]:
+    config = yaml.safe_load((REPOSITORY / f"Pulumi.{name}.yaml").read_text(encoding="utf-8"))["config"]
+    prefix = "nat-pod:"
+    return copy.deepcopy({key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)})
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden("plan-dev.txt", text)`: the text is what the file has, or with --update-golden becomes it."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        assert path.is_file(), f"there is no {path}; make it with --update-golden and read it"
+        expected = path.read_text(encoding="utf-8")
+        difference = difflib.unified_diff(
+            expected.splitlines(), text.splitlines(), f"golden/{name}", "this run", lineterm=""
+        )
+        assert text == expected, "\n".join(difference)
+
+    return compare

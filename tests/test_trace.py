@@ -1,0 +1,319 @@
+"""The tracer: hand-made rule sets first (does it understand rules?), then the network around them.
+
+Address plan: the article's.  Customer 1 is 10.0.0.0/24 (vm1 .100, vm2 .130), customer 2 is 10.0.1.0/24 (vm2 .100),
+management is 10.0.0.0/16 (mgmt 10.0.0.100); NAT VM1 is 198.18.0.2, .3, .34, NAT VM2 is 198.18.0.130, .131, .66.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from nat_pod.config import PodConfig
+from nat_pod.expected import expected_topology, with_host
+from nat_pod.netfilter import (
+    Accept,
+    Chain,
+    Dnat,
+    Drop,
+    Goto,
+    Hook,
+    Masquerade,
+    Match,
+    Netmap,
+    Rule,
+    Ruleset,
+    Snat,
+    Table,
+)
+from nat_pod.pod import plan_pod
+from nat_pod.topology import SecurityRule, Topology, Vm
+from nat_pod.trace import Disposition, Packet, UnknownRuleError, trace
+
+CUSTOMER1 = "customer1/vm1"
+MGMT = "management/mgmt"
+
+
+@pytest.fixture
+def topology(dev: dict) -> Topology:
+    return expected_topology(plan_pod(PodConfig.from_mapping(dev, "dev"), "dev"))
+
+
+def changed(topology: Topology, part: str, name: str, **changes: object) -> Topology:
+    """The topology with one thing in it replaced."""
+    things = dict(getattr(topology, part))
+    things[name] = replace(things[name], **changes)
+    return replace(topology, **{part: things})
+
+
+def with_nat(
+    topology: Topology, vm: str, pre: tuple[Rule, ...], post: tuple[Rule, ...] = (), **more: Chain
+) -> Topology:
+    """The topology with hand-made nat rules on one NAT VM, and its guard."""
+    old = topology.vms[vm].rules
+    assert old is not None
+    chains = (Chain("NATPOD-PRE", pre), Chain("NATPOD-POST", post), *more.values())
+    nat = Table("nat", (Hook("PREROUTING", "NATPOD-PRE"), Hook("POSTROUTING", "NATPOD-POST")), chains)
+    return changed(topology, "vms", vm, rules=Ruleset(old.filter, nat))
+
+
+def mgmt_to(destination: str) -> Packet:
+    return Packet(src="10.0.0.100", dst=destination)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_matching_rule_wins_and_later_ones_are_not_looked_at(topology):
+    first = Rule(Match(destination="198.18.0.130/32"), Dnat("198.18.0.3"))
+    second = Rule(Match(destination="198.18.0.130/32"), Dnat("198.18.0.2"))
+    one = with_nat(topology, "natVm2", (first, second), (Rule(Match(), Masquerade()),))
+    other = with_nat(topology, "natVm2", (second, first), (Rule(Match(), Masquerade()),))
+    assert trace(one, MGMT, mgmt_to("198.18.0.130")).request.reached == "customer2/vm2"
+    assert trace(other, MGMT, mgmt_to("198.18.0.130")).request.reached == "customer1/vm1"
+
+
+def test_goto_does_not_come_back_to_the_chain_it_left(topology):
+    side = Chain("NATPOD-SIDE", (Rule(Match(destination="198.18.0.99/32"), Dnat("198.18.0.3")),))
+    behind = Rule(Match(), Dnat("198.18.0.2"))
+    went = with_nat(topology, "natVm2", (Rule(Match(), Goto("NATPOD-SIDE")), behind), side=side)
+    stayed = with_nat(topology, "natVm2", (Rule(Match(source="1.2.3.4/32"), Goto("NATPOD-SIDE")), behind), side=side)
+    assert trace(went, MGMT, mgmt_to("198.18.0.130")).disposition is Disposition.NO_MAPPING
+    assert trace(stayed, MGMT, mgmt_to("198.18.0.130")).request.hops[1].dst == "198.18.0.2"
+
+
+@pytest.mark.parametrize(
+    ("target", "source_behind"),
+    [
+        (Masquerade(), "198.18.0.130"),
+        (Snat("198.18.0.131"), "198.18.0.131"),
+        (Netmap("198.18.0.64/27"), "198.18.0.68"),  # 10.0.0.100 is 4 in its /27
+    ],
+)
+def test_each_source_translation_gives_its_own_source(topology, target, source_behind):
+    pre = (Rule(Match(), Dnat("198.18.0.2")),)
+    traced = trace(with_nat(topology, "natVm2", pre, (Rule(Match(), target),)), MGMT, mgmt_to("198.18.0.130"))
+    assert traced.request.hops[1].src == source_behind
+
+
+@pytest.mark.parametrize(
+    ("match", "hits"),
+    [
+        (Match(source="10.0.0.100/32"), True),
+        (Match(source="10.0.0.101/32"), False),
+        (Match(destination="198.18.0.128/27"), True),
+        (Match(destination="198.18.0.128/31"), False),
+        (Match(protocol="icmp", icmp_type=8), True),
+        (Match(protocol="icmp", icmp_type=3), False),
+        (Match(protocol="tcp"), False),
+        (Match(ctstate=("NEW",)), True),
+        (Match(ctstate=("RELATED", "ESTABLISHED")), False),
+        (Match(in_interface="lo"), False),
+    ],
+)
+def test_a_match_holds_only_when_each_of_its_conditions_does(topology, match, hits):
+    pre = (Rule(match, Dnat("198.18.0.2")),)
+    traced = trace(with_nat(topology, "natVm2", pre), MGMT, mgmt_to("198.18.0.130"))
+    assert (len(traced.request.hops) > 1) is hits
+
+
+@pytest.mark.parametrize(
+    ("pre", "post"),
+    [
+        ((Rule(Match(), Snat("198.18.0.2")),), ()),
+        ((Rule(Match(), Masquerade()),), ()),
+        ((Rule(Match(), Accept()),), ()),
+        ((Rule(Match(), Drop()),), ()),
+        ((Rule(Match(ctstate=("UNTRACKED",)), Dnat("198.18.0.2")),), ()),
+        ((Rule(Match(), Dnat("198.18.0.2")),), (Rule(Match(), Dnat("198.18.0.2")),)),
+    ],
+)
+def test_a_rule_without_a_meaning_in_its_place_is_refused_and_not_skipped(topology, pre, post):
+    with pytest.raises(UnknownRuleError):
+        trace(with_nat(topology, "natVm2", pre, post), MGMT, mgmt_to("198.18.0.130"))
+
+
+def test_a_reply_is_translated_back_by_conntrack_and_meets_no_rule(topology):
+    traced = trace(topology, MGMT, mgmt_to("198.18.0.131"), "customer2/vm2")
+    assert traced.disposition is Disposition.DELIVERED
+    assert all(hop.rules == () for hop in traced.reply.hops)
+    assert [(hop.src, hop.dst) for hop in traced.reply.hops] == [
+        ("10.0.1.100", "198.18.0.2"),
+        ("198.18.0.3", "198.18.0.130"),
+        ("198.18.0.131", "10.0.0.100"),
+    ]
+
+
+# --- the network: drop one thing, and exactly that is what kills the packet --------------------------------------------
+
+
+def without_forwarding(topology: Topology) -> Topology:
+    return changed(topology, "vms", "natVm1", forwarding=False)
+
+
+def without_skip_on_vm1(topology: Topology) -> Topology:
+    return changed(topology, "vnics", "natVm1-vnic-1", skip_source_dest_check=False)
+
+
+def without_vrouter_route(topology: Topology) -> Topology:
+    return changed(topology, "subnets", "natVm2-vnic-1", routes=())
+
+
+def without_customer_route(topology: Topology) -> Topology:
+    return changed(topology, "subnets", "customer2", routes=())
+
+
+def without_secondary(topology: Topology) -> Topology:
+    return changed(topology, "vnics", "natVm1-vnic-1", addresses=("198.18.0.2",))
+
+
+def without_peering(topology: Topology) -> Topology:
+    return changed(topology, "lpgs", "pod/customer2", peer=None)
+
+
+def without_guard_rules(topology: Topology) -> Topology:
+    return changed(topology, "vms", "natVm1", rules=None)
+
+
+def without_transit_rule(topology: Topology) -> Topology:
+    security = tuple(rule for rule in topology.vnics["natVm1-vnic-1"].security if not rule.peer_is_nsg)
+    return changed(topology, "vnics", "natVm1-vnic-1", security=security)
+
+
+TO_CUSTOMER2 = (MGMT, "10.0.0.100", "198.18.0.131")
+FROM_CUSTOMER2 = ("customer2/vm2", "10.0.1.100", "198.18.0.2")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "flow", "disposition", "sentence"),
+    [
+        (without_forwarding, TO_CUSTOMER2, "not-forwarding", "nat_vm1 does not forward: net.ipv4.ip_forward is not 1"),
+        (
+            without_vrouter_route,
+            FROM_CUSTOMER2,
+            "no-route",
+            "subnet natVm2-vnic-1 has no route rule for 10.0.0.100",
+        ),
+        (
+            without_customer_route,
+            FROM_CUSTOMER2,
+            "no-route",
+            "subnet customer2 has no route rule for 198.18.0.2",
+        ),
+        (
+            without_customer_route,
+            TO_CUSTOMER2,
+            "no-route",
+            "the reply: subnet customer2 has no route rule for 198.18.0.2",
+        ),
+        (without_secondary, TO_CUSTOMER2, "no-private-ip", "no VNIC in VCN pod has the private IP 198.18.0.3"),
+        (
+            without_peering,
+            TO_CUSTOMER2,
+            "not-peered",
+            "10.0.1.0/24 via LPG pod/customer2, which is not peered",
+        ),
+        (
+            without_transit_rule,
+            TO_CUSTOMER2,
+            "security-rule",
+            "no ingress security rule of VNIC natVm1-vnic-1 lets a packet from 198.18.0.130 pass",
+        ),
+    ],
+)
+def test_dropping_one_thing_kills_the_flow_there_and_the_whole_network_delivers_it(
+    topology, break_it, flow, disposition, sentence
+):
+    sender, source, destination = flow
+    packet = Packet(src=source, dst=destination)
+    assert trace(topology, sender, packet).disposition is Disposition.DELIVERED
+    traced = trace(break_it(topology), sender, packet)
+    assert (str(traced.disposition), traced.why) == (disposition, sentence)
+
+
+def test_the_check_on_nat_vm1_kills_only_flows_whose_address_is_on_another_vnic(topology):
+    """On one VNIC every translated source is the VNIC's own; with a second one, its replies leave by the first."""
+    broken = without_skip_on_vm1(topology)
+    assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+    assert trace(topology, MGMT, mgmt_to("198.18.0.66")).disposition is Disposition.DELIVERED
+    traced = trace(broken, MGMT, mgmt_to("198.18.0.66"))
+    assert traced.why == (
+        "the reply: VNIC natVm1-vnic-1 may send only from its own addresses (198.18.0.2, 198.18.0.3), "
+        "not from 198.18.0.34: the source/destination check is on"
+    )
+
+
+def test_case_6_needs_the_skipped_check_and_rp_filter_0_because_its_reply_leaves_by_the_other_vnic(topology):
+    """NAT VM2 takes 198.18.0.66 on its second VNIC and answers from it by the first: the article's own reason."""
+    packet = mgmt_to("198.18.0.66")
+    assert trace(topology, MGMT, packet, "customer1/vm2").disposition is Disposition.DELIVERED
+    strict = changed(topology, "vms", "natVm2", strict_rp_filter=True)
+    checked = changed(topology, "vnics", "natVm2-vnic-1", skip_source_dest_check=False)
+    assert trace(strict, MGMT, packet).disposition is Disposition.RP_FILTER
+    assert trace(checked, MGMT, packet).disposition is Disposition.SOURCE_DEST_CHECK
+    assert trace(strict, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+
+
+def test_without_any_rules_a_mapped_packet_is_answered_by_the_nat_vm_itself(topology):
+    """What the INPUT guard is for: a ping that looks fine and is not."""
+    packet = Packet(src="10.0.1.100", dst="198.18.0.2")
+    traced = trace(without_guard_rules(topology), "customer2/vm2", packet)
+    assert traced.disposition is Disposition.ANSWERED_BY_NAT_VM
+
+
+def test_without_the_guard_a_packet_to_an_unmapped_secondary_address_loops(topology):
+    """What the FORWARD guard is for: the network delivers it to the same VM again and again.
+
+    The NSG, which lets NAT VM1 send only to customers and to NAT VM2, would stop it as well; with open security rules,
+    as people write them, nothing does.
+    """
+    packet = Packet(src="10.0.1.100", dst="198.18.0.3")
+    bare = without_guard_rules(topology)
+    assert trace(bare, "customer2/vm2", packet).disposition is Disposition.SECURITY_RULE
+    anything = tuple(
+        SecurityRule(direction=direction, protocol="all", peer="0.0.0.0/0", stateless=True)
+        for direction in ("INGRESS", "EGRESS")
+    )
+    opened = changed(bare, "vnics", "natVm1-vnic-1", security=anything)
+    assert trace(opened, "customer2/vm2", packet).disposition is Disposition.LOOP
+    assert trace(topology, "customer2/vm2", packet).disposition is Disposition.NO_MAPPING
+
+
+def test_a_forged_transit_source_is_stopped_by_the_nsg_even_when_the_customer_switches_his_check_off(topology):
+    """The forged packet would reach another customer if NAT VM1 trusted NAT VM2's addresses instead of its VNICs."""
+    forged = Packet(src="198.18.0.130", dst="198.18.0.3")
+    hostile = changed(topology, "vnics", "customer1/vm1-vnic-1", skip_source_dest_check=True)
+    assert trace(topology, CUSTOMER1, forged).disposition is Disposition.SOURCE_DEST_CHECK
+    assert trace(hostile, CUSTOMER1, forged).disposition is Disposition.SECURITY_RULE
+    by_address = tuple(
+        replace(rule, peer_is_nsg=False, peer="198.18.0.128/27") if rule.peer_is_nsg else rule
+        for rule in hostile.vnics["natVm1-vnic-1"].security
+    )
+    trusting = changed(hostile, "vnics", "natVm1-vnic-1", security=by_address)
+    assert trace(trusting, CUSTOMER1, forged).request.reached == "customer2/vm2"
+
+
+def test_another_machine_with_the_same_address_is_not_taken_for_the_right_one(topology):
+    to_itself = with_host(topology, "management/10.0.0.130", "10.0.0.130")
+    traced = trace(to_itself, MGMT, mgmt_to("10.0.0.130"), "customer1/vm2")
+    assert traced.disposition is Disposition.WRONG_MACHINE
+    assert traced.why == "10.0.0.130 has that address too and answers, not customer1/vm2"
+
+
+def test_a_host_does_not_forward_what_is_not_for_it(topology):
+    astray = changed(
+        topology,
+        "subnets",
+        "management",
+        routes=(replace(topology.subnets["management"].routes[0], private_ip="10.0.0.100"),),
+    )
+    stray = changed(astray, "vnics", "management/mgmt-vnic-1", skip_source_dest_check=True)
+    sender = with_host(stray, "management/10.0.0.7", "10.0.0.7")
+    traced = trace(sender, "management/10.0.0.7", Packet(src="10.0.0.7", dst="198.18.0.130"))
+    assert traced.disposition is Disposition.NOT_FORWARDING
+
+
+def test_a_vm_is_not_changed_by_a_trace(topology):
+    """Each trace starts without conntrack entries of the one before."""
+    one = trace(topology, MGMT, mgmt_to("198.18.0.131"))
+    assert trace(topology, MGMT, mgmt_to("198.18.0.131")) == one
+    assert isinstance(topology.vms["natVm1"], Vm)
