@@ -109,7 +109,7 @@ def imds(path):
     """Text that IMDS v2 has at `path`, None for 404.  Raises AgentError when IMDS does not answer sensibly."""
     reason = ""
     for pause in (1, 2, 0):
-        connection = http.client.HTTPConnection(IMDS, timeout=5)
+        connection = http.client.HTTPConnection(IMDS, timeout=3)
         try:
             connection.request("GET", "/opc/v2/" + path, headers={"Authorization": "Bearer Oracle"})
             answer = connection.getresponse()
@@ -446,15 +446,22 @@ def check_loaded(document, live):
                 raise AgentError("table %s: %s is not the first rule of %s" % (table, chain, builtin))
 
 
+RESTORE = ["iptables-restore", "-w", "10", "--noflush", "--counters"]
+
+
+def rehearse(document):
+    """Let the kernel itself take the whole document, in a network namespace that is gone afterwards.
+
+    Without it a document that the kernel refuses in nat would already have replaced filter.
+    """
+    run(["unshare", "--net", *RESTORE], transaction(document, {}))
+
+
 def apply(document):
     """Load a document into the kernel and return the fingerprint of what then is there."""
-    restore = ["iptables-restore", "-w", "10", "--noflush", "--counters"]
-    # The kernel itself must take the whole document, in a namespace that is gone afterwards, before anything is
-    # touched: else a document that fails in nat would already have replaced filter.
-    run(["unshare", "--net", *restore], transaction(document, {}))
     text = transaction(document, live_rules())
-    run([*restore, "--test"], text)
-    run(restore, text)
+    run([*RESTORE, "--test"], text)
+    run(RESTORE, text)
     live = live_rules()
     check_loaded(document, live)
     return fingerprint(live)
@@ -471,8 +478,7 @@ def keep_platform_chains():
         rules = [line for line in saved if line.startswith("-A %s " % chain)]
         entries = [line for line in saved if line.startswith("-A OUTPUT ") and line.endswith(" -j " + chain)]
         if rules and chain not in now:
-            run(["iptables-restore", "-w", "10", "--noflush"],
-                "\n".join(["*filter", ":%s - [0:0]" % chain, *rules, *entries, "COMMIT", ""]))
+            run(RESTORE, "\n".join(["*filter", ":%s - [0:0]" % chain, *rules, *entries, "COMMIT", ""]))
             say(5, "chain %s is back" % chain)
 
 
@@ -641,17 +647,19 @@ def apply_settings(path, notes):
 
 # --- the rounds ------------------------------------------------------------------------------------------------------
 
-def settle_rules(document):
+def settle_rules(document, problems):
     """Load a document unless exactly it is loaded already.
 
-    LOADED goes first and comes back last.  Whatever happens in between (a crash, a kernel that refuses), the next
-    round finds no LOADED and does everything again, the deletion of stale flows included.
+    Until it is rehearsed nothing is touched.  Then LOADED goes first and comes back last.  Whatever happens in
+    between (a crash, a kernel that refuses), the next round finds no LOADED and does everything again, the deletion
+    of stale flows included.
     """
     loaded = load_json(LOADED)
     if loaded.get("generation") == document.generation and loaded.get("fingerprint") == fingerprint(live_rules()):
         if load(GOOD_RULES) != document.value:
             save(GOOD_RULES, document.value)
         return
+    rehearse(document)
     if os.path.exists(LOADED):
         os.remove(LOADED)
     found = apply(document)
@@ -661,7 +669,8 @@ def settle_rules(document):
     try:
         flows = delete_stale_flows(document, own)
     except OSError as error:
-        raise AgentError("stale flows: %s" % error) from None
+        problems.append("flows of other rules could not be deleted, next round tries again: %s" % error)
+        return
     save(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}))
     why = "again, they had been changed" if loaded.get("generation") == document.generation else "now"
     say(5, "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
@@ -684,14 +693,16 @@ def settle(candidates, problems, notes):
         keep_platform_chains()
     except AgentError as problem:
         problems.append(str(problem))
+    guarded = False
     for document in candidates:
         try:
-            settle_rules(document)
+            settle_rules(document, problems)
+            guarded = True
             break
         except AgentError as problem:
             problems.append("generation %s: %s" % (document.generation, problem))
     apply_settings(SETTINGS, notes)
-    if "generation" in load_json(LOADED):
+    if guarded:
         apply_settings(FORWARDING, notes)
 
 

@@ -11,12 +11,14 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from nat_pod.addressing import Slot
 from nat_pod.config import PodConfig
 from nat_pod.errors import NatPodError
+from nat_pod.stack import load_text
 
 KEY = "nat-pod:addresses"
 
@@ -59,7 +61,10 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
         entries[name] = Entry(entries[name].slot, released=True)
     for name in back:
         entries[name] = Entry(entries[name].slot)
-    kept_back = {entry.slot: name for name, entry in entries.items() if entry.released}
+    kept_back: dict[Slot, list[str]] = {}  # a server and a host may have shared it
+    for name, entry in entries.items():
+        if entry.released:
+            kept_back.setdefault(entry.slot, []).append(name)
     taken = {entry.slot for entry in entries.values() if not entry.released}
     free = iter([s for s in config.layout.slots() if s not in taken and (reuse or s not in kept_back)])
     added, reused = [], []
@@ -76,9 +81,9 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
                 f"nat-pod:addresses: no slot left for {missing} members from {name} on: "
                 f"{config.cidr} with this shape has {config.layout.capacity}{hint}"
             )
-        if slot in kept_back:
-            reused.append(kept_back[slot])
-            del entries[kept_back[slot]]
+        for former in kept_back.get(slot, ()):
+            reused.append(former)
+            del entries[former]
         entries[name] = Entry(slot)
         added.append(name)
     return Settled(entries=entries, added=tuple(added), returned=back, released=gone, reused=tuple(reused))
@@ -88,17 +93,19 @@ def edit(text: str, config: PodConfig, settled: Settled) -> str:
     """The stack file's text with the book's block brought up to date.
 
     Unchanged entries keep their lines, and with them their comments; a changed entry is written anew, a new one at
-    the end.  Raises NatPodError when the file is written in a form that cannot be edited line by line.
+    the end.  Line ends stay what they are.  Raises NatPodError when the file is written in a form that cannot be
+    edited line by line: the result is read back, and must be the same file with another book.
     """
-    lines = text.splitlines()
-    config_node, block = _nodes(text)
-    if not isinstance(block, yaml.MappingNode) or block.flow_style or not block.value:
-        new_lines = _rewritten(lines, config_node, block, config, settled)
-    else:
-        new_lines = _edited(lines, block, config, settled)
-    result = "\n".join(new_lines) + "\n"
+    before: Any = load_text(text)
     wanted = {name: _value(config, entry) for name, entry in settled.entries.items()}
-    if (yaml.safe_load(result)["config"].get(KEY) or {}) != wanted:
+    try:
+        result = _edited_text(text, before, config, settled)
+        after: Any = load_text(result)
+        book = {name: _read(entry) for name, entry in (after["config"].pop(KEY, None) or {}).items()}
+        before["config"].pop(KEY, None)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError):
+        after, book = None, {}
+    if after != before or book != wanted:
         raise NatPodError(
             f"{KEY}: this block is written in a form that cannot be edited in place; "
             "write it as one `member: {natVm1: ..., natVm2: ...}` a line and try again (nothing was changed)"
@@ -106,29 +113,56 @@ def edit(text: str, config: PodConfig, settled: Settled) -> str:
     return result
 
 
+def _edited_text(text: str, loaded: dict[str, Any], config: PodConfig, settled: Settled) -> str:
+    lines = text.splitlines(keepends=True)
+    newline = "\r\n" if lines[0].endswith("\r\n") else "\n"
+    if not lines[-1].endswith(("\n", "\r")):
+        lines[-1] += newline
+    config_node, block = _nodes(text)
+    if not isinstance(block, yaml.MappingNode) or block.flow_style or not block.value:
+        new_lines = _rewritten(lines, config_node, block, config, settled)
+    else:
+        new_lines = _edited(lines, block, loaded["config"][KEY], config, settled)
+    return "".join(line if line.endswith(("\n", "\r")) else f"{line}{newline}" for line in new_lines)
+
+
+def read(path: Path) -> str:
+    """A stack file's text with its own line ends."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return stream.read()
+
+
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step: a crash or a full disk leaves the old one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Replace a file in one step: a crash or a full disk leaves the old one.
+
+    Raises NatPodError when the file cannot be written.
+    """
+    path = path.resolve()  # the file itself, not a symbolic link to it
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(path.stat().st_mode & 0o777)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).chmod(path.stat().st_mode & 0o777)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
 
 
 def _nodes(text: str) -> tuple[yaml.MappingNode, yaml.Node | None]:
     """The `config` mapping and the book in it: a mapping, an empty scalar, or None when there is no such key."""
     root = yaml.compose(text, yaml.SafeLoader)
-    assert root is not None  # the caller has read a configuration from this text
-    config_node = next(value for key, value in root.value if key.value == "config")
+    config_node = next((value for key, value in root.value if key.value == "config"), None) if root else None
+    if not isinstance(config_node, yaml.MappingNode) or not config_node.value:
+        raise LookupError("config")  # everything stands in Pulumi.yaml
     for key, value in config_node.value:
         if key.value == KEY:
-            # An empty value (`nat-pod:addresses:`) is a scalar; what counts then is where the key stands.
+            # What counts for a block written anew is where the key stands; an empty value is a scalar behind it.
             found: yaml.Node = value
             found.start_mark = key.start_mark
             return config_node, found
@@ -149,10 +183,12 @@ def _rewritten(
         last = max(_last_line(lines, value) for _, value in config_node.value)
         return [*lines[: last + 1], f"{indent}{KEY}:", *body, *lines[last + 1 :]]
     first, last = block.start_mark.line, _last_line(lines, block)
-    return [*lines[:first], f"{indent}{KEY}:", *body, *lines[last + 1 :]]
+    return [*lines[:first], f"{indent}{KEY}:{_comment(lines, block)}", *body, *lines[last + 1 :]]
 
 
-def _edited(lines: list[str], block: yaml.MappingNode, config: PodConfig, settled: Settled) -> list[str]:
+def _edited(
+    lines: list[str], block: yaml.MappingNode, loaded: dict[str, Any], config: PodConfig, settled: Settled
+) -> list[str]:
     """Line by line: keep, rewrite or drop each entry, and add the new ones behind the last."""
     indent = " " * block.value[0][0].start_mark.column
     result = list(lines[: block.value[0][0].start_mark.line])
@@ -161,9 +197,9 @@ def _edited(lines: list[str], block: yaml.MappingNode, config: PodConfig, settle
         following = block.value[index + 1][0].start_mark.line if index + 1 < len(block.value) else end + 1
         entry = settled.entries.get(key.value)
         if entry is not None:
-            current = yaml.safe_load("\n".join(lines[start : end + 1]))[key.value]
-            kept = current == _value(config, entry)
-            result += lines[start : end + 1] if kept else [f"{indent}{_line(key.value, entry, config)}"]
+            kept = _read(loaded[key.value]) == _value(config, entry)
+            written = f"{indent}{_line(key.value, entry, config)}{_comment(lines, value)}"
+            result += lines[start : end + 1] if kept else [written]
         result += lines[end + 1 : following]  # comments between two entries
     present = {key.value for key, _ in block.value}
     result += [
@@ -174,7 +210,10 @@ def _edited(lines: list[str], block: yaml.MappingNode, config: PodConfig, settle
 
 
 def _last_line(lines: list[str], node: yaml.Node) -> int:
-    """The last line that belongs to a node: a block's end mark stands at the next token, behind comments."""
+    """The last line that belongs to a node: a block's end mark stands at the next token, so its last child counts."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _last_line(lines, last[1] if isinstance(last, tuple) else last)
     line = int(node.end_mark.line) - (
         1 if node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line else 0
     )
@@ -182,6 +221,13 @@ def _last_line(lines: list[str], node: yaml.Node) -> int:
     while line > node.start_mark.line and (not lines[line].strip() or lines[line].lstrip().startswith("#")):
         line -= 1
     return line
+
+
+def _comment(lines: list[str], node: yaml.Node) -> str:
+    """The comment behind a one-line node, with the blanks before it."""
+    mark = node.end_mark
+    rest = lines[mark.line][mark.column :].rstrip() if mark.line < len(lines) and mark.column else ""
+    return rest if rest.lstrip().startswith("#") else ""
 
 
 def _line(name: str, entry: Entry, config: PodConfig) -> str:
@@ -194,3 +240,8 @@ def _value(config: PodConfig, entry: Entry) -> dict[str, object]:
     nat_vm1, nat_vm2 = config.layout.addresses(entry.slot)
     value: dict[str, object] = {"natVm1": nat_vm1, "natVm2": nat_vm2}
     return {**value, "released": True} if entry.released else value
+
+
+def _read(entry: dict[str, object]) -> dict[str, object]:
+    """An entry as it stands in a file; `released: false` says nothing."""
+    return {key: value for key, value in entry.items() if key != "released" or value is True}

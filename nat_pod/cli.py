@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from netaddr import INET_PTON, AddrFormatError, IPAddress
+from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
 from nat_pod import article, book, iptables, report
 from nat_pod.addressing import overlap
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        return command(parsed)
+        status = command(parsed)
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
+        return status
     except NatPodError as error:
         print(error, file=sys.stderr)
         return FINDINGS
@@ -91,6 +93,7 @@ def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         ("check", "send packets for every mapping and every refusal, and compare each hop with the tracer"),
         ("shell", "a shell on one machine of the lab"),
         ("down", "take the lab away"),
+        ("demo", "up, check and down in one go"),
     ):
         action = actions.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
         action.add_argument("stack", metavar="STACK")
@@ -121,7 +124,7 @@ def _print_json(value: object) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     directory = Path.cwd()
-    names = arguments.stacks or stack_names(directory)
+    names = list(dict.fromkeys(arguments.stacks)) or stack_names(directory)
     if not names:
         raise NatPodError(f"there is no Pulumi.<stack>.yaml in {directory}; start from Pulumi.dev.yaml of nat-pod")
     plans: dict[str, PodPlan] = {}
@@ -174,7 +177,7 @@ def _allocate(arguments: argparse.Namespace) -> int:
         raise ConfigError(stack.path.name, problems)
     settled = book.settle(config, reuse=arguments.reuse)
     if settled.changed:
-        book.write(stack.path, book.edit(stack.path.read_text(encoding="utf-8"), config, settled))
+        book.write(stack.path, book.edit(book.read(stack.path), config, settled))
     changes = {
         "added": settled.added,
         "returned": settled.returned,
@@ -280,9 +283,14 @@ def _unlisted(name: str, realms: dict[str, str], real: dict[str, str]) -> str:
         owner = next(
             (member for member, own in real.items() if own == address and member.startswith(realm + "/")), None
         )
+        if owner is None and IPAddress(address) not in IPNetwork(realms[realm]):
+            raise NatPodError(f"{name}: {address} is outside {realms[realm]}, the network of {realm}")
         if owner is None:
             return address
         raise NatPodError(f"{name}: that is {owner}; use its name")
+    namesakes = [member for member in real if member.endswith(f"/{name}")]
+    if namesakes:
+        raise NatPodError(f"{name}: is no member; did you mean {' or '.join(namesakes)}?")
     known = ", ".join(list(real)[:6]) + (" ..." if len(real) > 6 else "")
     raise NatPodError(
         f"{name}: is neither a member ({known}) nor REALM/ADDRESS with a realm of this POD, "
@@ -292,7 +300,7 @@ def _unlisted(name: str, realms: dict[str, str], real: dict[str, str]) -> str:
 
 def _is_address(text: str) -> bool:
     try:
-        IPAddress(text, flags=INET_PTON)
+        IPAddress(text, version=4, flags=INET_PTON)
     except (AddrFormatError, ValueError):
         return False
     return True

@@ -83,7 +83,9 @@ class NatPod(pulumi.ComponentResource):
         self._subnets |= self._vnic_subnets({side: self._route_table(side) for side in SIDES})
         self._nsgs = self._security_groups()
         domain = plan.availability_domain or self._first_availability_domain()
-        self._vms = {vm.key: self._nat_vm(vm, domain) for vm in plan.vms}
+        self._vms: dict[str, oci.core.Instance] = {}
+        for vm in plan.vms:
+            self._vms[vm.key] = self._nat_vm(vm, domain)
 
         self.vcn_id = self._vcn.id
         self.nat_vm_ids = {key: vm.id for key, vm in self._vms.items()}
@@ -302,7 +304,8 @@ class NatPod(pulumi.ComponentResource):
             availability_config=oci.core.InstanceAvailabilityConfigArgs(recovery_action="RESTORE_INSTANCE"),
             # Otherwise a changed shape in the stack file reboots a NAT VM without a word.
             update_operation_constraint="AVOID_DOWNTIME",
-            opts=self._options(delete_before_replace=True),
+            # A new bootstrap replaces both VMs: the second is left alone until the first has been launched again.
+            opts=self._options(depends_on=list(self._vms.values()), delete_before_replace=True),
         )
         self._private_ips(primary, self._primary_vnic_id(instance, primary), instance)
         previous: pulumi.Resource = instance
@@ -348,12 +351,12 @@ class NatPod(pulumi.ComponentResource):
 
         def pick(subnet_id: str) -> pulumi.Output[str]:
             return attached.apply(
-                lambda result: [
+                lambda result: next(
                     str(entry.vnic_id)
                     for entry in result.vnic_attachments
                     # Detached VNICs stay in OCI's list for a while.
                     if entry.subnet_id == subnet_id and entry.state == "ATTACHED"
-                ][0]
+                )
             )
 
         return self._subnets[primary.key].id.apply(pick)

@@ -141,7 +141,7 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
     cidr = _pod_cidr(reader, root.get("cidr"))
     nat_vm = _nat_vm(reader, root.get("natVm"))
     management = _management(reader, root.get("management"))
-    customers = _customers(reader, root.get("customers"), management)
+    customers = _customers(reader, root.get("customers"), _written_members(root))
     source_nat = reader.choice("sourceNat", root.get("sourceNat", MASQUERADE), SOURCE_NATS)
     lpg_limit = reader.integer("lpgLimit", root.get("lpgLimit", limits.LPGS_PER_VCN), 1, limits.LPGS_PER_VCN_RAISED)
     pinned = root.get("subnets")
@@ -246,7 +246,8 @@ class _Reader:
 
     def ocid(self, path: str, value: object, kinds: tuple[str, ...]) -> str | None:
         pattern = re.compile(rf"ocid1\.({'|'.join(kinds)})\.\S+")
-        return self.text(path, value, f"must be the OCID of a {kinds[0]}, e.g. ocid1.{kinds[0]}.oc1..aaaa", pattern)
+        what = f"{'an' if kinds[0][0] in 'aeiou' else 'a'} {kinds[0]}"
+        return self.text(path, value, f"must be the OCID of {what}, e.g. ocid1.{kinds[0]}.oc1..aaaa", pattern)
 
     def choice(self, path: str, value: object, choices: tuple[str, ...]) -> str | None:
         if not isinstance(value, str) or value not in choices:
@@ -414,7 +415,7 @@ def _management(reader: _Reader, value: object) -> ManagementConfig | None:
 
 
 def _customers(
-    reader: _Reader, value: object, management: ManagementConfig | None
+    reader: _Reader, value: object, written: tuple[set[str], tuple[str, ...]]
 ) -> tuple[CustomerConfig, ...] | None:
     """The customers whose network can be read: a mistake in one must not hide those of the others."""
     if value is None:
@@ -435,7 +436,7 @@ def _customers(
         cidr = reader.network(f"{path}.cidr", section.get("cidr"), "10.0.0.0/24")
         hosts = _addresses_in(reader, f"{path}.hosts", section.get("hosts"), "hosts", cidr)
         peer_id = reader.ocid(f"{path}.peerId", section.get("peerId"), ("localpeeringgateway",))
-        servers = _server_list(reader, f"{path}.servers", section.get("servers"), management)
+        servers = _server_list(reader, f"{path}.servers", section.get("servers"), written)
         if peer_id is not None and peers.setdefault(peer_id, name) != name:
             reader.add(f"{path}.peerId", peer_id, f"is already the LPG of {peers[peer_id]}; an LPG has one peer")
         if cidr is not None:
@@ -444,17 +445,19 @@ def _customers(
 
 
 def _server_list(
-    reader: _Reader, path: str, value: object, management: ManagementConfig | None
+    reader: _Reader, path: str, value: object, written: tuple[set[str], tuple[str, ...]]
 ) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         reader.add(path, value, "must be a list of names from management.servers, e.g. [mgmt]")
         return None
+    names, unknown = written
+    prefix = f"{MANAGEMENT}/"
     for name in value:
-        if management is not None and name not in management.servers:
-            known = _listed(tuple(management.servers)) or "none"
-            reader.add(path, name, f"is no server of management.servers; known are {known}")
+        if f"{prefix}{name}" not in names and prefix not in unknown:
+            known = sorted(server.removeprefix(prefix) for server in names if server.startswith(prefix))
+            reader.add(path, name, f"is no server of management.servers; known are {_listed(tuple(known)) or 'none'}")
     for name in sorted({name for name in value if value.count(name) > 1}):
         reader.add(path, name, "stands in the list twice")
     return tuple(sorted(set(value)))
@@ -522,7 +525,7 @@ def _layout(reader: _Reader, value: object, cidr: IPNetwork | None, nat_vm: NatV
         reader.add(
             "subnets",
             None,
-            f"natVm1 has {len(sides['natVm1'])} subnets and natVm2 {len(sides['natVm2'])}; they go in pairs",
+            f"natVm1 lists {len(sides['natVm1'])} and natVm2 {len(sides['natVm2'])}; subnets go in pairs",
         )
     if nat_vm is not None and len(sides["natVm1"]) > nat_vm.vnic_limit:
         reader.add("subnets.natVm1", None, _vnic_rule(len(sides["natVm1"]), nat_vm))
@@ -549,7 +552,8 @@ def _check_networks(
     customers: tuple[CustomerConfig, ...] | None,
 ) -> None:
     """Peered VCNs may not overlap, nor may customers of one POD: NAT VM1 has one route table for them all."""
-    named = [("management.cidr", management.cidr)] if management is not None else []
+    management_cidr = None if management is None else management.cidr
+    named = [] if management_cidr is None else [("management.cidr", management_cidr)]
     of_customers = [(f"customers.{customer.name}.cidr", customer.cidr) for customer in customers or ()]
     for path, network in named + of_customers:
         if network.prefixlen not in limits.VCN_PREFIXES:
@@ -558,7 +562,10 @@ def _check_networks(
             if overlap(network, never):
                 reader.add(path, str(network), f"overlaps {never}, which is never the address of a VM in a VCN")
         if cidr is not None and overlap(network, cidr):
-            reader.add(path, str(network), f"overlaps the POD's own range {cidr}; OCI refuses to peer the two")
+            why = "OCI refuses to peer the two"
+            if network is management_cidr:
+                why = "the vRouter could not tell the two apart"
+            reader.add(path, str(network), f"overlaps the POD's own range {cidr}; {why}")
     for index, (path, network) in enumerate(of_customers):
         for other_path, other in of_customers[:index]:
             if overlap(network, other):
@@ -596,12 +603,14 @@ def _written_members(root: Mapping[str, object]) -> tuple[set[str], tuple[str, .
     unknown = []
     if isinstance(customers, Mapping):
         for name, entry in customers.items():
+            if name == MANAGEMENT:
+                continue  # reported; its hosts are no servers
             realms[str(name)] = entry.get("hosts") if isinstance(entry, Mapping) else None
     else:
         unknown.append("")
     names = set()
     for realm, members in realms.items():
-        if isinstance(members, Mapping):
+        if isinstance(members, Mapping) and _NAME.fullmatch(realm):
             names |= {f"{realm}/{member}" for member in members if _NAME.fullmatch(f"{member}")}
         else:
             unknown.append(f"{realm}/")
@@ -655,7 +664,9 @@ def _book(
         other = owners.setdefault((slot, server), str(name))
         if other != name:
             who = "two servers" if server else "two hosts"
-            reader.add(path, f"{one} / {two}", f"is already the slot of {other}; {who} cannot share one: take one out", command)
+            reader.add(
+                path, f"{one} / {two}", f"is already the slot of {other}; {who} cannot share one: take one out", command
+            )
             continue
         if gone is True:
             released[str(name)] = slot

@@ -33,7 +33,9 @@ class Stack:
 
 def stack_names(directory: Path) -> list[str]:
     """The stacks that have a file in `directory`, sorted."""
-    return sorted(path.name[len("Pulumi.") : -len(".yaml")] for path in directory.glob("Pulumi.*.yaml"))
+    return sorted(
+        path.name[len("Pulumi.") : -len(".yaml")] for path in directory.glob("Pulumi.*.yaml") if path.is_file()
+    )
 
 
 def read_stack(directory: Path, name: str) -> Stack:
@@ -62,10 +64,15 @@ def read_stack(directory: Path, name: str) -> Stack:
     return Stack(name, path, config)
 
 
+def load_text(text: str) -> object:
+    """YAML text as plain values.  Raises yaml.YAMLError, also for a key that stands twice."""
+    return yaml.load(text, _UniqueKeys)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping.  Raises ConfigError with line and column, also for a key that stands twice."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        loaded = load_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NatPodError(f"{path.name}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

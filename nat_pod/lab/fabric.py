@@ -8,6 +8,7 @@ One namespace per VCN, which is its router, and one per VM.  What makes such a r
   neighbour.  The guest need not have configured the address, and nobody can claim one by ARP.
 - Route rules: one table for each subnet, chosen by the veth a packet came in by.  `throw <VCN CIDR>` in it hands
   packets for the VCN back to delivery unless a rule at least as specific matched.
+- Inside a subnet there is no routing on OCI: packets from a VNIC to its own subnet skip the table.
 - A packet that came in by an LPG meets the LPG's own table if it has one, otherwise only delivery.
 - What nobody holds or routes goes to `lo`, where a counted rule drops it.  A blackhole route would do, but silently.
 - Source/destination check and security rules are chains for each VNIC in FORWARD.  Every DROP has a comment that
@@ -35,7 +36,8 @@ IMDS_ADDRESS = "169.254.169.254"
 ROUTER_MAC = "00:00:17:ff:ff:01"  # on every veth of a VCN; 00:00:17 is Oracle's, as on OCI's virtual router
 LINK_ADDRESS = "169.254.0.1"  # next hop across a peering; nobody has it, only its neighbour entry exists
 VOID = "lo"  # where packets without a destination go
-_FIRST_TABLE = 1000  # routing tables 253 to 255 are the kernel's
+_WITHIN_SUBNET = 500  # priority of the rules that come before those of the tables
+_FIRST_TABLE = 1000  # also its rules' priority; routing tables 253 to 255 are the kernel's
 
 _PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp"}
 
@@ -178,14 +180,14 @@ def _cables(topology: Topology, ports: dict[str, Port], links: dict[str, str]) -
     for port in ports.values():
         mac = topology.vnics[port.vnic].mac
         lines.append(
-            f"link add {port.link} netns {vcn_namespace(port.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
+            f"link add name {port.link} netns {vcn_namespace(port.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
             f"peer name {port.nic} netns {vm_namespace(port.vm)} address {mac} mtu {MTU}"
         )
     for name, link in links.items():
         lpg, peer = topology.lpgs[name], _peer(topology, name)
         if peer and name < peer.name:
             lines.append(
-                f"link add {link} netns {vcn_namespace(lpg.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
+                f"link add name {link} netns {vcn_namespace(lpg.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
                 f"peer name {links[peer.name]} netns {vcn_namespace(peer.vcn)} address {ROUTER_MAC} mtu {MTU}"
             )
     return _text(lines)
@@ -273,6 +275,9 @@ class _Router:
         table = _FIRST_TABLE
         for subnet in self.subnets:
             links = [self.link[vnic.name] for vnic in self.vnics if vnic.subnet == subnet.name]
+            for link in links:
+                # Without it the router would not even answer ARP for .1 to a VNIC that such a rule leads back to.
+                yield f"rule add iif {link} to {subnet.cidr} lookup main priority {_WITHIN_SUBNET}"
             yield from self.table(table, subnet.routes, links)
             table += 1
         for name, link in self.lpgs.items():
@@ -383,7 +388,7 @@ class _Router:
             code = "" if rule.icmp_code is None else f"/{rule.icmp_code}"
             words.append(f"--icmp-type {rule.icmp_type}{code}")
         if answer:
-            words.append("-m conntrack --ctstate ESTABLISHED --ctdir REPLY")
+            words.append("-m conntrack --ctstate ESTABLISHED")
         for peer in peers:
             yield " ".join([peer, *words])
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 
 ADDRESS = "169.254.169.254"
 
@@ -45,6 +46,10 @@ class Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], state: Path) -> None:
         super().__init__(address, Handler)
         self.state = state
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's name: in a namespace without DNS it takes many seconds."""
+        TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hung up is no news."""

@@ -268,7 +268,8 @@ def check(type_token: str, inputs: Inputs) -> list[tuple[str, str]]:
     Nothing more, as with the real provider, which checks no CIDR, address or OCID at plan time.
     """
     problems = list(_check_value("", inputs, InputSpec.of(type_token)))
-    public_ip = (inputs.get("createVnicDetails") or {}).get("assignPublicIp")
+    details = inputs.get("createVnicDetails")
+    public_ip = details.get("assignPublicIp") if isinstance(details, dict) else None
     if public_ip not in (None, UNKNOWN, "true", "false"):
         problems.append(("createVnicDetails.assignPublicIp", f'expected "true" or "false", got {public_ip!r}'))
     if type_token == LPG and inputs.get("peerId") == "":
@@ -404,10 +405,10 @@ def _changes(kind: TypeRow, path: str, old: Value, new: Value) -> Iterator[str]:
             if name not in new:
                 if is_map or inner in kind.removable:
                     yield inner
-            elif name not in old:
+            elif name not in old and name not in _MAPS:
                 yield inner
             else:
-                yield from _changes(kind, inner, old[name], new[name])
+                yield from _changes(kind, inner, old.get(name, {}), new[name])
         return
     if path in kind.ignore_case and isinstance(old, str) and isinstance(new, str):
         old, new = old.lower(), new.lower()

@@ -17,7 +17,8 @@ import os
 import runpy
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,13 @@ from typing import Any
 import pulumi
 from pulumi.runtime import mocks
 from pulumi.runtime.rpc import _special_sig_key
+from pulumi.runtime.settings import SETTINGS
 from pulumi.runtime.stack import run_pulumi_func
 
 from nat_pod.errors import NatPodError
 from nat_pod.lab.oci_types import Inputs, Value
 from nat_pod.lab.region import Region
-from nat_pod.stack import Stack, read_stack
+from nat_pod.stack import read_stack
 
 _PROJECT = "nat-pod"
 _PREFIX = "oci:"
@@ -67,61 +69,57 @@ def deploy(directory: Path, stack: str, region: Region) -> Deployment:
     The first run creates, a later one adopts by type and name and updates in place (see above).
     Raises ConfigError for a stack file that does not hold, DeployError for everything else.
     """
-    run = _Run(directory.resolve(), read_stack(directory, stack), region)
-    # A thread of its own has no event loop yet and an empty context, so that neither Pulumi's settings nor a loop
-    # of the caller leak in or out, and runs can follow one another in one process.
-    worker = threading.Thread(target=contextvars.Context().run, args=(run,), name="pulumi program")
-    worker.start()
-    worker.join()
-    if run.error is not None:
-        if isinstance(run.error, NatPodError):
-            raise run.error
-        raise DeployError(f"{_PROJECT} {stack}: {_words(run.error)}") from run.error
-    return Deployment(run.outputs, tuple(run.log.warnings), tuple(run.monitor.registrations))
+    settings = read_stack(directory, stack)
+    monitor, log = _Monitor(_RegionMocks(region)), _Log()
+    outputs: dict[str, Any] = {}
 
-
-class _Run:
-    """One run of the program."""
-
-    def __init__(self, directory: Path, stack: Stack, region: Region) -> None:
-        self.directory = directory
-        self.stack = stack
-        self.outputs: dict[str, Any] = {}
-        self.error: BaseException | None = None
-        self.log = _Log()
-        self.monitor = _Monitor(_RegionMocks(region))
-
-    def __call__(self) -> None:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        try:
-            with _quiet_asyncio(), _in_directory(self.directory):
-                loop.run_until_complete(self._main())
-        except BaseException as error:  # handed to the thread that waits for this one
-            self.error = error
-        finally:
-            loop.run_until_complete(_wind_up())
-            loop.close()
-            asyncio.set_event_loop(None)
-
-    async def _main(self) -> None:
-        config = {key: _config_text(value) for key, value in self.stack.config.items()}
+    async def program() -> None:
+        config = {key: _config_text(value) for key, value in settings.config.items()}
         pulumi.runtime.set_all_config(config, [])
-        mocks.set_mocks(
-            self.monitor.mocks,
-            project=_PROJECT,
-            stack=self.stack.name,
-            preview=False,
-            logger=self.log,
-            monitor=self.monitor,
-        )
-        await run_pulumi_func(self._program)
+        mocks.set_mocks(monitor.mocks, project=_PROJECT, stack=stack, preview=False, logger=log, monitor=monitor)
+        await run_pulumi_func(_main)
         root: Any = pulumi.runtime.get_root_resource()
         for name, value in root.outputs.items():
-            self.outputs[name] = await pulumi.Output.from_input(value).future()
+            outputs[name] = await pulumi.Output.from_input(value).future()
 
-    def _program(self) -> None:
-        runpy.run_path(str(self.directory / "__main__.py"), run_name="__main__")
+    try:
+        with _in_directory(directory.resolve()):
+            run_apart(program)
+    except NatPodError:
+        raise
+    except BaseException as error:
+        raise DeployError(f"{_PROJECT} {stack}: {str(error) or type(error).__name__}") from error
+    return Deployment(outputs, tuple(log.warnings), tuple(monitor.registrations))
+
+
+def run_apart(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a Pulumi program in a thread of its own, with an empty context and a fresh event loop.
+
+    So neither Pulumi's settings nor the caller's loop leak in or out, and runs can follow one another.
+    """
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        loops: list[asyncio.AbstractEventLoop] = []
+        loop = _new_loop(loops)
+        # The mocks would make a loop in each worker thread themselves, and never close it.
+        loop.set_default_executor(ThreadPoolExecutor(initializer=_new_loop, initargs=(loops,)))
+        # Pulumi keeps the outputs of a program in a place that all contexts share: a failed run left its own there.
+        SETTINGS.outputs.clear()
+        try:
+            loop.run_until_complete(program())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            loop.run_until_complete(_wind_up())
+            for used in loops:
+                used.close()
+
+    worker = threading.Thread(target=contextvars.Context().run, args=(work,), name="pulumi program")
+    worker.start()
+    worker.join()
+    if errors:
+        raise errors[0]
 
 
 class _RegionMocks(mocks.Mocks):
@@ -199,6 +197,20 @@ def _plain(value: Value) -> Value:
     return value
 
 
+def _main() -> None:
+    runpy.run_path("__main__.py", run_name="__main__")
+
+
+def _new_loop(loops: list[asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    """An event loop for the calling thread, noted in `loops`."""
+    loop = asyncio.new_event_loop()
+    # One refused resource leaves hundreds of futures that nobody awaits; each would print a traceback.
+    loop.set_exception_handler(lambda *_: None)
+    asyncio.set_event_loop(loop)
+    loops.append(loop)
+    return loop
+
+
 async def _wind_up() -> None:
     """End what a failed run left behind, or each task would complain when it is collected."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -206,22 +218,6 @@ async def _wind_up() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-@contextmanager
-def _quiet_asyncio() -> Iterator[None]:
-    """One refused resource leaves hundreds of futures that nobody awaits; each would print a traceback."""
-    logger = logging.getLogger("asyncio")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

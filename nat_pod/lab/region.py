@@ -235,6 +235,11 @@ class Region:
         with self._lock:
             return [record for kind in kinds for record in self._kinds.get(kind, {}).values()]
 
+    def kinds(self) -> list[str]:
+        """The kinds of which there are objects."""
+        with self._lock:
+            return [kind for kind, records in self._kinds.items() if records]
+
     def add(self, kind: str, name: str, facts: Inputs, ocid: str | None = None) -> Record:
         """Store a new object."""
         record = Record(ocid or self._new_ocid(kind, name), kind, name, facts=facts)

@@ -52,7 +52,7 @@ class _Instance(Behaviour):
             "ocid1.image."
         ):
             raise invalid("an instance needs sourceDetails.sourceId, the OCID of an image", _LAUNCH)
-        details = {"displayName": facts.get("displayName", name), **(inputs.get("createVnicDetails") or {})}
+        details = {"displayName": inputs.get("displayName", name), **(inputs.get("createVnicDetails") or {})}
         details.setdefault("subnetId", inputs.get("subnetId"))
         _refuse_vnic(region, details, inputs["availabilityDomain"])
         facts.update(

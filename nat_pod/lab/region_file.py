@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +39,15 @@ class RegionFile(Region):
         self.path = path
         header = _header(path)
         super().__init__(
-            header["name"],
+            header["region"],
             attach_seconds=header["attachSeconds"],
             lpg_limit=header["lpgLimit"],
             secondary_ip_limit=header["secondaryIpLimit"],
         )
         self._read_to = 0
         self._replaying: int | None = None
-        self._file = path.open("r+b", buffering=0)
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._file)
         self._lock = _SharedLock(self)
 
     @classmethod
@@ -63,7 +65,7 @@ class RegionFile(Region):
 
     def close(self) -> None:
         """Close the file; the region in it stays."""
-        self._file.close()
+        self._close()
 
     def changes(self) -> list[Inputs]:
         """Everything the region accepted, in order: `do` (create, update, delete) and its arguments."""
@@ -75,18 +77,18 @@ class RegionFile(Region):
         if self._replaying is not None:
             return
         line = json.dumps(change).encode() + b"\n"
-        os.pwrite(self._file.fileno(), line, self._read_to)
+        os.pwrite(self._file, line, self._read_to)
         self._read_to += len(line)
 
     def _catch_up(self) -> None:
-        """Take in what others have appended.  A last line that was cut short was never a change: the next replaces it."""
-        size = os.fstat(self._file.fileno()).st_size
+        """Take in what others have appended.  A last line that was cut short never was a change and goes."""
+        size = os.fstat(self._file).st_size
         if size <= self._read_to:
             return
-        fresh = os.pread(self._file.fileno(), size - self._read_to, self._read_to)
+        fresh = os.pread(self._file, size - self._read_to, self._read_to)
         *lines, rest = fresh.split(b"\n")
         if rest:
-            os.ftruncate(self._file.fileno(), size - len(rest))
+            os.ftruncate(self._file, size - len(rest))
         self._replaying = threading.get_ident()
         try:
             for line in lines:
@@ -143,7 +145,7 @@ class _SharedLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._depth -= 1
-        if not self._depth and not self._region._file.closed:
+        if not self._depth:
             fcntl.flock(self._region._file, fcntl.LOCK_UN)
         self._threads.release()
 
@@ -152,13 +154,10 @@ def _header(path: Path) -> Inputs:
     try:
         with path.open(encoding="utf-8") as file:
             header: Inputs = json.loads(file.readline())
-            return {
-                "name": header["region"],
-                "attachSeconds": header["attachSeconds"],
-                "lpgLimit": header["lpgLimit"],
-                "secondaryIpLimit": header["secondaryIpLimit"],
-            }
     except OSError as error:
         raise RegionFileError(f"{path}: no simulated region here: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise RegionFileError(f"{path}: this is not a simulated region") from None
+    except ValueError:
+        header = {}
+    if set(header) != {"region", "attachSeconds", "lpgLimit", "secondaryIpLimit"}:
+        raise RegionFileError(f"{path}: this is not a simulated region")
+    return header

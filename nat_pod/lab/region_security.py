@@ -103,6 +103,9 @@ class _DefaultSecurityList(Behaviour):
         record.facts.update(_list_rules({}))
         region.adopt(record, record.facts["vcnId"])
 
+    def view(self, region: Region, record: Record) -> Inputs:  # noqa: ARG002
+        return {name: value for name, value in record.facts.items() if name != "vcnId"}
+
 
 def _rules_of(region: Region, nsg: str) -> list[Record]:
     return [rule for rule in region.all(NSG_RULE) if rule.facts["networkSecurityGroupId"] == nsg]

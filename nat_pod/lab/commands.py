@@ -1,0 +1,132 @@
+"""The lab's commands: `lab up | check | shell | down STACK`, and `lab demo`, which is all of them in one go."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import pickle
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nat_pod.config import PodConfig
+from nat_pod.errors import NatPodError
+from nat_pod.lab import checks, sandbox
+from nat_pod.lab.observe import observe
+from nat_pod.lab.surroundings import stand_up
+from nat_pod.plan import PodPlan
+from nat_pod.pod import plan_pod
+from nat_pod.stack import read_stack
+from nat_pod.topology import Topology
+
+OK, FINDINGS = 0, 1
+_PROBE_SECONDS = 2.0
+"""How long a probe waits for an answer: the slowest declared flow takes milliseconds, a refused one all of it."""
+
+
+def run(directory: Path, arguments: argparse.Namespace) -> int:
+    """Carry out one of the actions; returns the exit status."""
+    key = sandbox.lab_key(arguments.stack, directory)
+    match arguments.action:
+        case "up":
+            return _up(directory, arguments.stack, key)
+        case "check":
+            return _check(directory, arguments.stack, key, as_json=arguments.json)
+        case "shell":
+            return _shell(arguments.stack, arguments.member, key)
+        case "down":
+            sandbox.stop(key)
+            return OK
+        case "demo":
+            return _demo(directory, arguments.stack, key)
+    raise AssertionError(arguments.action)
+
+
+def _up(directory: Path, stack: str, key: str) -> int:
+    say = _Progress()
+    reason = sandbox.available()
+    if reason is not None:
+        raise NatPodError(reason)
+    _, deployed = _deploy(directory, stack, say)
+    if sandbox.stop(key):
+        say("the lab that was up is gone")
+    sandbox.start(key, deployed, say, stay=True)
+    say(f"up; next: python -m nat_pod lab check {stack}")
+    return OK
+
+
+def _check(directory: Path, stack: str, key: str, *, as_json: bool) -> int:
+    deployed: Topology = pickle.loads(base64.b64decode(sandbox.call(key, "topology")))
+    plan = _plan(directory, stack)
+    for vm in plan.vms:
+        if deployed.vms[vm.key].metadata != vm.metadata:
+            raise NatPodError(
+                f"Pulumi.{stack}.yaml has changed since this lab was brought up; run: python -m nat_pod lab up {stack}"
+            )
+    report = _probe(key, plan, deployed, _Progress())
+    print(json.dumps(checks.report_dict(report), indent=2) if as_json else checks.report_text(report))
+    return OK if report.passed else FINDINGS
+
+
+def _shell(stack: str, member: str, key: str) -> int:
+    pid = sandbox.find(key)
+    if pid is None:
+        raise NatPodError(f"the lab of {stack} is not up; run: python -m nat_pod lab up {stack}")
+    machines = sandbox.call(key, "status")["vms"]
+    if member not in machines:
+        raise NatPodError(f"{member} is no machine of this lab; it has {', '.join(sorted(machines))}")
+    print(f"{member}: `ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
+    return sandbox.enter(pid, sandbox.vm_command(member, [os.environ.get("SHELL", "/bin/sh")]))
+
+
+def _demo(directory: Path, stack: str, key: str) -> int:
+    """Up, check and down.  Where no namespaces are to be had: what the tracer makes of the deployed network."""
+    say = _Progress()
+    plan, deployed = _deploy(directory, stack, say)
+    reason = sandbox.available()
+    if reason is not None:
+        expected = checks.expectations(plan, deployed)
+        print(f"{reason}\n\n{checks.prediction_text(expected)}")
+        return OK if checks.prediction_holds(expected) else FINDINGS
+    sandbox.stop(key)
+    holder = sandbox.start(key, deployed, say)
+    try:
+        report = _probe(key, plan, deployed, say)
+    finally:
+        holder.stop()
+    say("the lab is gone")
+    print(f"\n{checks.report_text(report)}")
+    return OK if report.passed else FINDINGS
+
+
+def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology]:
+    """Run the Pulumi program against a simulated region, with neighbours, and read the network off the region."""
+    say(f"Pulumi.{stack}.yaml: the program runs against the simulated region")
+    region, plan, deployment = stand_up(directory, stack)
+    for warning in deployment.warnings:
+        say(f"warning: {warning}")
+    return plan, observe(region)
+
+
+def _plan(directory: Path, stack: str) -> PodPlan:
+    return plan_pod(PodConfig.from_mapping(read_stack(directory, stack).pod_config(), stack), stack)
+
+
+def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> checks.Report:
+    expected: Sequence[checks.Expectation] = checks.expectations(plan, deployed)
+    say(f"{len(expected)} probes: every mapping with ICMP, HTTP and UDP, and what must not connect")
+    answers = sandbox.probe(key, [one.probe() for one in expected], seconds=_PROBE_SECONDS, capture=True)
+    return checks.judge(deployed, expected, answers)
+
+
+class _Progress:
+    """Lines with the seconds since the beginning, on standard error: standard output is the result."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def __call__(self, words: str) -> None:
+        print(f"[{time.monotonic() - self._begin:5.1f} s] {words}", file=sys.stderr, flush=True)

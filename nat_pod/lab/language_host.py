@@ -1,0 +1,96 @@
+"""A Python language host, used only where Pulumi's own `pulumi-language-python` is missing.
+
+Pulumi publishes its CLI as Go modules, from which `.ci/pulumi/install` builds it, but not its language host.  This is
+the part of one that `pulumi preview|up|refresh|destroy` need: it starts the program in a process of its own and says
+how it ended (https://github.com/pulumi/pulumi, proto/pulumi/language.proto).  It installs nothing, and leaves it to the
+engine to find out which providers the program uses.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import grpc
+from google.protobuf import empty_pb2
+from pulumi.runtime.proto import language_pb2, language_pb2_grpc, plugin_pb2
+
+from nat_pod.lab import run_program
+from nat_pod.lab.plugin import new_server, serve, write_executable
+
+
+class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
+    """Pulumi's LanguageRuntime service for Python; methods are documented in its protocol."""
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._program: subprocess.Popen[bytes] | None = None
+
+    def Handshake(
+        self, request: language_pb2.LanguageHandshakeRequest, context: grpc.ServicerContext
+    ) -> language_pb2.LanguageHandshakeResponse:
+        return language_pb2.LanguageHandshakeResponse()
+
+    def GetPluginInfo(self, request: empty_pb2.Empty, context: grpc.ServicerContext) -> plugin_pb2.PluginInfo:
+        return plugin_pb2.PluginInfo()
+
+    def About(self, request: language_pb2.AboutRequest, context: grpc.ServicerContext) -> language_pb2.AboutResponse:
+        return language_pb2.AboutResponse(executable=sys.executable, version=platform.python_version())
+
+    def GetRequiredPackages(
+        self, request: language_pb2.GetRequiredPackagesRequest, context: grpc.ServicerContext
+    ) -> language_pb2.GetRequiredPackagesResponse:
+        # None is named: the engine loads a provider when the first resource of its package is registered.
+        return language_pb2.GetRequiredPackagesResponse()
+
+    def Run(self, request: language_pb2.RunRequest, context: grpc.ServicerContext) -> language_pb2.RunResponse:
+        # What the program prints is this process's output too, which the engine shows.
+        self._program = subprocess.Popen(
+            [_interpreter(request.info), "-u", run_program.__file__, self._engine],
+            cwd=request.info.program_directory,
+            stdin=subprocess.PIPE,
+        )
+        self._program.communicate(request.SerializeToString())
+        status = self._program.returncode
+        if status == run_program.TOLD:
+            return language_pb2.RunResponse(bail=True)
+        return language_pb2.RunResponse(error=f"the program ended with status {status}" if status else "")
+
+    def Cancel(self, request: empty_pb2.Empty, context: grpc.ServicerContext) -> empty_pb2.Empty:
+        self.stop()
+        return empty_pb2.Empty()
+
+    def stop(self) -> None:
+        """End the program if it still runs: without an engine it would wait for ever."""
+        if self._program is not None:
+            self._program.kill()
+
+
+def write_plugin(home: Path) -> None:
+    """Put the language host into a PULUMI_HOME, where the CLI looks after it found none beside itself."""
+    directory = home / "plugins" / f"language-python-v{version('pulumi')}"
+    write_executable(directory / "pulumi-language-python", "nat_pod.lab.language_host")
+
+
+def _interpreter(info: language_pb2.ProgramInfo) -> str:
+    """The Python of the virtual environment that Pulumi.yaml names; this one where there is none."""
+    options = dict(info.options.items())
+    python = Path(info.root_directory, str(options.get("virtualenv", ".venv")), "bin", "python")
+    return str(python) if python.exists() else sys.executable
+
+
+def main() -> int:
+    """Serve the engine whose address is the last argument."""
+    host = LanguageHost(sys.argv[-1])
+    server = new_server(4)
+    language_pb2_grpc.add_LanguageRuntimeServicer_to_server(host, server)
+    serve(server)
+    host.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

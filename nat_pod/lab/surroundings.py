@@ -1,0 +1,232 @@
+"""The POD's neighbours, set up in the simulated region as their owners would, by calls to the region.
+
+Per customer a VCN with an LPG, a route table, a security list and a machine per host; the management VCN with its
+servers and the vRouter.  Addresses, CIDRs and the routes to add come from the plan, OCIDs from the stack's outputs:
+what an owner would be handed.  Beside the members of the address book stands a stranger in every VCN, to whom nothing
+may connect.
+
+Order, as for a real POD: `before` (LPGs that the POD shall peer with), `pulumi up`, `build` (which attaches the
+vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `stand_up` does all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from netaddr import IPNetwork
+
+from nat_pod.addressing import reserved_by_oci
+from nat_pod.config import MANAGEMENT, PodConfig
+from nat_pod.lab.oci_types import (
+    INSTANCE,
+    LPG,
+    PRIVATE_IP,
+    ROUTE_TABLE,
+    SECURITY_LIST,
+    SUBNET,
+    VCN,
+    VNIC_ATTACHMENT,
+    Inputs,
+)
+from nat_pod.lab.program import Deployment, deploy
+from nat_pod.lab.region import Region
+from nat_pod.plan import VROUTER, PodPlan
+from nat_pod.pod import plan_pod
+from nat_pod.stack import read_stack
+
+STRANGER = "stranger"
+ROUTER_TAG = {"role": VROUTER}
+"""Marks the vRouter: its guest forwards, and routes each further VNIC's VCN by that VNIC."""
+
+_ANYWHERE = "0.0.0.0/0"
+_HOST_SHAPE = "VM.Standard2.1"
+_ROUTER_SHAPE = "VM.Standard2.4"
+
+
+def stand_up(directory: Path, stack: str) -> tuple[Region, PodPlan, Deployment]:
+    """A region with the POD of a stack and its neighbours, in the order in which it happens on OCI.
+
+    The deployment returned is the second `up`; it warns of nothing when the vRouter is in place.
+    """
+    settings = read_stack(directory, stack)
+    plan = plan_pod(PodConfig.from_mapping(settings.pod_config(), stack), stack)
+    region = Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=max(10, len(plan.lpgs)))
+    before(plan, region)
+    first = deploy(directory, stack, region)
+    build(plan, region, first.outputs)
+    return region, plan, deploy(directory, stack, region)
+
+
+def before(plan: PodPlan, region: Region) -> None:
+    """What must be there before the POD: the LPGs of customers whose entry in the stack file has a `peerId`."""
+    for lpg in plan.lpgs:
+        if lpg.peer_id is not None and region.find(LPG, _lpg_name(lpg.customer)) is None:
+            vcn = _vcn(plan, region, lpg.customer, plan.customer_cidrs[lpg.customer])
+            region.create(
+                LPG,
+                {"compartmentId": plan.compartment_id, "vcnId": vcn, "displayName": _lpg_name(lpg.customer)},
+                _lpg_name(lpg.customer),
+                ocid=lpg.peer_id,
+            )
+
+
+def build(plan: PodPlan, region: Region, outputs: dict[str, Any]) -> None:
+    """Set up all neighbours.  outputs: the stack's.  Repeating it with another plan changes and adds in place."""
+    for lpg in plan.lpgs:
+        _customer(plan, region, lpg.customer, outputs["lpgIds"][lpg.customer])
+    _management(plan, region, outputs["vrouterSubnetId"])
+    for slot in plan.slots:
+        _host(plan, region, slot.member, slot.real)
+    for realm, cidr in {**plan.customer_cidrs, MANAGEMENT: plan.management_cidr}.items():
+        taken = {slot.real for slot in plan.slots if slot.member.startswith(f"{realm}/")}
+        if realm == MANAGEMENT:
+            taken |= set(_vrouter_addresses(plan))
+        address = next(_free(cidr, taken), None)
+        if address is not None and region.find(INSTANCE, f"{realm}/{STRANGER}") is None:
+            _host(plan, region, f"{realm}/{STRANGER}", address)
+
+
+def _customer(plan: PodPlan, region: Region, customer: str, pod_lpg: str) -> None:
+    vcn = _vcn(plan, region, customer, plan.customer_cidrs[customer])
+    lpg = region.find(LPG, _lpg_name(customer))
+    if lpg is None:  # the usual case: the customer requests, the POD accepts
+        lpg = _stand(region, LPG, plan, _lpg_name(customer), {"vcnId": vcn, "peerId": pod_lpg})
+    rules = [_rule(destination, lpg) for destination in plan.neighbours[customer]]
+    table = _stand(region, ROUTE_TABLE, plan, customer, {"vcnId": vcn, "routeRules": rules})
+    _subnet(plan, region, customer, plan.customer_cidrs[customer], vcn, table)
+
+
+def _management(plan: PodPlan, region: Region, vrouter_subnet: str) -> None:
+    vcn = _vcn(plan, region, MANAGEMENT, plan.management_cidr)
+    table = region.find(ROUTE_TABLE, MANAGEMENT) or _stand(region, ROUTE_TABLE, plan, MANAGEMENT, {"vcnId": vcn})
+    subnet = _subnet(plan, region, MANAGEMENT, plan.management_cidr, vcn, table)
+    floating = _vrouter(plan, region, subnet, vrouter_subnet)
+    rules = [_rule(destination, floating) for destination in plan.neighbours[MANAGEMENT]]
+    _stand(region, ROUTE_TABLE, plan, MANAGEMENT, {"vcnId": vcn, "routeRules": rules})
+
+
+def _vrouter(plan: PodPlan, region: Region, subnet: str, pod_subnet: str) -> str:
+    """The vRouter with a VNIC in each VCN; returns the OCID of its floating address in the management VCN.
+
+    Both floating addresses are secondary private IPs, so that a pair of vRouters can pass them on.
+    """
+    floating, primary = _vrouter_addresses(plan)
+    instance = _instance(plan, region, VROUTER, subnet, primary, router=True)
+    # Left to OCI, the VNIC's own address could be the floating one.
+    pod_cidr = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
+    own = next(_free(pod_cidr, {plan.vrouter_ip}))
+    attachment = _stand(
+        region,
+        VNIC_ATTACHMENT,
+        None,
+        f"{VROUTER}-vnic-2",
+        {"instanceId": instance, "createVnicDetails": _vnic(f"{VROUTER}-vnic-2", pod_subnet, own, router=True)},
+    )
+    pod_vnic = region.read(attachment)["vnicId"]
+    attached = region.invoke("oci:Core/getVnicAttachments:getVnicAttachments", {"instanceId": instance})
+    primary_vnic = attached["vnicAttachments"][0]["vnicId"]
+    _stand(region, PRIVATE_IP, None, "vrouter floating, POD", {"vnicId": pod_vnic, "ipAddress": plan.vrouter_ip})
+    return _stand(
+        region, PRIVATE_IP, None, "vrouter floating, management", {"vnicId": primary_vnic, "ipAddress": floating}
+    )
+
+
+def _vrouter_addresses(plan: PodPlan) -> tuple[str, str]:
+    """The vRouter's floating and own address in the management VCN: free ones near the end of it."""
+    cidr = IPNetwork(plan.management_cidr)
+    taken = {slot.real for slot in plan.slots}
+    floating = next(str(address) for address in cidr[-6:-1] if str(address) not in taken)
+    return floating, next(_free(plan.management_cidr, taken | {floating}))
+
+
+def _host(plan: PodPlan, region: Region, member: str, address: str) -> None:
+    subnet = region.find(SUBNET, member.split("/")[0])
+    if subnet is None:
+        raise ValueError(f"{member}: {member.split('/')[0]} has no VCN here")
+    _instance(plan, region, member, subnet, address, router=False)
+
+
+def _instance(plan: PodPlan, region: Region, name: str, subnet: str, address: str, *, router: bool) -> str:
+    return _stand(
+        region,
+        INSTANCE,
+        plan,
+        name,
+        {
+            "availabilityDomain": region.availability_domains[0],
+            "shape": _ROUTER_SHAPE if router else _HOST_SHAPE,
+            "sourceDetails": {"sourceType": "image", "sourceId": plan.image_id},
+            "createVnicDetails": _vnic(f"{name}-vnic-1", subnet, address, router=router),
+            "freeformTags": ROUTER_TAG if router else {},
+        },
+    )
+
+
+def _vnic(name: str, subnet: str, address: str, *, router: bool) -> Inputs:
+    return {
+        "displayName": name,
+        "subnetId": subnet,
+        "privateIp": address,
+        "assignPublicIp": "false",
+        "skipSourceDestCheck": router,
+    }
+
+
+def _vcn(plan: PodPlan, region: Region, name: str, cidr: str) -> str:
+    return _stand(region, VCN, plan, name, {"cidrBlocks": [cidr]})
+
+
+def _subnet(plan: PodPlan, region: Region, name: str, cidr: str, vcn: str, table: str) -> str:
+    """One subnet over the whole VCN, open from the POD and within: what it may reach is decided in the POD."""
+    ingress = [{"protocol": "all", "source": source} for source in (plan.cidr, cidr)]
+    egress = [{"protocol": "all", "destination": _ANYWHERE}]
+    security = _stand(
+        region,
+        SECURITY_LIST,
+        plan,
+        name,
+        {"vcnId": vcn, "ingressSecurityRules": ingress, "egressSecurityRules": egress},
+    )
+    return _stand(
+        region,
+        SUBNET,
+        plan,
+        name,
+        {
+            "vcnId": vcn,
+            "cidrBlock": cidr,
+            "routeTableId": table,
+            "securityListIds": [security],
+            "prohibitPublicIpOnVnic": True,
+        },
+    )
+
+
+def _stand(region: Region, type_token: str, plan: PodPlan | None, name: str, inputs: Inputs) -> str:
+    """Create a resource, or bring the one of this name to these inputs; returns its OCID."""
+    if plan is not None:
+        inputs = {"compartmentId": plan.compartment_id, "displayName": name, **inputs}
+    known = region.find(type_token, name)
+    if known is None:
+        return region.create(type_token, inputs, name)[0]
+    region.update(known, inputs)
+    return known
+
+
+def _rule(destination: str, target: str) -> Inputs:
+    return {"destination": destination, "destinationType": "CIDR_BLOCK", "networkEntityId": target}
+
+
+def _lpg_name(customer: str) -> str:
+    return f"{customer}/lpg"
+
+
+def _free(cidr: str, taken: Iterable[str]) -> Iterator[str]:
+    """Usable addresses of a subnet that nobody has, the highest first: members tend to be at the low end."""
+    network, used = IPNetwork(cidr), set(taken)
+    for number in range(network.last, network.first, -1):
+        address = network[number - network.first]
+        if reserved_by_oci(address, network) is None and str(address) not in used:
+            yield str(address)

@@ -1,0 +1,570 @@
+"""The agent's own decisions, without a kernel: what it accepts, what it writes, what it would delete."""
+
+import ast
+import base64
+import bz2
+import hashlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nat_pod import guest
+from nat_pod.config import PodConfig
+from nat_pod.lab import imds
+from nat_pod.pod import plan_pod
+
+SOURCE = Path(__file__).resolve().parent.parent / "cloud-init/nat_pod_agent.py"
+spec = importlib.util.spec_from_file_location("nat_pod_agent", SOURCE)
+agent = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(agent)
+
+HOOKS = [
+    ("filter", "FORWARD", "NATPOD-FORWARD"),
+    ("nat", "PREROUTING", "NATPOD-PRE"),
+    ("nat", "POSTROUTING", "NATPOD-POST"),
+]
+CHAINS = {"filter": ["NATPOD-FORWARD"], "nat": ["NATPOD-PRE", "NATPOD-POST", "NATPOD-V-198.18.0.0/27"]}
+
+
+def text_of(filter_rules=(), nat_rules=(), chains=CHAINS) -> str:
+    lines = []
+    for table, rules in (("filter", filter_rules), ("nat", nat_rules)):
+        lines += [f"*{table}", *(f":{chain} - [0:0]" for chain in chains[table]), *rules, "COMMIT"]
+    return "\n".join(lines) + "\n"
+
+
+def document(text, hooks=HOOKS, vm="natVm1"):
+    return agent.Document(guest.rule_document(vm, hooks, text)[0], "natVm1")
+
+
+def number(address: str) -> int:
+    return agent.number(address)
+
+
+# --- the file itself -------------------------------------------------------------------------------------------------
+
+
+def test_it_is_python_3_6_and_imports_the_standard_library_only():
+    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 6))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."])
+    }
+    assert imported <= sys.stdlib_module_names
+    assert "ipaddress" not in imported
+    # What the syntax check does not see: things that the libraries of 3.6 did not have yet.
+    words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    words |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    later = {"capture_output", "text", "removeprefix", "removesuffix", "fromisoformat", "missing_ok", "dirs_exist_ok",
+             "is_relative_to", "strict", "bit_count", "cached_property"}  # fmt: skip
+    assert not words & later
+
+
+def test_it_talks_to_nobody_but_the_metadata_service():
+    assert "environ.get" not in SOURCE.read_text()
+    assert agent.IMDS == "169.254.169.254"
+
+
+# --- what it accepts -------------------------------------------------------------------------------------------------
+
+V = "NATPOD-V-198.18.0.0/27"
+TWINS = {
+    # name: (table, refused rule, accepted twin)
+    "a chain that is not ours": ("nat", "-A PREROUTING -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
+    "a chain not declared": ("nat", "-A NATPOD-NO -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
+    "a way into a chain not declared": ("nat", "-A NATPOD-PRE -g NATPOD-NO", f"-A NATPOD-PRE -g {V}"),
+    "a way into a chain of the other table": ("nat", "-A NATPOD-PRE -g NATPOD-FORWARD", f"-A NATPOD-PRE -g {V}"),
+    "a way into a foreign chain": ("filter", "-A NATPOD-FORWARD -g DOCKER", "-A NATPOD-FORWARD -j DROP"),
+    "a jump instead of a goto": ("nat", f"-A NATPOD-PRE -j {V}", f"-A NATPOD-PRE -g {V}"),
+    "no target": ("nat", "-A NATPOD-PRE -s 10.0.0.0/8", "-A NATPOD-PRE -s 10.0.0.0/8 -j ACCEPT"),
+    "two targets": ("nat", f"-A NATPOD-PRE -j ACCEPT -g {V}", "-A NATPOD-PRE -j ACCEPT"),
+    "a target of the other table": ("filter", "-A NATPOD-FORWARD -j MASQUERADE", "-A NATPOD-FORWARD -j ACCEPT"),
+    "drop in nat": ("nat", "-A NATPOD-PRE -j DROP", "-A NATPOD-PRE -j ACCEPT"),
+    "an interface in nat": ("nat", "-A NATPOD-PRE -i ens3 -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
+    "an interface name with more": (
+        "filter", "-A NATPOD-FORWARD -i ens3;reboot -j DROP", "-A NATPOD-FORWARD -i ens3 -j DROP"),
+    "an option nobody knows": ("filter", "-A NATPOD-FORWARD -o ens3 -j DROP", "-A NATPOD-FORWARD -i ens3 -j DROP"),
+    "a module nobody knows": (
+        "filter", "-A NATPOD-FORWARD -m u32 -j DROP", "-A NATPOD-FORWARD -m conntrack --ctstate NEW -j DROP"),
+    "a negation": ("nat", "-A NATPOD-PRE ! -s 10.0.0.0/8 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.0/8 -j ACCEPT"),
+    "an option twice": (
+        "nat", "-A NATPOD-PRE -s 10.0.0.0/8 -s 10.0.0.0/8 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.0/8 -j ACCEPT"),
+    "an address with 256": (
+        "nat", "-A NATPOD-PRE -s 10.0.0.256/32 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.255/32 -j ACCEPT"),
+    "an address with a leading zero": (
+        "nat", "-A NATPOD-PRE -s 10.0.0.010/32 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.10/32 -j ACCEPT"),
+    "a prefix of 33": ("nat", "-A NATPOD-PRE -s 10.0.0.1/33 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.1/32 -j ACCEPT"),
+    "bits behind the prefix": (
+        "nat", "-A NATPOD-PRE -s 10.0.0.1/24 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.0/24 -j ACCEPT"),
+    "a host name": ("nat", "-A NATPOD-PRE -s mgmt -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.1 -j ACCEPT"),
+    "DNAT without an address": (
+        "nat", "-A NATPOD-PRE -j DNAT", "-A NATPOD-PRE -j DNAT --to-destination 10.0.0.1"),
+    "DNAT with the other option": (
+        "nat", "-A NATPOD-PRE -j DNAT --to-source 10.0.0.1", "-A NATPOD-PRE -j SNAT --to-source 10.0.0.1"),
+    "DNAT to a network": (
+        "nat", "-A NATPOD-PRE -j DNAT --to-destination 10.0.0.0/24", "-A NATPOD-PRE -j NETMAP --to 10.0.0.0/24"),
+    "DNAT with a port": (
+        "nat", "-A NATPOD-PRE -j DNAT --to-destination 10.0.0.1:22", "-A NATPOD-PRE -j DNAT --to-destination 10.0.0.1"),
+    "ACCEPT with an address": ("nat", "-A NATPOD-PRE -j ACCEPT --to 10.0.0.0/24", "-A NATPOD-PRE -j ACCEPT"),
+    "a comment that ends early": (
+        "nat", '-A NATPOD-PRE -m comment --comment "a" b" -j ACCEPT',
+        '-A NATPOD-PRE -m comment --comment "a b" -j ACCEPT'),
+    "a comment with a backslash": (
+        "nat", '-A NATPOD-PRE -m comment --comment "a\\" -j ACCEPT',
+        '-A NATPOD-PRE -m comment --comment "a/" -j ACCEPT'),
+    "a comment of 256 characters": (
+        "nat", f'-A NATPOD-PRE --comment "{"a" * 256}" -j ACCEPT', f'-A NATPOD-PRE --comment "{"a" * 255}" -j ACCEPT'),
+    "two spaces": ("nat", "-A NATPOD-PRE  -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
+    "a space at the end": ("nat", "-A NATPOD-PRE -j ACCEPT ", "-A NATPOD-PRE -j ACCEPT"),
+    "a carriage return": ("nat", "-A NATPOD-PRE -j ACCEPT\r", "-A NATPOD-PRE -j ACCEPT"),
+    "an insertion": ("nat", "-I NATPOD-PRE 1 -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
+    "a policy": ("filter", ":FORWARD ACCEPT [0:0]", "-A NATPOD-FORWARD -j ACCEPT"),
+    "a chain declared twice": ("filter", ":NATPOD-FORWARD - [0:0]", ":NATPOD-OTHER - [0:0]"),
+    "a chain name of 29 characters": ("nat", f":NATPOD-{'x' * 22} - [0:0]", f":NATPOD-{'x' * 21} - [0:0]"),
+    "a chain with counters": ("nat", ":NATPOD-OTHER - [1:1]", ":NATPOD-OTHER - [0:0]"),
+    "a comment line": ("nat", "# hello", "-A NATPOD-PRE -j ACCEPT"),
+    "an empty line": ("nat", "", "-A NATPOD-PRE -j ACCEPT"),
+    "another table": ("nat", "COMMIT\n*mangle", "-A NATPOD-PRE -j ACCEPT"),
+    "a circle of chains": (
+        "nat", f"-A NATPOD-PRE -g {V}\n-A {V} -g NATPOD-PRE", f"-A NATPOD-PRE -g {V}\n-A {V} -g NATPOD-POST"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "refused", "accepted"), TWINS.values(), ids=TWINS.keys())
+def test_the_grammar_refuses_and_accepts_the_twin(table, refused, accepted):
+    with pytest.raises(agent.AgentError):
+        document(text_of(**{f"{table}_rules": refused.split("\n")}))
+    assert document(text_of(**{f"{table}_rules": accepted.split("\n")})).generation
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("0.1.2.3", "1.1.2.3"),
+        ("127.0.0.1", "128.0.0.1"),
+        ("169.254.169.254", "169.253.169.254"),
+        ("169.254.0.2", "169.255.0.2"),
+        ("224.0.0.1", "223.255.255.254"),
+        ("239.255.255.255", "100.64.0.1"),
+        ("255.255.255.255", "198.18.0.255"),
+    ],
+)
+@pytest.mark.parametrize("option", ["DNAT --to-destination {}", "SNAT --to-source {}", "NETMAP --to {}/32"])
+def test_targets_that_would_hand_out_the_vm_itself(option, bad, good):
+    with pytest.raises(agent.AgentError, match="is no address to translate to"):
+        document(text_of(nat_rules=[f"-A NATPOD-PRE -j {option.format(bad)}"]))
+    document(text_of(nat_rules=[f"-A NATPOD-PRE -j {option.format(good)}"]))
+
+
+def test_a_network_that_contains_a_forbidden_one_is_refused_too():
+    with pytest.raises(agent.AgentError):
+        document(text_of(nat_rules=["-A NATPOD-PRE -j NETMAP --to 160.0.0.0/4"]))
+    with pytest.raises(agent.AgentError):
+        document(text_of(nat_rules=["-A NATPOD-PRE -j NETMAP --to 0.0.0.0/0"]))
+
+
+HOOK_TWINS = {
+    "a built-in chain we do not hook": ("filter", "OUTPUT", "NATPOD-FORWARD"),
+    "the wrong table": ("nat", "FORWARD", "NATPOD-PRE"),
+    "no such table": ("mangle", "FORWARD", "NATPOD-PRE"),
+    "a chain not declared": ("nat", "PREROUTING", "NATPOD-NO"),
+    "a foreign chain": ("filter", "FORWARD", "DOCKER"),
+}
+
+
+@pytest.mark.parametrize("hook", HOOK_TWINS.values(), ids=HOOK_TWINS.keys())
+def test_hooks(hook):
+    with pytest.raises(agent.AgentError, match="hook"):
+        document(text_of(), [hook])
+    assert document(text_of(), [("filter", "INPUT", "NATPOD-FORWARD")]).hooks["filter"] == {"INPUT": "NATPOD-FORWARD"}
+
+
+def test_a_hook_twice_is_refused():
+    with pytest.raises(agent.AgentError, match="hook"):
+        document(text_of(), [HOOKS[0], HOOKS[0]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "*filter\nCOMMIT\n",
+     "*nat\nCOMMIT\n*filter\nCOMMIT\n", "*filter\nCOMMIT\n*nat\nCOMMIT", "*filter\n*nat\nCOMMIT\n",
+     "*filter\nCOMMIT\n*nat\n", "*filter\nCOMMIT\n*nat\nCOMMIT\n*nat\nCOMMIT\n", "-A X\n"],
+)  # fmt: skip
+def test_blocks(text):
+    with pytest.raises(agent.AgentError):
+        document(text, [])
+    # An empty rule set is fine when it says so.
+    assert document("*filter\nCOMMIT\n*nat\nCOMMIT\n", []).count() == 0
+
+
+def packed(body, head="1:") -> str:
+    text = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return head + base64.b64encode(bz2.compress(text)).decode()
+
+
+def signed(**changes) -> str:
+    body = {"version": 1, "vm": "natVm1", "hooks": [list(hook) for hook in HOOKS], "rules": text_of()} | changes
+    plain = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return packed(body | {"generation": hashlib.sha256(plain).hexdigest()[:16]})
+
+
+ENVELOPES = {
+    "nothing": "",
+    "another format": packed({}, "2:"),
+    "not base64": "1:%%%",
+    "base64 with a space": signed()[:20] + " " + signed()[20:],
+    "not bz2": "1:" + base64.b64encode(b"hello").decode(),
+    "cut short": signed()[: len(signed()) // 8 * 4 + 2],
+    "something behind it": "1:" + base64.b64encode(base64.b64decode(signed()[2:]) + b"x").decode(),
+    "a bomb": packed(b" " * (agent.DOCUMENT_LIMIT + 1)),
+    "not JSON": packed(b"hello"),
+    "JSON nested without end": packed(b"[" * 200_000),
+    "a list": packed([]),
+    "a key too many": signed(extra=1),
+    "a wrong generation": packed(json.loads(bz2.decompress(base64.b64decode(signed()[2:]))) | {"vm": "natVm2"}),
+    "a generation that is no text": packed({"version": 1, "vm": "x", "hooks": [], "rules": "", "generation": 1}),
+    "another version": signed(version=2),
+    "another VM": signed(vm="natVm2"),
+    "rules that are no text": signed(rules=1),
+    "hooks that are no list": signed(hooks={}),
+    "a hook that is no list": signed(hooks=["FORWARD"]),
+    "a hook of wrong things": signed(hooks=[[1, [], {}]]),
+}
+
+
+@pytest.mark.parametrize("value", ENVELOPES.values(), ids=ENVELOPES.keys())
+def test_documents_that_are_refused_whole(value):
+    with pytest.raises(agent.AgentError):
+        agent.Document(value, "natVm1")
+    assert agent.Document(signed(), "natVm1").generation
+
+
+def test_what_guest_writes_the_agent_reads():
+    value, generation = guest.rule_document("natVm1", HOOKS, text_of())
+    assert agent.Document(value, "natVm1").generation == generation == guest.read_document(value).generation
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+def test_what_the_compiler_writes_the_agent_reads_and_understands(dev, policy):
+    plan = plan_pod(PodConfig.from_mapping(dev | {"sourceNat": policy}, "dev"), "dev")
+    one, two = (agent.Document(vm.metadata["nat-pod-rules"], vm.key) for vm in plan.vms)
+    assert [one.count(), two.count()] == [vm.rules.rule_count() for vm in plan.vms]
+    # customer1/vm1 to the server mgmt, hop by hop (article, case 1), and back to the host (case 2).
+    hide = policy == "masquerade"
+    assert one.translate(number("10.0.0.100"), number("198.18.0.2"), set()) == (
+        None if hide else number("198.18.0.2"), number("198.18.0.130"))  # fmt: skip
+    assert two.translate(number("198.18.0.2"), number("198.18.0.130"), set()) == (
+        None if hide else number("198.18.0.130"), number("10.0.0.100"))  # fmt: skip
+    assert two.translate(number("10.0.0.100"), number("198.18.0.131"), set()) == (
+        None if hide else number("198.18.0.130"), number("198.18.0.3"))  # fmt: skip
+    assert one.translate(number("198.18.0.130"), number("198.18.0.3"), set()) == (
+        None if hide else number("198.18.0.2"), number("10.0.1.100"))  # fmt: skip
+
+
+# --- what it writes --------------------------------------------------------------------------------------------------
+
+DROP = '-A NATPOD-FORWARD -m comment --comment "nothing else" -j DROP'
+
+
+def rule(text, counters="[0:0]"):
+    return (text, counters)
+
+
+def test_the_transaction_for_an_empty_kernel():
+    made = agent.transaction(document(text_of([DROP], [f"-A NATPOD-PRE -g {V}"])), {})
+    assert made.splitlines() == [
+        "*filter",
+        ":NATPOD-FORWARD - [0:0]",
+        "[0:0] " + DROP,
+        "-I FORWARD 1 -j NATPOD-FORWARD",
+        "COMMIT",
+        "*nat",
+        ":NATPOD-PRE - [0:0]",
+        ":NATPOD-POST - [0:0]",
+        f":{V} - [0:0]",
+        f"[0:0] -A NATPOD-PRE -g {V}",
+        "-I POSTROUTING 1 -j NATPOD-POST",
+        "-I PREROUTING 1 -j NATPOD-PRE",
+        "COMMIT",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (["-j NATPOD-FORWARD", "-j REJECT"], []),
+        (["-j REJECT"], ["-I FORWARD 1 -j NATPOD-FORWARD"]),
+        (["-j REJECT", "-j NATPOD-FORWARD"], ["-D FORWARD -j NATPOD-FORWARD", "-I FORWARD 1 -j NATPOD-FORWARD"]),
+        (
+            ["-j NATPOD-FORWARD", "-j NATPOD-FORWARD"],
+            ["-D FORWARD -j NATPOD-FORWARD", "-D FORWARD -j NATPOD-FORWARD", "-I FORWARD 1 -j NATPOD-FORWARD"],
+        ),
+        (["-j NATPOD-OLD"], ["-D FORWARD -j NATPOD-OLD", "-I FORWARD 1 -j NATPOD-FORWARD"]),
+        (["-s 10.0.0.0/8 -g NATPOD-FORWARD"],
+         ["-D FORWARD -s 10.0.0.0/8 -g NATPOD-FORWARD", "-I FORWARD 1 -j NATPOD-FORWARD"]),
+    ],
+)  # fmt: skip
+def test_hooks_are_first_and_once_and_left_alone_when_they_are(forward, expected):
+    live = {"filter": {"FORWARD": [rule(text) for text in forward], "NATPOD-FORWARD": []}}
+    lines = agent.transaction(document(text_of([DROP])), live).split("*nat")[0].splitlines()
+    assert [line for line in lines if line[:2] in ("-I", "-D")] == expected
+
+
+def test_chains_of_an_older_release_go_after_the_last_way_into_them():
+    live = {"filter": {"OUTPUT": [rule("-j NATPOD-OLD")], "NATPOD-OLD": [rule("-j DROP")], "DOCKER": []}}
+    lines = agent.transaction(document(text_of([DROP])), live).splitlines()
+    assert lines.index("-D OUTPUT -j NATPOD-OLD") < lines.index("-F NATPOD-OLD") < lines.index("-X NATPOD-OLD")
+    assert not any("DOCKER" in line for line in lines)
+
+
+def test_counters_stay_with_a_rule_however_iptables_quotes_it():
+    live = {
+        "filter": {"NATPOD-FORWARD": [rule("-m comment --comment x -j DROP", "[7:700]"), rule("-j ACCEPT", "[1:1]")]}
+    }
+    made = agent.transaction(document(text_of(['-A NATPOD-FORWARD -m comment --comment "x" -j DROP'])), live)
+    assert '[7:700] -A NATPOD-FORWARD -m comment --comment "x" -j DROP' in made.splitlines()
+
+
+# --- what it would translate -----------------------------------------------------------------------------------------
+
+NAT = [
+    f"-A NATPOD-PRE -s 198.18.0.128/27 -g {V}",
+    "-A NATPOD-PRE -s 10.0.0.0/24 -d 198.18.0.2/32 -j DNAT --to-destination 198.18.0.130",
+    "-A NATPOD-PRE -d 198.18.0.64/27 -j NETMAP --to 198.18.0.32/27",
+    "-A NATPOD-PRE -d 198.18.0.99/32 -j ACCEPT",
+    "-A NATPOD-PRE -d 198.18.0.96/27 -j DNAT --to-destination 10.9.9.9",
+    f"-A {V} -d 198.18.0.2/32 -j DNAT --to-destination 10.0.0.100",
+    "-A NATPOD-POST -s 198.18.0.128/27 -j NETMAP --to 198.18.0.0/27",
+    "-A NATPOD-POST -s 10.0.0.100/32 -j SNAT --to-source 198.18.0.2",
+    "-A NATPOD-POST -m conntrack --ctstate DNAT -j MASQUERADE",
+]
+FLOWS = {
+    "into a chain, DNAT and NETMAP of the source": ("198.18.0.131", "198.18.0.2", "198.18.0.3", "10.0.0.100"),
+    "a chain entered by goto is the last one looked at": ("198.18.0.131", "198.18.0.66", "198.18.0.3", "198.18.0.66"),
+    "DNAT and SNAT": ("10.0.0.100", "198.18.0.2", "198.18.0.2", "198.18.0.130"),
+    "DNAT and MASQUERADE": ("10.0.0.7", "198.18.0.2", None, "198.18.0.130"),
+    "NETMAP keeps the host bits": ("10.1.1.1", "198.18.0.66", None, "198.18.0.34"),
+    "ACCEPT ends the table: no DNAT, no MASQUERADE": ("10.1.1.1", "198.18.0.99", "10.1.1.1", "198.18.0.99"),
+    "the first rule that matches": ("10.1.1.1", "198.18.0.100", None, "10.9.9.9"),
+    "no rule at all": ("10.1.1.1", "8.8.8.8", "10.1.1.1", "8.8.8.8"),
+    "to the VM itself: POSTROUTING never sees it": ("10.0.0.100", "198.18.0.5", "10.0.0.100", "198.18.0.5"),
+}
+
+
+@pytest.mark.parametrize(("source", "destination", "new_source", "new_destination"), FLOWS.values(), ids=FLOWS.keys())
+def test_translation_of_a_new_flow(source, destination, new_source, new_destination):
+    made = document(text_of(nat_rules=NAT)).translate(number(source), number(destination), {number("198.18.0.5")})
+    assert made == (new_source and number(new_source), number(new_destination))
+
+
+# --- IMDS ------------------------------------------------------------------------------------------------------------
+
+VNICS = [
+    {"vnicId": "a", "macAddr": "02:00:17:00:00:0A", "privateIp": "198.18.0.2", "subnetCidrBlock": "198.18.0.0/27"},
+    {"vnicId": "b", "macAddr": "02:00:17:00:00:0B", "privateIp": "198.18.0.34", "subnetCidrBlock": "198.18.0.32/27"},
+]
+
+
+def test_vnics_are_read_in_order_with_small_macs():
+    assert agent.read_vnics(json.dumps(VNICS)) == [
+        ("02:00:17:00:00:0a", "198.18.0.2/27"),
+        ("02:00:17:00:00:0b", "198.18.0.34/27"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", "[{}]", "[1]", json.dumps([VNICS[0] | {"privateIp": "x"}]),
+             json.dumps([VNICS[0] | {"subnetCidrBlock": "<null>"}]), json.dumps([VNICS[0] | {"macAddr": None}])],
+)  # fmt: skip
+def test_a_vnic_list_that_is_none_is_refused(text):
+    with pytest.raises(agent.AgentError, match="VNIC list"):
+        agent.read_vnics(text)
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """The lab's metadata service on a port of this machine; returns its state file."""
+    state = tmp_path / "state.json"
+    server = imds.Server(("127.0.0.1", 0), state)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    # http.client takes host:port; the agent itself has no way to be sent elsewhere.
+    monkeypatch.setattr(agent, "IMDS", f"127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_agent_reads_the_metadata_service(service):
+    service.write_text(json.dumps({"instance": {"metadata": {"nat-pod-vm": "natVm1"}}, "vnics": VNICS}))
+    assert agent.imds("instance/metadata/nat-pod-vm") == "natVm1"
+    assert agent.imds("instance/metadata/nat-pod-rules") is None
+    assert json.loads(agent.imds("vnics/")) == VNICS
+    service.write_text("{")
+    with pytest.raises(agent.AgentError, match="status 503"):
+        agent.imds("vnics/")
+    service.write_text("{}")
+    assert agent.imds("vnics/") is None
+
+
+def test_a_metadata_service_that_is_down_is_a_sentence(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(agent, "IMDS", "127.0.0.1:1")
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(agent.AgentError, match=r"http://127.0.0.1:1/opc/v2/vnics/: .*refused"):
+        agent.imds("vnics/")
+    assert pauses == [1, 2, 0]
+
+
+STATE = {"instance": {"metadata": {"a/b": "x"}, "id": "ocid1", "count": 3}, "vnics": VNICS}
+PATHS = [
+    ("/opc/v2/instance/id", "ocid1"),
+    ("/opc/v2/instance/metadata/", {"a/b": "x"}),
+    ("/opc/v2/vnics/1/privateIp", "198.18.0.34"),
+    ("/opc/v2/vnics/", VNICS),
+    ("/opc/v2/instance/count", 3),
+]
+NO_PATHS = [
+    "/", "/opc/v1/instance/id", "/opc/v2/instance/no", "/opc/v2/vnics/2", "/opc/v2/vnics/-1", "/opc/v2/instance/id/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "found"), PATHS)
+def test_imds_walks_keys_and_indexes(path, found):
+    assert imds.find(STATE, path) == found
+
+
+@pytest.mark.parametrize("path", NO_PATHS)
+def test_imds_has_nothing_else(path):
+    with pytest.raises(KeyError):
+        imds.find(STATE, path)
+
+
+def test_imds_wants_the_header(service):
+    service.write_text(json.dumps(STATE))
+    connection = agent.http.client.HTTPConnection(agent.IMDS)
+    for headers, status in (
+        ({}, 401),
+        ({"Authorization": "Bearer Other"}, 401),
+        ({"Authorization": "Bearer Oracle"}, 200),
+    ):
+        connection.request("GET", "/opc/v2/instance/id", headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status
+    connection.close()
+
+
+# --- a round -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """The agent with its folders in `tmp_path` and a kernel that takes everything; returns what it was asked to do."""
+    done = []
+    for name, file in (("GOOD_RULES", "rules"), ("LOADED", "loaded.json"), ("SETTINGS", "settings"),
+                       ("FORWARDING", "forwarding"), ("PLATFORM", "platform")):  # fmt: skip
+        monkeypatch.setattr(agent, name, str(tmp_path / file))
+    monkeypatch.setattr(agent, "live_rules", dict)
+    monkeypatch.setattr(agent, "interfaces", list)
+    monkeypatch.setattr(agent, "rehearse", lambda document: done.append("rehearse"))
+    monkeypatch.setattr(agent, "apply", lambda document: done.append("apply") or agent.fingerprint({}))
+    monkeypatch.setattr(agent, "delete_stale_flows", lambda document, own: done.append("flows") or 0)
+    monkeypatch.setattr(agent, "apply_settings", lambda path, notes: done.append(Path(path).name))
+    return done
+
+
+def settle(*candidates):
+    problems = []
+    agent.settle(candidates, problems, [])
+    return problems
+
+
+def test_a_round_goes_from_the_guard_to_forwarding(world):
+    good = agent.Document(signed())
+    assert settle(good) == []
+    assert world == ["rehearse", "apply", "flows", "settings", "forwarding"]
+    assert agent.load(agent.GOOD_RULES) == good.value
+    world.clear()
+    assert settle(good) == []
+    assert world == ["settings", "forwarding"]
+
+
+def test_without_rules_nothing_is_forwarded(world):
+    assert settle() == []
+    assert world == ["settings"]
+
+
+def test_flows_that_cannot_be_deleted_do_not_keep_the_rules_from_working_and_are_tried_again(world, monkeypatch):
+    def refuse(document, own):
+        raise OSError(1, "no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(agent, "delete_stale_flows", refuse)
+        problems = settle(agent.Document(signed()))
+    assert len(problems) == 1
+    assert "could not be deleted, next round tries again" in problems[0]
+    assert world[-1] == "forwarding"
+    world.clear()
+    assert settle(agent.Document(signed())) == []
+    assert "flows" in world
+
+
+def test_a_document_that_fails_half_way_is_replaced_by_the_last_good_one(world, monkeypatch):
+    good, bad = agent.Document(signed()), agent.Document(signed(hooks=[]))
+    settle(good)
+    world.clear()
+
+    def apply(document):
+        world.append(document.generation)
+        if document is bad:
+            raise agent.AgentError("no")
+        return "x"
+
+    monkeypatch.setattr(agent, "apply", apply)
+    problems = settle(bad, good)
+    assert [problem.split(":")[0] for problem in problems] == [f"generation {bad.generation}"]
+    assert [entry for entry in world if len(entry) == 16] == [bad.generation, good.generation]
+    assert agent.load(agent.GOOD_RULES) == good.value
+    assert agent.load_json(agent.LOADED)["generation"] == good.generation
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_saving_replaces_a_file_whole(tmp_path):
+    path = str(tmp_path / "rules")
+    agent.save(path, "one")
+    agent.save(path, "two")
+    assert agent.load(path) == "two"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rules"]
+    assert agent.load(str(tmp_path / "none")) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_spoiled_record_counts_as_none(tmp_path, content):
+    (tmp_path / "loaded.json").write_bytes(content)
+    assert agent.load_json(str(tmp_path / "loaded.json")) == {}
+
+
+def test_spoiled_saved_rules_are_reported_and_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "GOOD_RULES", str(tmp_path / "rules"))
+    (tmp_path / "rules").write_bytes(b"1:\xff\xfe")
+    problems = []
+    assert agent.good_rules(problems) is None
+    assert len(problems) == 1
+    assert problems[0].startswith("saved rules: ")
+
+
+def test_a_usage_error_touches_nothing(capsys):
+    assert agent.main([]) == agent.main(["start"]) == agent.main(["poll", "now"]) == 2
+    assert "usage" in capsys.readouterr().err

@@ -1,0 +1,431 @@
+"""The life of a POD under the real Pulumi engine, against the simulated region.
+
+Every test starts from a copy of one POD that stands (dev, its neighbours in place), changes one thing and looks at
+what the engine plans, what it asks of the region, in which order, and what then stands there.
+"""
+
+import base64
+import copy
+import gzip
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nat_pod.config import PodConfig
+from nat_pod.lab import surroundings
+from nat_pod.lab.engine import Engine, EngineError, Run, find_cli
+from nat_pod.lab.oci_types import (
+    INSTANCE,
+    LPG,
+    PRIVATE_IP,
+    ROUTE_TABLE,
+    SUBNET,
+    VCN,
+    VNIC_ATTACHMENT,
+)
+from nat_pod.lab.region import Region
+from nat_pod.lab.region_file import RegionFile
+from nat_pod.pod import plan_pod
+
+pytestmark = [pytest.mark.engine, pytest.mark.runs_commands]
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REALMS = ("customer1", "customer2", "management")
+
+
+@pytest.fixture(scope="module")
+def cli() -> Path:
+    found = find_cli()
+    if found is None:
+        pytest.skip("no Pulumi CLI: .ci/pulumi/install makes sure there is one")
+    return found
+
+
+@dataclass
+class Pod:
+    """A stack with its own copy of the stack file, and the region it is in."""
+
+    engine: Engine
+    region: RegionFile
+    config: dict[str, Any]
+
+    @classmethod
+    def new(
+        cls, base: Path, cli: Path, stack: str = "dev", directory: Path = REPOSITORY, region: Region | None = None
+    ) -> "Pod":
+        config = yaml.safe_load((REPOSITORY / f"Pulumi.{stack}.yaml").read_text(encoding="utf-8"))["config"]
+        shared = RegionFile.make(base / "region", region or Region("uk-london-1"))
+        pod = cls(Engine(directory, stack, shared.path, cli, stack_file=base / "stack.yaml"), shared, config)
+        pod.save()
+        return pod
+
+    def copy(self, base: Path, cli: Path, directory: Path = REPOSITORY) -> "Pod":
+        source = self.region.path.parent
+        shutil.copytree(source, base, symlinks=True)
+        engine = Engine(directory, self.engine.stack, base / "region", cli, stack_file=base / "stack.yaml")
+        return Pod(engine, RegionFile(base / "region"), copy.deepcopy(self.config))
+
+    def save(self) -> None:
+        self.engine.stack_file.write_text(yaml.safe_dump({"config": self.config}), encoding="utf-8")
+
+    def change(self, **settings: Any) -> None:
+        """Set keys of nat-pod in the stack file; a function gets the value and changes it in place."""
+        for key, value in settings.items():
+            if callable(value):
+                value(self.config[f"nat-pod:{key}"])
+            else:
+                self.config[f"nat-pod:{key}"] = value
+        self.save()
+
+    def neighbours(self) -> None:
+        own = {key.removeprefix("nat-pod:"): value for key, value in self.config.items() if "nat-pod:" in key}
+        plan = plan_pod(PodConfig.from_mapping(own, self.engine.stack), self.engine.stack)
+        surroundings.build(plan, self.region, self.engine.outputs())
+
+    def find(self, type_token: str, key: str) -> str:
+        ocid = self.region.find(type_token, f"nat-pod-{self.engine.stack}-{key}")
+        assert ocid is not None, f"no {type_token} {key}"
+        return ocid
+
+    def standing(self) -> set[str]:
+        """OCIDs of what carries flows."""
+        return {record.ocid for record in self.region.all(VCN, SUBNET, INSTANCE, VNIC_ATTACHMENT, LPG, PRIVATE_IP)}
+
+    def tamper(self, type_token: str, key: str, change: Callable[[Any], Any]) -> None:
+        """Change a resource past the program, as somebody would in the console."""
+        ocid = self.find(type_token, key)
+        inputs = copy.deepcopy(self.region.get(ocid).inputs)
+        change(inputs)
+        self.region.update(ocid, inputs)
+
+    def after_changes(self, count: int, act: Callable[[], None]) -> None:
+        """Act once the region has accepted so many changes."""
+        end = time.monotonic() + 60
+        while len(self.region.changes()) < count and time.monotonic() < end:
+            time.sleep(0.01)
+        act()
+
+    def apply(self) -> list[tuple[str, str]]:
+        """`up`; returns what it did to the region, in order, as (do, name)."""
+        names = {record.ocid: record.name for record in self.region.all(*self.region.kinds())}
+        before = len(self.region.changes())
+        self.engine.up()
+        return [
+            (change["do"], change.get("name") or names[change["ocid"]]) for change in self.region.changes()[before:]
+        ]
+
+
+def planned(run: Run) -> dict[str, list[str]]:
+    """Operation to sorted names without the component's prefix; the stack's own outputs do not count."""
+    found: dict[str, list[str]] = {}
+    for step in run.steps:
+        if step.type != "pulumi:pulumi:Stack":
+            found.setdefault(step.op, []).append(step.name.split("-", 3)[-1])
+    return {op: sorted(names) for op, names in found.items()}
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, cli: Path) -> Pod:
+    """dev after the two `up` of a new POD."""
+    pod = Pod.new(tmp_path_factory.mktemp("engine") / "pod", cli)
+    pod.engine.up()
+    pod.neighbours()
+    pod.engine.up()
+    return pod
+
+
+@pytest.fixture
+def pod(standing: Pod, tmp_path: Path, cli: Path) -> Pod:
+    return standing.copy(tmp_path / "pod", cli)
+
+
+def test_new_pod_gets_its_route_to_the_vrouter_at_the_second_up(tmp_path: Path, cli: Path) -> None:
+    pod = Pod.new(tmp_path, cli)
+    assert set(planned(pod.engine.preview())) == {"create"}
+
+    first = pod.engine.up()
+    (warning,) = first.warnings
+    assert "No private IP 198.18.0.167 in subnet nat-pod-dev-vrouter yet" in warning
+    assert "then run `pulumi up` again" in warning
+    assert pod.region.read(pod.find(ROUTE_TABLE, "natVm2"))["routeRules"] == []
+
+    pod.neighbours()
+    second = pod.engine.up()
+    assert planned(second) == {"update": ["natVm2"]}
+    assert not second.warnings
+    (rule,) = pod.region.read(pod.find(ROUTE_TABLE, "natVm2"))["routeRules"]
+    assert rule["destination"] == "10.0.0.0/16"
+    assert pod.region.read(rule["networkEntityId"])["ipAddress"] == "198.18.0.167"
+    pod.engine.expect_no_changes()
+
+
+def test_nothing_changed_is_nothing_to_do(pod: Pod) -> None:
+    pod.engine.expect_no_changes()
+    pod.engine.refresh()
+    pod.engine.expect_no_changes()
+
+
+def test_added_host_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
+    pod.change(
+        customers=lambda customers: customers["customer1"]["hosts"].update(vm3="10.0.0.131"),
+        addresses=lambda book: book.update({"customer1/vm3": {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}}),
+    )
+    preview = pod.engine.preview()
+    # Under masquerade NAT VM2 translates by prefix, so a host is no news to it.
+    assert planned(preview) == {"update": ["natVm1"], "create": ["198.18.0.132", "198.18.0.4"]}
+    assert paths(preview) == {"natVm1": {"metadata.nat-pod-rules"}}
+
+    before = pod.standing()
+    pod.engine.up()
+    assert before < pod.standing()
+    pod.engine.expect_no_changes()
+
+
+def test_added_server_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
+    pod.change(
+        management=lambda management: management["servers"].update(logs="10.0.0.200"),
+        addresses=lambda book: book.update({"management/logs": {"natVm1": "198.18.0.5", "natVm2": "198.18.0.133"}}),
+    )
+    assert planned(pod.engine.preview()) == {"update": ["natVm1", "natVm2"], "create": ["198.18.0.133", "198.18.0.5"]}
+    before = pod.standing()
+    pod.engine.up()
+    assert before < pod.standing()
+
+
+def test_host_on_a_new_vnic_pair_brings_the_pair(pod: Pod) -> None:
+    pod.change(
+        subnets=lambda subnets: [
+            subnets["natVm1"].append("198.18.0.192/27"),
+            subnets["natVm2"].append("198.18.0.224/27"),
+        ],
+        customers=lambda customers: customers["customer1"]["hosts"].update(vm3="10.0.0.131"),
+        addresses=lambda book: book.update({"customer1/vm3": {"natVm1": "198.18.0.194", "natVm2": "198.18.0.226"}}),
+    )
+    before = pod.standing()
+    pod.engine.up()
+    assert before < pod.standing()
+    assert (
+        pod.region.read(pod.find(VNIC_ATTACHMENT, "natVm1-vnic-3"))["createVnicDetails"]["privateIp"] == "198.18.0.194"
+    )
+    pod.engine.expect_no_changes()
+
+
+def test_removed_host_takes_only_its_addresses_along(pod: Pod) -> None:
+    pod.change(
+        customers=lambda customers: customers["customer2"].update(hosts={"vm3": "10.0.1.101"}),
+        addresses=lambda book: book.update({"customer2/vm3": {"natVm1": "198.18.0.6", "natVm2": "198.18.0.134"}}),
+    )
+    pod.config["nat-pod:addresses"].pop("customer2/vm2")
+    pod.save()
+    assert planned(pod.engine.preview()) == {
+        "update": ["natVm1"],
+        "create": ["198.18.0.134", "198.18.0.6"],
+        "delete": ["198.18.0.131", "198.18.0.3"],
+    }
+    gone = {pod.find(PRIVATE_IP, address) for address in ("198.18.0.3", "198.18.0.131")}
+    before = pod.standing()
+    pod.engine.up()
+    assert before - pod.standing() == gone
+    pod.engine.expect_no_changes()
+
+
+def test_last_host_of_a_vnic_pair_takes_the_pair_along(pod: Pod) -> None:
+    pod.change(
+        customers=lambda customers: customers["customer1"]["hosts"].pop("vm2"),
+        addresses=lambda book: book.pop("customer1/vm2"),
+    )
+    done = pod.apply()
+    # The VNICs go before the subnets they are in, and the rules stop using them before that.
+    assert [do for do, _ in done] == ["update"] * 3 + ["delete"] * 4
+    assert {name for do, name in done if do == "delete"} == {"nat-pod-dev-natVm1-vnic-2", "nat-pod-dev-natVm2-vnic-2"}
+    assert len(pod.region.all(SUBNET)) == len(REALMS) + 3
+    pod.engine.expect_no_changes()
+
+
+def test_added_customer_and_its_removal_leave_the_others_alone(pod: Pod) -> None:
+    before = pod.standing()
+    pod.change(
+        customers=lambda customers: customers.update(customer3={"cidr": "10.0.2.0/24", "hosts": {"vm1": "10.0.2.5"}}),
+        addresses=lambda book: book.update({"customer3/vm1": {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}}),
+    )
+    preview = pod.engine.preview()
+    assert planned(preview) == {
+        "create": ["198.18.0.132", "198.18.0.4", "customer3", "natVm1-egress-customer3", "natVm1-ingress-customer3"],
+        "update": ["natVm1", "natVm1"],
+    }
+    assert paths(preview)["natVm1"] == {"routeRules", "metadata.nat-pod-rules"}
+    pod.engine.up()
+    assert before < pod.standing()
+    pod.engine.expect_no_changes()
+
+    pod.change(customers=lambda customers: customers.pop("customer3"), addresses=lambda book: book.pop("customer3/vm1"))
+    done = pod.apply()
+    # OCI refuses to delete a gateway while a route points to it.
+    assert done.index(("update", "nat-pod-dev-natVm1")) < done.index(("delete", "nat-pod-dev-customer3"))
+    assert pod.standing() == before
+
+
+def test_removed_customer_whose_gateway_is_peered(pod: Pod) -> None:
+    gone = {pod.find(LPG, "customer2")} | {pod.find(PRIVATE_IP, address) for address in ("198.18.0.3", "198.18.0.131")}
+    before = pod.standing()
+    pod.change(customers=lambda customers: customers.pop("customer2"), addresses=lambda book: book.pop("customer2/vm2"))
+    pod.engine.up()
+    assert before - pod.standing() == gone
+    assert pod.region.read(str(pod.region.find(LPG, "customer2/lpg")))["peeringStatus"] == "REVOKED"
+
+
+def test_changed_source_policy_changes_metadata_alone(pod: Pod) -> None:
+    pod.change(sourceNat="static")
+    preview = pod.engine.preview()
+    assert planned(preview) == {"update": ["natVm1", "natVm2"]}
+    assert paths(preview) == {"natVm1": {"metadata.nat-pod-rules"}, "natVm2": {"metadata.nat-pod-rules"}}
+    before = pod.standing()
+    pod.engine.up()
+    assert pod.standing() == before
+    pod.engine.expect_no_changes()
+
+
+def test_changed_shape_is_refused_where_it_would_reboot_a_vm(pod: Pod) -> None:
+    pod.change(natVm=lambda vm: vm.update(shape="VM.Standard2.16"))
+    assert planned(pod.engine.preview()) == {"update": ["natVm1", "natVm2"]}
+    with pytest.raises(EngineError, match=r"nat-pod-dev-natVm1: 409-Conflict, the update of shape needs a reboot"):
+        pod.engine.up()
+
+
+def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_path: Path, cli: Path) -> None:
+    release = tmp_path / "release"
+    for name in ("nat_pod", "cloud-init"):
+        shutil.copytree(REPOSITORY / name, release / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__main__.py", "Pulumi.yaml"):
+        shutil.copy(REPOSITORY / name, release / name)
+    artefact = release / "cloud-init" / "user-data.b64"
+    config = gzip.decompress(base64.b64decode(artefact.read_text(encoding="ascii")))
+    artefact.write_bytes(base64.b64encode(gzip.compress(config + b"# next release\n", mtime=0)))
+    pod = standing.copy(tmp_path / "pod", cli, release)
+
+    preview = pod.engine.preview()
+    replaced = ["198.18.0.131", "198.18.0.3", "natVm1", "natVm1-vnic-2", "natVm2", "natVm2-vnic-2"]
+    assert planned(preview) == dict.fromkeys(("delete-replaced", "replace", "create-replacement"), replaced)
+    assert paths(preview)["natVm1"] == {"metadata.user_data"}
+
+    addresses = {str(ip.facts["ipAddress"]) for ip in pod.region.all(PRIVATE_IP)}
+    done = pod.apply()
+    order = [done.index((do, f"nat-pod-dev-{vm}")) for vm in ("natVm1", "natVm2") for do in ("delete", "create")]
+    assert order == sorted(order), "the second VM was touched before the first had been launched again"
+    assert {str(ip.facts["ipAddress"]) for ip in pod.region.all(PRIVATE_IP)} == addresses
+    for side in ("natVm1", "natVm2"):
+        assert pod.region.read(pod.find(ROUTE_TABLE, side))["routeRules"]
+    pod.engine.expect_no_changes()
+
+
+def test_refresh_finds_what_others_changed_and_up_repairs_it(pod: Pod) -> None:
+    region = pod.region
+    before = {kind: len(region.all(kind)) for kind in region.kinds()}
+    region.delete(pod.find(PRIVATE_IP, "198.18.0.3"))
+    pod.tamper(ROUTE_TABLE, "natVm1", lambda inputs: inputs["routeRules"].pop())
+    for kind, key in ((INSTANCE, "natVm1"), (VNIC_ATTACHMENT, "natVm2-vnic-2")):
+        pod.tamper(kind, key, lambda inputs: inputs["createVnicDetails"].update(skipSourceDestCheck=False))
+
+    assert planned(pod.engine.refresh()) == {
+        "delete": ["198.18.0.3"],
+        "update": ["natVm1", "natVm1", "natVm2-vnic-2"],
+    }
+    preview = pod.engine.preview()
+    assert planned(preview) == {"create": ["198.18.0.3"], "update": ["natVm1", "natVm1", "natVm2-vnic-2"]}
+    assert paths(preview)["natVm2-vnic-2"] == {"createVnicDetails.skipSourceDestCheck"}
+    pod.engine.up()
+    assert {kind: len(region.all(kind)) for kind in region.kinds()} == before
+    for kind, key in ((INSTANCE, "natVm1"), (VNIC_ATTACHMENT, "natVm2-vnic-2")):
+        assert region.read(pod.find(kind, key))["createVnicDetails"]["skipSourceDestCheck"] is True
+    pod.engine.refresh()
+    pod.engine.expect_no_changes()
+
+
+def test_interrupted_up_is_resumed_by_the_next(tmp_path: Path, cli: Path) -> None:
+    pod = Pod.new(tmp_path, cli)
+    interrupter = threading.Thread(target=pod.after_changes, args=(15, pod.engine.interrupt))
+    interrupter.start()
+    with pytest.raises(EngineError, match="update canceled"):
+        pod.engine.up()
+    interrupter.join()
+    made = len(pod.region.changes())
+    assert 15 <= made < len(pod.engine.preview().steps) + made
+
+    pod.engine.up()
+    pod.engine.expect_no_changes()
+    assert all(change["do"] == "create" for change in pod.region.changes()), "nothing was made twice"
+
+
+def test_refused_resource_is_named_and_the_rest_goes_on_later(tmp_path: Path, cli: Path) -> None:
+    pod = Pod.new(tmp_path, cli, region=Region(lpg_limit=1))
+    with pytest.raises(EngineError, match=r"nat-pod-dev-customer[12]: 400-LimitExceeded"):
+        pod.engine.up()
+    raised = tmp_path / "region"
+    raised.write_text(
+        raised.read_text(encoding="utf-8").replace('"lpgLimit": 1,', '"lpgLimit": 2,', 1), encoding="utf-8"
+    )
+    pod.engine.up()
+    pod.engine.expect_no_changes()
+
+
+def test_destroy_leaves_an_empty_region(tmp_path: Path, cli: Path) -> None:
+    pod = Pod.new(tmp_path, cli)
+    pod.engine.up()
+    pod.engine.destroy()
+    assert pod.region.kinds() == []
+    assert pod.engine.resources() == []
+
+
+def test_destroy_waits_for_the_vrouters_owner(pod: Pod) -> None:
+    with pytest.raises(EngineError, match=r"nat-pod-dev-vrouter: 409-Conflict, The Subnet .* references the VNIC"):
+        pod.engine.destroy()
+    pod.region.delete(str(pod.region.find(VNIC_ATTACHMENT, "vrouter-vnic-2")))
+    pod.engine.destroy()
+    assert [record.name for record in pod.region.all(*pod.region.kinds()) if "nat-pod" in record.name] == []
+
+
+def test_ten_customers_beside_dev_in_one_region(standing: Pod, tmp_path: Path, cli: Path) -> None:
+    dev = standing.copy(tmp_path / "pod", cli)
+    before = dev.standing()
+    config = yaml.safe_load((REPOSITORY / "Pulumi.ten.yaml").read_text(encoding="utf-8"))["config"]
+    ten = Pod(Engine(REPOSITORY, "ten", dev.region.path, cli, stack_file=tmp_path / "ten.yaml"), dev.region, config)
+    ten.save()
+    ten.engine.up()
+    assert before < dev.standing()
+    dev.engine.expect_no_changes()
+    ten.engine.expect_no_changes()
+
+
+def test_wrong_configuration_is_told_without_a_traceback(pod: Pod) -> None:
+    pod.change(cidr="10.0.0.0/22")
+    with pytest.raises(EngineError) as refused:
+        pod.engine.preview()
+    assert "nat-pod:cidr" in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+
+
+def test_checkout_and_home_are_left_alone(pod: Pod, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def state() -> dict[str, float]:
+        return {path.name: path.stat().st_mtime for path in REPOSITORY.glob("Pulumi*")}
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    before = state()
+    pod.engine.preview()
+    assert state() == before
+    assert not (tmp_path / "home" / ".pulumi").exists()
+
+
+def paths(run: Run) -> dict[str, set[str]]:
+    """Name to the inputs that differ, of everything that has the name."""
+    found: dict[str, set[str]] = {}
+    for step in run.steps:
+        if step.paths:
+            found.setdefault(step.name.removeprefix("nat-pod-dev-"), set()).update(step.paths)
+    return found

@@ -1,0 +1,167 @@
+"""The bootstrap and the rule document as values: bytes, sizes, refusals."""
+
+import ast
+import base64
+import bz2
+import gzip
+import json
+
+import pytest
+import yaml
+
+from nat_pod import guest
+from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
+
+HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-PRE")]
+RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*nat\n:NATPOD-PRE - [0:0]\nCOMMIT\n"
+
+
+def test_the_committed_user_data_is_what_the_sources_give():
+    assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config(), (
+        "cloud-init/ has changed: run `python -m nat_pod.guest`; deployed NAT VMs will be replaced"
+    )
+
+
+def test_user_data_is_left_alone_when_only_its_packing_would_differ(tmp_path, monkeypatch):
+    other = tmp_path / "user-data.b64"
+    packed = base64.b64encode(gzip.compress(guest.render_cloud_config().encode(), 1, mtime=0)).decode()
+    other.write_text(packed + "\n")
+    monkeypatch.setattr(guest, "ARTEFACT", other)
+    assert guest.build() is False
+    assert guest.render_user_data() == packed
+    other.write_text(base64.b64encode(gzip.compress(b"#cloud-config\n")).decode())
+    assert guest.build() is True
+    assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config()
+
+
+def test_the_cloud_config_is_yaml_with_nothing_left_to_fill_in():
+    text = guest.render_cloud_config()
+    assert text.startswith("#cloud-config\n")
+    config = yaml.safe_load(text)
+    assert sorted(config) == ["runcmd", "write_files"]
+    files = {entry["path"]: entry["content"] for entry in config["write_files"]}
+    assert not any(content.startswith("$") for content in files.values())
+    assert files["/etc/sysctl.d/90-nat-pod.conf"].count("rp_filter = 0") == 3
+    # Forwarding is the agent's to switch on: nothing that runs at boot by itself may do it.
+    assert [path for path, content in files.items() if "ip_forward" in content] == ["/etc/nat-pod/forwarding.conf"]
+    commands = config["runcmd"]
+    masked = commands.index("systemctl mask firewalld.service || true")
+    assert masked < commands.index("systemctl start nat-pod-agent.service || true")
+
+
+def test_the_deployed_agent_is_the_source_without_comments():
+    def code(text: str) -> str:
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        return ast.dump(tree)
+
+    source = (guest.SOURCES / "nat_pod_agent.py").read_text()
+    deployed = yaml.safe_load(guest.render_cloud_config())["write_files"][0]["content"]
+    assert deployed.startswith("#!/usr/bin/env python3\n")
+    assert code(deployed) == code(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('#!/bin/x\n"""Doc."""\nx = 1\n', "#!/bin/x\nx = 1\n"),
+        ('def f():\n    """Doc\n    more."""\n    # why\n    return 1  # stays\n', "def f():\n    return 1  # stays\n"),
+        ('class E(Exception):\n    """All there is."""\n', 'class E(Exception):\n    """All there is."""\n'),
+    ],
+)
+def test_without_comments_and_docstrings(source, expected):
+    assert guest.without_comments(guest.without_docstrings(source)) == expected
+
+
+def test_a_document_survives_the_round_trip_and_is_the_same_bytes_each_time():
+    value, generation = guest.rule_document("natVm1", HOOKS, RULES)
+    assert guest.rule_document("natVm1", HOOKS, RULES) == (value, generation)
+    document = guest.read_document(value)
+    assert (document.vm, document.generation, document.rules) == ("natVm1", generation, RULES)
+    assert list(document.hooks) == HOOKS
+
+
+def test_the_bytes_of_a_document_are_pinned():
+    """Other bytes for the same rules mean an update of every NAT VM: that must be a decision, not an accident."""
+    value, generation = guest.rule_document("natVm1", HOOKS, RULES)
+    assert generation == "19276f927a62a752"
+    assert value == (
+        "1:QlpoOTFBWSZTWZ0HxJkAAH8fgFAWc7Avo9eOI/+fCjAAtmhqmgAAAANAADIIjU0NANAAAAAAEooaZTEDagyaaBtJoABxBckHBH"
+        "CcHTnCnQ8lFAAdq/0wnEkDyxSBkVIXwMuQBOOKFdqrKq8FWkydXJYLlFqwDihIQC5B8SSjVlvgDR7mxLC9CBPeCzIUDZrgclm+QO"
+        "bEKCPlOG4sAgeBcl0XiPzglldCC/DASP7exuQFC2tZjmDXfigIEGSf3I0+Rgxfr+6UixMPy/xdyRThQkJ0HxJk"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vm": "natVm2"},
+        {"hooks": HOOKS[:1]},
+        {"rules_text": RULES.replace("DROP", "ACCEPT")},
+    ],
+)
+def test_the_generation_covers_everything(change):
+    given = {"vm": "natVm1", "hooks": HOOKS, "rules_text": RULES}
+    assert guest.rule_document(**given)[1] != guest.rule_document(**(given | change))[1]
+
+
+def packed(text: bytes) -> str:
+    return "1:" + base64.b64encode(bz2.compress(text)).decode()
+
+
+GOOD = json.loads(bz2.decompress(base64.b64decode(guest.rule_document("natVm1", HOOKS, RULES)[0][2:])))
+
+
+def signed(**changes: object) -> str:
+    body = {key: value for key, value in (GOOD | changes).items() if key != "generation"}
+    return packed(guest._canonical(body | {"generation": guest._generation(body)}))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("2:" + packed(b"{}")[2:], "format '2', expected '1'"),
+        ("", "format ''"),
+        ("1:***", "cannot be unpacked"),
+        ("1:" + base64.b64encode(b"BZh9nonsense").decode(), "cannot be unpacked"),
+        (packed(b"[" * 10), "cannot be unpacked"),
+        (packed(b" " * (guest.DOCUMENT_LIMIT + 1)), "too long"),
+        (packed(b"{}"), "exactly the keys"),
+        (packed(json.dumps(GOOD | {"vm": "natVm2"}).encode()), "do not match its generation"),
+        (signed(version=2), "version 2, expected 1"),
+        (signed(extra=1), "exactly the keys"),
+    ],
+)
+def test_a_document_that_does_not_hold_is_refused_with_the_reason(value, reason):
+    with pytest.raises(ValueError, match=reason):
+        guest.read_document(value)
+    assert guest.read_document(signed()).vm == "natVm1"
+
+
+def test_metadata_has_the_four_keys_and_user_data_is_the_same_for_every_vm():
+    one, generation = guest.metadata("natVm1", "ssh-ed25519 AAAA", HOOKS, RULES)
+    two, _ = guest.metadata("natVm2", "ssh-ed25519 BBBB", HOOKS, RULES.replace("DROP", "ACCEPT"))
+    assert sorted(one) == ["nat-pod-rules", "nat-pod-vm", "ssh_authorized_keys", "user_data"]
+    assert one["user_data"] == two["user_data"] == guest.render_user_data()
+    assert guest.read_document(one["nat-pod-rules"]).generation == generation
+    assert (one["nat-pod-vm"], one["ssh_authorized_keys"]) == ("natVm1", "ssh-ed25519 AAAA")
+
+
+def test_the_budget_is_said_with_figures_one_byte_over():
+    room = METADATA_BYTES - METADATA_OVERHEAD_BYTES
+    fits = {"user_data": "x" * 13_000, "nat-pod-rules": "y" * (room - 13_000 - 22)}
+    assert guest.metadata_bytes(fits) == room
+    assert guest.budget_problem(fits) is None
+    over = fits | {"nat-pod-rules": fits["nat-pod-rules"] + "y"}
+    problem = guest.budget_problem(over)
+    assert problem.startswith(f"{room + 1} bytes (user_data 13000, nat-pod-rules {room - 13_000 - 21}), 1 more than")
+
+
+def test_bytes_are_counted_as_utf8():
+    assert guest.metadata_bytes({"k": "é"}) == 3
+
+
+def test_the_bootstrap_leaves_half_of_the_metadata_to_the_rules():
+    assert len(guest.render_user_data()) <= 14_000
