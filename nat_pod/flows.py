@@ -59,14 +59,19 @@ def flow_between(sender: SlotPlan, receiver: SlotPlan) -> Flow:
 
 
 def stranger_addresses(plan: PodPlan) -> dict[str, str]:
-    """For each neighbour's network the address of a host that is in no address book: {`customer1/stranger`: ...}."""
+    """For each neighbour's network the address of a host that is in no address book: {`customer1/stranger`: ...}.
+
+    A network whose addresses are all members' has no room for a stranger and is left out.
+    """
     used = {slot.real for slot in plan.slots}
     strangers = {}
     for realm, cidr in [*plan.customer_cidrs.items(), (MANAGEMENT, plan.management_cidr)]:
         network = IPNetwork(cidr)
         # From the far end of the subnet: people number their hosts from its beginning.
         free = (str(network[-offset]) for offset in range(3, network.size - 1))
-        strangers[f"{realm}/{STRANGER}"] = next(address for address in free if address not in used)
+        address = next((address for address in free if address not in used), None)
+        if address is not None:
+            strangers[f"{realm}/{STRANGER}"] = address
     return strangers
 
 
@@ -87,11 +92,13 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
 
     for customer in plan.customer_cidrs:
         stranger = f"{customer}/{STRANGER}"
+        hostile = stranger in strangers
         own = [host for host in hosts if host.member.startswith(f"{customer}/")]
         others = [host for host in hosts if not host.member.startswith(f"{customer}/")]
-        for server in servers[:1]:
-            refuse("stranger to a server", stranger, strangers[stranger], server.nat_vm1)
-        refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], primary[NAT_VM1], SSH)
+        if hostile:
+            for server in servers[:1]:
+                refuse("stranger to a server", stranger, strangers[stranger], server.nat_vm1)
+            refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], primary[NAT_VM1], SSH)
         for host in own[:1]:
             refuse("unmapped address", host.member, host.real, _unused(plan, NAT_VM1))
             for server in servers:
@@ -101,10 +108,11 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
         if other is not None:
             for host in own[:1]:
                 refuse("customer to customer", host.member, host.real, other.nat_vm1)
-            for source in [primary[NAT_VM2], *(server.nat_vm2 for server in servers[:1])]:
+            sources = sorted({primary[NAT_VM2], *(server.nat_vm2 for server in servers[:1])}) if hostile else []
+            for source in sources:
                 refuse("spoofed transit source", stranger, source, other.nat_vm1)
     unlisted = f"{MANAGEMENT}/{STRANGER}"
-    for host in hosts[:3]:
+    for host in hosts[:3] if unlisted in strangers else []:
         refuse("unlisted management host", unlisted, strangers[unlisted], host.nat_vm2)
     for server in servers[:1]:
         refuse("unmapped address", server.member, server.real, _unused(plan, NAT_VM2))

@@ -14,10 +14,11 @@ from conftest import REPOSITORY
 
 from nat_pod import guest
 from nat_pod.expected import expected_topology
+from nat_pod.flows import STRANGER
 from nat_pod.lab import oci_types as oci
 from nat_pod.lab.observe import GONE, observe
 from nat_pod.lab.region import Region
-from nat_pod.lab.surroundings import STRANGER, build, stand_up
+from nat_pod.lab.surroundings import build, stand_up
 from nat_pod.plan import PodPlan
 from nat_pod.topology import Lpg, Route, SecurityRule, Topology, Vnic
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from small_networks import ANYTHING, add, change, needs_lab, network
@@ -78,22 +79,36 @@ def test_where_there_are_no_namespaces_one_sentence_says_so(monkeypatch, uid):
 # --- traces ----------------------------------------------------------------------------------------------------------
 
 
-def namespaces_of(pid: int) -> dict[str, str]:
-    return {kind: str(Path(f"/proc/{pid}/ns/{kind}").readlink()) for kind in ("pid", "net", "mnt")}
+class Namespaces:
+    """The namespaces of one lab, held open: the kernel would give the number of a dead one to somebody's next."""
+
+    opened: ClassVar[list[int]] = []
+
+    def __init__(self, pid: int) -> None:
+        kinds = ("pid", "net", "mnt")
+        self.ids = set()
+        for kind in kinds:
+            self.opened.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY))
+            self.ids.add(os.fstat(self.opened[-1]).st_ino)
+
+    def processes(self) -> list[int]:
+        """Every process that is still in one of them."""
+        found = []
+        for namespace in Path("/proc").glob("[0-9]*/ns/*"):
+            try:
+                inside = namespace.stat().st_ino in self.ids
+            except OSError:
+                continue
+            if inside:
+                found.append(int(namespace.parts[2]))
+        return found
 
 
-def processes_in(namespaces: dict[str, str]) -> list[int]:
-    """Every process that is still in one of these namespaces."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            for kind, inode in namespaces.items():
-                try:
-                    if str((entry / "ns" / kind).readlink()) == inode:
-                        found.append(int(entry.name))
-                except OSError:
-                    pass
-    return found
+@pytest.fixture(autouse=True)
+def _close_namespaces() -> Iterator[None]:
+    yield
+    while Namespaces.opened:
+        os.close(Namespaces.opened.pop())
 
 
 def children(pid: int) -> list[int]:
@@ -132,8 +147,8 @@ def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
     return True
 
 
-def assert_gone(key: str, namespaces: dict[str, str], seconds: float = 0) -> None:
-    assert eventually(lambda: not processes_in(namespaces), seconds)
+def assert_gone(key: str, namespaces: Namespaces, seconds: float = 0) -> None:
+    assert eventually(lambda: not namespaces.processes(), seconds)
     assert eventually(lambda: not socket_exists(key), seconds)
     assert sandbox.find(key) is None
 
@@ -144,13 +159,13 @@ class TestLeavesNothing:
     def test_after_stop(self, key):
         before = surroundings()
         holder = sandbox.start(key, network())
-        namespaces = namespaces_of(holder.pid)
-        assert holder.pid in processes_in(namespaces)
+        namespaces = Namespaces(holder.pid)
+        assert holder.pid in namespaces.processes()
         assert socket_exists(key)
         assert sandbox.find(key) == holder.pid
         # A process in the lab that ignores polite requests to end.
         sandbox.call(key, "run", vm="a1", argv=["sh", "-c", "trap '' TERM INT HUP; sleep 1000 >/dev/null 2>&1 &"])
-        assert len(processes_in({"pid": namespaces["pid"]})) > 1
+        assert len(set(namespaces.processes())) > 1
         start = time.monotonic()
         holder.stop()
         assert time.monotonic() - start < 2
@@ -162,7 +177,7 @@ class TestLeavesNothing:
 
         def use() -> None:
             with Lab(network()) as lab:
-                found.append((lab.key, namespaces_of(lab.pid)))
+                found.append((lab.key, Namespaces(lab.pid)))
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
@@ -172,7 +187,7 @@ class TestLeavesNothing:
     def test_after_sigkill_of_the_holder(self, key):
         before = surroundings()
         holder = sandbox.start(key, network())
-        namespaces = namespaces_of(holder.pid)
+        namespaces = Namespaces(holder.pid)
         sandbox.call(key, "run", vm="a1", argv=["sh", "-c", "sleep 1000 >/dev/null 2>&1 &"])
         os.kill(holder.pid, signal.SIGKILL)
         assert_gone(key, namespaces, seconds=5)
@@ -182,16 +197,23 @@ class TestLeavesNothing:
         holder.stop()
         assert surroundings() == before
 
+    def test_after_sigkill_of_unshare_which_is_its_parent(self, key):
+        holder = sandbox.start(key, network())
+        namespaces = Namespaces(holder.pid)
+        holder.process.kill()
+        assert_gone(key, namespaces, seconds=5)
+        holder.stop()
+
     def test_after_a_build_that_fails(self, key):
         before = surroundings()
         topology = network()
         twice = Route(destination="10.1.0.0/16", lpg="a/lpg")
         change(topology.subnets, "a", routes=(twice, twice))
-        seen: list[dict[str, str]] = []
+        seen: list[Namespaces] = []
 
         def remember(_: str) -> None:
             for unshare in children(os.getpid()):
-                seen.extend(namespaces_of(pid) for pid in children(unshare))
+                seen.extend(Namespaces(pid) for pid in children(unshare))
 
         with pytest.raises(LabError, match=r"the line: route add 10\.1\.0\.0/16 via ") as caught:
             sandbox.start(key, topology, remember)
@@ -221,7 +243,7 @@ class TestLeavesNothing:
             assert eventually(lambda: bool(children(process.pid)))
             (unshare,) = children(process.pid)
             assert eventually(lambda: bool(children(unshare)))
-            namespaces = namespaces_of(children(unshare)[0])
+            namespaces = Namespaces(children(unshare)[0])
             process.kill()
         assert_gone(key, namespaces, seconds=5)
         assert eventually(lambda: not Path(f"/proc/{unshare}").exists() or zombie(unshare))
@@ -230,7 +252,7 @@ class TestLeavesNothing:
         program = "sandbox.start(key, network()); print('up', flush=True); time.sleep(1000)"
         with caller(key, program) as process:
             assert process.stdout.readline() == "up\n"
-            namespaces = namespaces_of(sandbox.find(key))
+            namespaces = Namespaces(sandbox.find(key))
             process.kill()
         assert_gone(key, namespaces, seconds=5)
 
@@ -255,7 +277,7 @@ class TestUse:
             assert process.communicate()[0] == "up\n"
         pid = sandbox.find(key)
         assert pid is not None
-        namespaces = namespaces_of(pid)
+        namespaces = Namespaces(pid)
         assert sandbox.probe(key, [PEER])[0].answered_by == "b1"
         assert sandbox.call(key, "status")["vms"]["b1"] == "host"
         assert sandbox.stop(key)

@@ -143,7 +143,7 @@ def test_a_reply_is_translated_back_by_conntrack_and_meets_no_rule(topology):
     ]
 
 
-# --- the network: drop one thing, and exactly that is what kills the packet --------------------------------------------
+# --- the network: drop one thing, and exactly that is what kills the packet ------------------------------------------
 
 
 def without_forwarding(topology: Topology) -> Topology:

@@ -166,7 +166,7 @@ def report_text(report: Report) -> str:
         "",
         "Flows that must not connect, with packets",
         table(
-            ["what", "from", "source", "to", *(p.upper() for p in PROTOCOLS)],
+            ["what", "from", "source", "to", *(p.upper() for p in PROTOCOLS), "dies of"],
             [
                 [
                     flow.why,
@@ -174,6 +174,7 @@ def report_text(report: Report) -> str:
                     flow.source,
                     flow.destination + (f" port {flow.port}" if flow.port is not None else ""),
                     *(_mark(verdicts, protocol, "refused") for protocol in PROTOCOLS),
+                    verdicts[0].expectation.predicted.disposition,
                 ]
                 for flow, verdicts in refused
             ],

@@ -219,6 +219,9 @@ class Engine:
             "PULUMI_DISABLE_REGISTRY_RESOLVE": "true",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
+            # Write the state once at the end, also of an interrupted run: written after every step, as the CLI does by
+            # default so that a crash loses nothing, it is most of the time that a full POD takes.
+            "PULUMI_SKIP_CHECKPOINTS": "true",
         }
         # Without the caller's own settings, which may name another backend, organization or home.
         return {key: value for key, value in os.environ.items() if not key.startswith("PULUMI_")} | mine

@@ -3,7 +3,8 @@
 One process does it all: a socket stays in the namespace it was created in (`netns.py`).
 
 - Every host answers HTTP on TCP port 80 and echoes UDP on port 9, both with `name=<vm> seen=<peer address>`, so the
-  far end itself says who it is and whom it saw.  ICMP is answered by the host's kernel; there a capture says both.
+  far end itself says who it is and whom it saw.  A NAT VM answers so on port 22.  ICMP is answered by the host's
+  kernel; there a capture says both.
 - Each probe carries a token of its own in its payload, and ICMP errors and echo replies carry it back.  Addresses,
   ports and even ICMP identifiers are what NAT may change, so they do not tell which probe a packet belongs to.
 - TCP segments without payload are known by their sequence numbers, which NAT does not change.
@@ -28,10 +29,11 @@ from typing import Any
 
 from nat_pod.lab.fabric import Fabric, vm_namespace
 from nat_pod.lab.netns import LabError, open_socket
-from nat_pod.topology import VM_HOST, Topology
+from nat_pod.topology import VM_HOST, VM_NAT, Topology
 
 ICMP, HTTP, UDP = "icmp", "http", "udp"
 PORTS = {HTTP: 80, UDP: 9}
+SSH_PORT = 22
 
 _IN_FLIGHT = 128  # probes at a time: a capture's buffer holds a few hundred packets
 _BURST = 8  # probes begun before the captures are emptied again
@@ -113,26 +115,32 @@ class Answer:
 
 
 class Servers(Thread):
-    """HTTP and UDP echo on every host, in one thread."""
+    """HTTP and UDP echo on every host, and a listener in the place of a NAT VM's sshd, in one thread."""
 
     def __init__(self, topology: Topology) -> None:
         super().__init__(name="servers", daemon=True)
         self._selector = selectors.DefaultSelector()
         self._idle: dict[socket.socket, float] = {}
         for vm in topology.vms.values():
+            space = vm_namespace(vm.name)
+            if vm.kind == VM_NAT:
+                # With nobody listening a NAT VM without its guard would look as closed as one with it.
+                self._listen(vm.name, SSH_PORT)
             if vm.kind != VM_HOST:
                 continue
-            space = vm_namespace(vm.name)
-            tcp = open_socket(space, socket.AF_INET, socket.SOCK_STREAM)
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind(("0.0.0.0", PORTS[HTTP]))
-            tcp.listen(256)
-            self._selector.register(tcp, selectors.EVENT_READ, (self._accept, vm.name))
+            self._listen(vm.name, PORTS[HTTP])
             # One socket for each address: a socket bound to all of them would answer from the first.
             for address in (a for name in vm.vnics for a in topology.vnics[name].addresses):
                 udp = open_socket(space, socket.AF_INET, socket.SOCK_DGRAM)
                 udp.bind((address, PORTS[UDP]))
                 self._selector.register(udp, selectors.EVENT_READ, (self._echo, vm.name))
+
+    def _listen(self, name: str, port: int) -> None:
+        tcp = open_socket(vm_namespace(name), socket.AF_INET, socket.SOCK_STREAM)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind(("0.0.0.0", port))
+        tcp.listen(256)
+        self._selector.register(tcp, selectors.EVENT_READ, (self._accept, name))
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -418,17 +426,12 @@ class _Round:
         for packet in packets:
             self.packets.append(packet)
             attempt = self.pending.get(packet.token)
-            if attempt is not None and attempt.flow.forged and self.arrived(packet, attempt):
+            if attempt is not None and attempt.flow.forged and self.arrived(packet):
                 self.finish(attempt, Answer(ok=True, answered_by=packet.vm, seen=packet.src))
 
-    def arrived(self, packet: _Packet, attempt: _Attempt) -> bool:
+    def arrived(self, packet: _Packet) -> bool:
         """Whether a packet came in at a host, other than as its answer."""
-        return (
-            packet.direction == "in"
-            and packet.request
-            and packet.vm in self.hosts
-            and packet.vm != attempt.flow.source_vm
-        )
+        return packet.direction == "in" and packet.request and packet.vm in self.hosts
 
     def read_icmp(self, raw: socket.socket) -> None:
         while True:
@@ -511,7 +514,7 @@ class _Round:
         assert attempt.answer is not None
         who, seen = attempt.answer.answered_by, attempt.answer.seen
         if attempt.answer.ok and attempt.flow.protocol == ICMP and not attempt.flow.forged:
-            last = next((p for p in reversed(attempt.packets) if self.arrived(p, attempt)), None)
+            last = next((p for p in reversed(attempt.packets) if self.arrived(p)), None)
             # Nobody: answered by a machine that is no host, so most likely by a NAT VM itself.
             who, seen = (last.vm, last.src) if last else (None, None)
         packets = tuple(

@@ -3,7 +3,7 @@
 Per customer a VCN with an LPG, a route table, a security list and a machine per host; the management VCN with its
 servers and the vRouter.  Addresses, CIDRs and the routes to add come from the plan, OCIDs from the stack's outputs:
 what an owner would be handed.  Beside the members of the address book stands a stranger in every VCN, to whom nothing
-may connect.
+may connect, and who lies: his VNIC's source/destination check is off.
 
 Order, as for a real POD: `before` (LPGs that the POD shall peer with), `pulumi up`, `build` (which attaches the
 vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `stand_up` does all of it.
@@ -19,6 +19,7 @@ from netaddr import IPNetwork
 
 from nat_pod.addressing import reserved_by_oci
 from nat_pod.config import MANAGEMENT, PodConfig
+from nat_pod.flows import stranger_addresses
 from nat_pod.lab.oci_types import (
     INSTANCE,
     LPG,
@@ -36,7 +37,6 @@ from nat_pod.plan import VROUTER, PodPlan
 from nat_pod.pod import plan_pod
 from nat_pod.stack import read_stack
 
-STRANGER = "stranger"
 ROUTER_TAG = {"role": VROUTER}
 """Marks the vRouter: its guest forwards, and routes each further VNIC's VCN by that VNIC."""
 
@@ -79,13 +79,9 @@ def build(plan: PodPlan, region: Region, outputs: dict[str, Any]) -> None:
     _management(plan, region, outputs["vrouterSubnetId"])
     for slot in plan.slots:
         _host(plan, region, slot.member, slot.real)
-    for realm, cidr in {**plan.customer_cidrs, MANAGEMENT: plan.management_cidr}.items():
-        taken = {slot.real for slot in plan.slots if slot.member.startswith(f"{realm}/")}
-        if realm == MANAGEMENT:
-            taken |= set(_vrouter_addresses(plan))
-        address = next(_free(cidr, taken), None)
-        if address is not None and region.find(INSTANCE, f"{realm}/{STRANGER}") is None:
-            _host(plan, region, f"{realm}/{STRANGER}", address)
+    for stranger, address in stranger_addresses(plan).items():
+        if region.find(INSTANCE, stranger) is None:
+            _host(plan, region, stranger, address, hostile=True)
 
 
 def _customer(plan: PodPlan, region: Region, customer: str, pod_lpg: str) -> None:
@@ -113,7 +109,7 @@ def _vrouter(plan: PodPlan, region: Region, subnet: str, pod_subnet: str) -> str
     Both floating addresses are secondary private IPs, so that a pair of vRouters can pass them on.
     """
     floating, primary = _vrouter_addresses(plan)
-    instance = _instance(plan, region, VROUTER, subnet, primary, router=True)
+    instance = _instance(plan, region, VROUTER, subnet, primary, router=True, skip_check=True)
     # Left to OCI, the VNIC's own address could be the floating one.
     pod_cidr = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
     own = next(_free(pod_cidr, {plan.vrouter_ip}))
@@ -122,7 +118,7 @@ def _vrouter(plan: PodPlan, region: Region, subnet: str, pod_subnet: str) -> str
         VNIC_ATTACHMENT,
         None,
         f"{VROUTER}-vnic-2",
-        {"instanceId": instance, "createVnicDetails": _vnic(f"{VROUTER}-vnic-2", pod_subnet, own, router=True)},
+        {"instanceId": instance, "createVnicDetails": _vnic(f"{VROUTER}-vnic-2", pod_subnet, own, skip_check=True)},
     )
     pod_vnic = region.read(attachment)["vnicId"]
     attached = region.invoke("oci:Core/getVnicAttachments:getVnicAttachments", {"instanceId": instance})
@@ -136,19 +132,22 @@ def _vrouter(plan: PodPlan, region: Region, subnet: str, pod_subnet: str) -> str
 def _vrouter_addresses(plan: PodPlan) -> tuple[str, str]:
     """The vRouter's floating and own address in the management VCN: free ones near the end of it."""
     cidr = IPNetwork(plan.management_cidr)
-    taken = {slot.real for slot in plan.slots}
+    taken = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
     floating = next(str(address) for address in cidr[-6:-1] if str(address) not in taken)
     return floating, next(_free(plan.management_cidr, taken | {floating}))
 
 
-def _host(plan: PodPlan, region: Region, member: str, address: str) -> None:
+def _host(plan: PodPlan, region: Region, member: str, address: str, *, hostile: bool = False) -> None:
+    """A machine of a neighbour.  A hostile one has switched its source/destination check off, as any owner can."""
     subnet = region.find(SUBNET, member.split("/")[0])
     if subnet is None:
         raise ValueError(f"{member}: {member.split('/')[0]} has no VCN here")
-    _instance(plan, region, member, subnet, address, router=False)
+    _instance(plan, region, member, subnet, address, router=False, skip_check=hostile)
 
 
-def _instance(plan: PodPlan, region: Region, name: str, subnet: str, address: str, *, router: bool) -> str:
+def _instance(
+    plan: PodPlan, region: Region, name: str, subnet: str, address: str, *, router: bool, skip_check: bool
+) -> str:
     return _stand(
         region,
         INSTANCE,
@@ -158,19 +157,19 @@ def _instance(plan: PodPlan, region: Region, name: str, subnet: str, address: st
             "availabilityDomain": region.availability_domains[0],
             "shape": _ROUTER_SHAPE if router else _HOST_SHAPE,
             "sourceDetails": {"sourceType": "image", "sourceId": plan.image_id},
-            "createVnicDetails": _vnic(f"{name}-vnic-1", subnet, address, router=router),
+            "createVnicDetails": _vnic(f"{name}-vnic-1", subnet, address, skip_check=skip_check),
             "freeformTags": ROUTER_TAG if router else {},
         },
     )
 
 
-def _vnic(name: str, subnet: str, address: str, *, router: bool) -> Inputs:
+def _vnic(name: str, subnet: str, address: str, *, skip_check: bool) -> Inputs:
     return {
         "displayName": name,
         "subnetId": subnet,
         "privateIp": address,
         "assignPublicIp": "false",
-        "skipSourceDestCheck": router,
+        "skipSourceDestCheck": skip_check,
     }
 
 
