@@ -231,7 +231,7 @@ def trusting_addresses(topology: Topology) -> Topology:
 
 
 def test_without_its_guard_the_nat_vm_answers_for_itself(dev_deployed):
-    """The refusals above are not accidents.  A stranger's ping to the server is answered by NAT VM1: looks fine, is not."""
+    """A stranger's ping to the server is then answered by NAT VM1: looks fine, is not."""
     assert connected_without(dev_deployed, without_the_input_guard) == {
         "customer to a NAT VM's ssh",
         "stranger to a server",
