@@ -120,8 +120,11 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
 
 
 def _unused(plan: PodPlan, vm: str) -> str:
-    """An address of a NAT VM's last VNIC subnet that is nobody's."""
-    vnic = plan.vm(vm).vnics[-1]
-    network = next(IPNetwork(subnet.cidr) for subnet in plan.subnets if subnet.key == vnic.key)
-    held = {vnic.primary, *vnic.secondaries}
-    return next((str(a) for a in list(network)[2:-1] if str(a) not in held), str(network[-1]))
+    """An address in a NAT VM's subnets that nobody has: in the first one with room, which the neighbours route to."""
+    cidrs = {subnet.key: IPNetwork(subnet.cidr) for subnet in plan.subnets}
+    for vnic in plan.vm(vm).vnics:
+        held = {vnic.primary, *vnic.secondaries}
+        for address in cidrs[vnic.key][2:-1]:
+            if str(address) not in held:
+                return str(address)
+    return str(cidrs[plan.vm(vm).vnics[0].key][-1])

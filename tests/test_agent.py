@@ -388,6 +388,34 @@ def test_a_vnic_list_that_is_none_is_refused(text):
         agent.read_vnics(text)
 
 
+def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatch):
+    """The primary VNIC is DHCP's, whatever it looks like."""
+    done, problems = [], []
+
+    def link(name, last, mtu, flags, address):
+        info = [{"family": "inet", "local": address, "prefixlen": 27}] if address else []
+        return {"ifname": name, "link_type": "ether", "address": f"02:00:17:00:00:{last}", "mtu": mtu, "flags": flags,
+                "addr_info": info}  # fmt: skip
+
+    monkeypatch.setattr(agent, "interfaces", lambda: [link("p", "0a", 1500, [], ""), link("s", "0b", 1500, [], "")])
+    monkeypatch.setattr(agent, "run", done.append)
+    monkeypatch.setattr(agent.shutil, "which", lambda name: "/usr/bin/nmcli")
+    vnics = agent.read_vnics(json.dumps(VNICS))
+    report = agent.bring_up(vnics, problems)
+    assert [" ".join(command) for command in done] == [
+        "ip link set dev s mtu 9000",
+        "ip link set dev s up",
+        "nmcli device set s managed no",
+        "ip address replace 198.18.0.34/27 dev s",
+    ]
+    assert [entry["interface"] for entry in report] == ["p", "s"]
+    done.clear()
+    monkeypatch.setattr(agent, "interfaces", lambda: [link("s", "0b", 9000, ["UP"], "198.18.0.34")])
+    agent.bring_up(vnics, problems)
+    assert done == []
+    assert problems == ["VNIC 198.18.0.2/27 (02:00:17:00:00:0a): no interface has this MAC yet"]
+
+
 @pytest.fixture
 def service(tmp_path, monkeypatch):
     """The lab's metadata service on a port of this machine; returns its state file."""

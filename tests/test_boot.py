@@ -47,6 +47,7 @@ def rules(mappings: dict[str, str], source: str = "-m conntrack --ctstate DNAT -
 -A NATPOD-FORWARD -m conntrack --ctstate DNAT -j ACCEPT
 -A NATPOD-FORWARD -m comment --comment "no mapping translated it" -j DROP
 -A NATPOD-INPUT -i lo -j ACCEPT
+-A NATPOD-INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 -A NATPOD-INPUT -p icmp -m icmp --icmp-type 3 -j ACCEPT
 -A NATPOD-INPUT -s 10.9.0.0/16 -p tcp -m tcp --dport 22 -j ACCEPT
 -A NATPOD-INPUT -j DROP
@@ -210,6 +211,8 @@ def shared(tmp_path_factory):
 
 def test_first_boot_configures_everything_from_the_metadata(lab):
     generation = lab.deploy(rules(MAPPINGS))
+    for interface in ("all", "ens3", "ens5"):  # as images have it
+        lab.run("sysctl", "-w", f"net.ipv4.conf.{interface}.rp_filter=1", vm=True)
     done = lab.boot()
     assert done.returncode == 0, done.stderr
     status = lab.status()
@@ -346,6 +349,17 @@ def test_the_agent_knows_it_for_compiled_rules_too(shared, policy):
     ends = [("198.18.0.2", "198.18.0.130"), ("198.18.0.3", "198.18.0.130"), ("198.18.0.2", "10.0.0.100"),
             ("198.18.0.2", "10.0.1.100")]  # fmt: skip
     no_flow_is_stale(shared, iptables.hooks(ruleset), iptables.render(ruleset), "flows that exist", ends)
+
+
+def test_what_the_vm_itself_sends_is_left_alone(shared):
+    # It never met PREROUTING: a rule there says nothing about it.
+    towards_gateway = "-A NATPOD-PRE -d 198.18.0.1/32 -j DNAT --to-destination 198.18.0.130\n"
+    shared.deploy(rules(MAPPINGS, extra=towards_gateway))
+    assert shared.poll().returncode == 0
+    shared.run("ping", "-c1", "-W1", "198.18.0.1", vm=True)
+    assert "198.18.0.2>198.18.0.1 198.18.0.1>198.18.0.2" in shared.flows()
+    shared.deploy(rules(MAPPINGS, extra=towards_gateway).replace("flows that exist", "changed"))
+    assert "; 0 flows deleted" in shared.poll().stderr
 
 
 def no_flow_is_stale(lab, hooks, text: str, comment: str, ends: list[tuple[str, str]]) -> None:
@@ -560,14 +574,16 @@ def test_status_shows_what_runs(running):
     assert [entry["flows"] for entry in shown["flows"] if '"m 198.18.0.3"' in entry["rule"]] == [1]
 
 
-def test_the_vm_cannot_write_to_the_machine(running):
+def test_the_vm_cannot_write_to_the_machine(lab):
     """Root or not, what the VM does to its disk stays on its disk."""
-    assert not Path("/etc/nat-pod").exists()
-    assert not Path("/run/nat-pod").exists()
-    assert (running.disk / "root/etc/systemd/system/firewalld.service").is_symlink()
-    unit = running.disk / "root/etc/systemd/system/leak.service"
+    files = [Path(name) for name in ("/etc/nat-pod", "/usr/local/sbin/nat-pod-agent", "/usr/local/sbin/systemctl")]
+    before = [file.exists() for file in files]
+    assert lab.boot().returncode == 0
+    assert [file.exists() for file in files] == before
+    assert (lab.disk / "root/etc/systemd/system/firewalld.service").is_symlink()
+    unit = lab.disk / "root/etc/systemd/system/leak.service"
     unit.write_text("[Service]\nType=oneshot\nExecStart=/bin/touch /usr/nat-pod-lab-leak\n")
-    assert running.python("nat_pod.lab.boot", "start", str(running.disk), "leak.service").returncode == 1
+    assert lab.python("nat_pod.lab.boot", "start", str(lab.disk), "leak.service").returncode == 1
     assert not Path("/usr/nat-pod-lab-leak").exists()
 
 

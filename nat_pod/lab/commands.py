@@ -38,7 +38,8 @@ def run(directory: Path, arguments: argparse.Namespace) -> int:
         case "shell":
             return _shell(arguments.stack, arguments.member, key)
         case "down":
-            sandbox.stop(key)
+            if not sandbox.stop(key):
+                print(f"no lab of {arguments.stack} was up", file=sys.stderr)
             return OK
         case "demo":
             return _demo(directory, arguments.stack, key)
@@ -59,6 +60,7 @@ def _up(directory: Path, stack: str, key: str) -> int:
 
 
 def _check(directory: Path, stack: str, key: str, *, as_json: bool) -> int:
+    _holder(stack, key)
     deployed: Topology = pickle.loads(base64.b64decode(sandbox.call(key, "topology")))
     plan = _plan(directory, stack)
     for vm in plan.vms:
@@ -71,10 +73,15 @@ def _check(directory: Path, stack: str, key: str, *, as_json: bool) -> int:
     return OK if report.passed else FINDINGS
 
 
-def _shell(stack: str, member: str, key: str) -> int:
+def _holder(stack: str, key: str) -> int:
     pid = sandbox.find(key)
     if pid is None:
         raise NatPodError(f"the lab of {stack} is not up; run: python -m nat_pod lab up {stack}")
+    return pid
+
+
+def _shell(stack: str, member: str, key: str) -> int:
+    pid = _holder(stack, key)
     machines = sandbox.call(key, "status")["vms"]
     if member not in machines:
         raise NatPodError(f"{member} is no machine of this lab; it has {', '.join(sorted(machines))}")
