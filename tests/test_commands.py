@@ -15,6 +15,7 @@ WHY = "this machine gives ordinary users no network namespaces"
 def powerless(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sandbox, "available", lambda: WHY)
+    monkeypatch.setattr(commands, "find_cli", lambda: None)
 
 
 def test_demo_says_why_in_one_sentence_and_shows_the_prediction_over_the_deployed_state(powerless, capsys):

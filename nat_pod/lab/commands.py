@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ from pathlib import Path
 from nat_pod.config import PodConfig
 from nat_pod.errors import NatPodError
 from nat_pod.lab import checks, sandbox
+from nat_pod.lab.engine import Engine, find_cli
 from nat_pod.lab.observe import observe
-from nat_pod.lab.surroundings import stand_up
+from nat_pod.lab.program import Deployment, deploy
+from nat_pod.lab.region_file import RegionFile
+from nat_pod.lab.surroundings import new_region, stand_up
 from nat_pod.plan import PodPlan
 from nat_pod.pod import plan_pod
 from nat_pod.stack import read_stack
@@ -110,12 +114,32 @@ def _demo(directory: Path, stack: str, key: str) -> int:
 
 
 def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology]:
-    """Run the Pulumi program against a simulated region, with neighbours, and read the network off the region."""
-    say(f"Pulumi.{stack}.yaml: the program runs against the simulated region")
-    region, plan, deployment = stand_up(directory, stack)
-    for warning in deployment.warnings:
-        say(f"warning: {warning}")
-    return plan, observe(region)
+    """Run the Pulumi program against a simulated region, with neighbours, and read the network off the region.
+
+    By the Pulumi engine where there is a CLI, otherwise in this process under Pulumi's mocks: the same program, the
+    same region.
+    """
+    settings = read_stack(directory, stack)
+    empty = new_region(settings, PodConfig.from_mapping(settings.pod_config(), stack))
+    cli = find_cli()
+    with tempfile.TemporaryDirectory(prefix="nat-pod-") as scratch:
+        region = empty if cli is None else RegionFile.make(Path(scratch) / "region", empty)
+
+        def up() -> Deployment:
+            if cli is None:
+                say(f"Pulumi.{stack}.yaml: the program runs against the simulated region (no pulumi CLI: under mocks)")
+                deployment = deploy(directory, stack, region)
+            else:
+                say(f"Pulumi.{stack}.yaml: pulumi up, against the simulated region")
+                engine = Engine(directory, stack, Path(scratch) / "region", cli)
+                run = engine.up()
+                deployment = Deployment(outputs=engine.outputs(), warnings=run.warnings)
+            for warning in deployment.warnings:
+                say(f"warning: {warning}")
+            return deployment
+
+        _, plan, _ = stand_up(directory, stack, region, up)
+        return plan, observe(region)
 
 
 def _plan(directory: Path, stack: str) -> PodPlan:

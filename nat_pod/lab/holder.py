@@ -139,6 +139,8 @@ class Operations:
         if nat_vms:
             tell(f"{', '.join(nat_vms)} boot from their metadata")
             self._boot(nat_vms)
+        for space in fabric.spaces:
+            netns.wait_for_links(space.name)
 
     def _boot(self, names: list[str]) -> None:
         """Power the NAT VMs on, at the same time as after one `pulumi up`, and keep their timers running."""

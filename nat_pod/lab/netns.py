@@ -14,6 +14,7 @@ import os
 import shlex
 import socket
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,23 @@ def set_sysctls(namespace: str, settings: Iterable[tuple[str, str]]) -> None:
                     raise LabError(f"this kernel has no sysctl {name}") from None
             except OSError as error:
                 raise LabError(f"{namespace}: sysctl {name}={value}: {error.strerror}") from None
+
+
+def wait_for_links(namespace: str, seconds: float = 10) -> None:
+    """Wait until every link with both ends up really sends.
+
+    The kernel activates a link some time after its carrier comes (up to a second, for some), and until then it drops
+    without a word what is sent: about one lab in two hundred lost its first packet.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        lines = run(["ip", "-n", namespace, "-oneline", "link", "show", "up"]).splitlines()
+        waiting = [line for line in lines if "LOWER_UP" in line and "LOOPBACK" not in line and "state UP" not in line]
+        if not waiting:
+            return
+        if time.monotonic() > end:
+            raise LabError(f"{namespace}: a link does not come up: {waiting[0]}")
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `stand_up` does
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from nat_pod.lab.program import Deployment, deploy
 from nat_pod.lab.region import Region
 from nat_pod.plan import VROUTER, PodPlan
 from nat_pod.pod import plan_pod
-from nat_pod.stack import read_stack
+from nat_pod.stack import Stack, read_stack
 
 ROUTER_TAG = {"role": VROUTER}
 """Marks the vRouter: its guest forwards, and routes each further VNIC's VCN by that VNIC."""
@@ -45,18 +45,28 @@ _HOST_SHAPE = "VM.Standard2.1"
 _ROUTER_SHAPE = "VM.Standard2.4"
 
 
-def stand_up(directory: Path, stack: str) -> tuple[Region, PodPlan, Deployment]:
+def stand_up(
+    directory: Path, stack: str, region: Region | None = None, up: Callable[[], Deployment] | None = None
+) -> tuple[Region, PodPlan, Deployment]:
     """A region with the POD of a stack and its neighbours, in the order in which it happens on OCI.
 
-    The deployment returned is the second `up`; it warns of nothing when the vRouter is in place.
+    up: `pulumi up` against `region`; by default the program in this process, under Pulumi's mocks.  The deployment
+    returned is the second `up`'s; it warns of nothing when the vRouter is in place.
     """
     settings = read_stack(directory, stack)
-    plan = plan_pod(PodConfig.from_mapping(settings.pod_config(), stack), stack)
-    region = Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=max(10, len(plan.lpgs)))
-    before(plan, region)
-    first = deploy(directory, stack, region)
-    build(plan, region, first.outputs)
-    return region, plan, deploy(directory, stack, region)
+    config = PodConfig.from_mapping(settings.pod_config(), stack)
+    plan = plan_pod(config, stack)
+    place = new_region(settings, config) if region is None else region
+    bring_up = up or (lambda: deploy(directory, stack, place))
+    before(plan, place)
+    first = bring_up()
+    build(plan, place, first.outputs)
+    return place, plan, bring_up()
+
+
+def new_region(settings: Stack, config: PodConfig) -> Region:
+    """An empty region with the name and the limits that the stack file counts on."""
+    return Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=config.lpg_limit)
 
 
 def before(plan: PodPlan, region: Region) -> None:
