@@ -34,6 +34,7 @@ _DOTTED = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _OWN_NAMES = (MANAGEMENT, "path-mtu", "pod", "transit", "vrouter")
 # The lab's host that is in no address book.
 _STRANGER = "stranger"
+_VROUTER_ADDRESSES = 2
 
 # Never a target: a mapping to 169.254.169.254 hands the NAT VM's own metadata, with its instance certificates, to a
 # remote peer (measured); the others are not unicast addresses of a VCN.
@@ -411,6 +412,14 @@ def _management(reader: _Reader, value: object) -> ManagementConfig | None:
     servers = _addresses_in(reader, "management.servers", section.get("servers"), "servers", cidr)
     if cidr is None or vrouter is None:
         return None
+    usable = cidr.size - limits.RESERVED_LOW - limits.RESERVED_HIGH
+    if usable - len(servers) < _VROUTER_ADDRESSES:
+        reader.add(
+            "management.cidr",
+            str(cidr),
+            f"has {usable} usable addresses for {len(servers)} servers; the vRouter needs {_VROUTER_ADDRESSES} of its "
+            "own there, its VNIC's and the floating IP",
+        )
     return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers)
 
 

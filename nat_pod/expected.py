@@ -12,6 +12,7 @@ from netaddr import IPNetwork
 
 from nat_pod.config import MANAGEMENT
 from nat_pod.errors import NatPodError
+from nat_pod.flows import stranger_addresses
 from nat_pod.plan import SIDES, VROUTER, PodPlan, RouteRulePlan, SecurityRulePlan
 from nat_pod.topology import (
     VM_HOST,
@@ -47,6 +48,16 @@ def expected_topology(plan: PodPlan) -> Topology:
     for slot in plan.slots:
         _host(topology, slot.member, slot.real)
     return topology
+
+
+def vrouter_address(plan: PodPlan) -> str:
+    """The vRouter's floating IP in the management VCN: its owner's choice, here a free address near the end of it.
+
+    `config.py` sees to it that there is one.
+    """
+    cidr = IPNetwork(plan.management_cidr)
+    used = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
+    return next(str(cidr[-offset]) for offset in range(2, cidr.size - 1) if str(cidr[-offset]) not in used)
 
 
 def with_host(topology: Topology, name: str, address: str) -> Topology:
@@ -92,9 +103,7 @@ def _pod(topology: Topology, plan: PodPlan) -> None:
 
 def _management(topology: Topology, plan: PodPlan) -> None:
     """The management VCN and the vRouter: primary VNIC there, second VNIC in the POD's vRouter subnet."""
-    cidr = IPNetwork(plan.management_cidr)
-    used = {slot.real for slot in plan.slots}
-    inner = next(str(address) for address in list(cidr[-6:-1]) if str(address) not in used)
+    inner = vrouter_address(plan)
     routes = tuple(Route(destination=destination, private_ip=inner) for destination in plan.neighbours[MANAGEMENT])
     _neighbour(topology, plan, MANAGEMENT, plan.management_cidr, routes)
     for name, subnet, address in (

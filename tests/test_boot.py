@@ -533,6 +533,18 @@ def test_a_reboot_without_metadata_service_keeps_rules_and_vnics(running):
     assert running.status()["applied"] == generation
 
 
+def test_rules_are_there_before_the_network_is(running):
+    ours = sorted(line for line in running.saved() if "NATPOD" in line)
+    running.power_off()
+    offer = json.loads((running.disk / "dhcp.json").read_text())
+    (running.disk / "dhcp.json").write_text(json.dumps(offer | {"mac": "02:00:17:00:00:99"}))
+    done = running.boot(imds=False)
+    assert "interfaces with MAC 02:00:17:00:00:99: none" in done.stderr
+    assert "198.18.0.2" not in running.run("ip", "address", vm=True).stdout
+    assert sorted(line for line in running.saved() if "NATPOD" in line) == ours
+    assert running.run("sysctl", "-n", "net.ipv4.ip_forward", vm=True).stdout == "1\n"
+
+
 def test_a_vnic_that_comes_later_is_configured(lab):
     lab.vnics, later = lab.vnics[:1], lab.vnics
     lab.write_state()

@@ -34,7 +34,7 @@ ALLOWED = {
     },
     "component": {"limits", "plan"},
     "article": {"config", "plan"},
-    "expected": {"config", "errors", "plan", "topology"},
+    "expected": {"config", "errors", "flows", "plan", "topology"},
     "trace": {"iptables", "netfilter", "topology"},
     "flows": {"config", "plan"},
     "report": {"config", "limits", "plan", "trace"},

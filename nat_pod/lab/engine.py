@@ -139,12 +139,14 @@ class Engine:
 
     def outputs(self) -> dict[str, Any]:
         """The stack's outputs."""
-        outputs: dict[str, Any] = json.loads(self._command("stack", "output", "--json"))
+        self._prepare()
+        outputs: dict[str, Any] = json.loads(self._query("stack", "output", "--json"))
         return outputs
 
     def resources(self) -> list[dict[str, Any]]:
         """The stack's state: every resource with its URN, inputs and outputs."""
-        exported = json.loads(self._command("stack", "export"))
+        self._prepare()
+        exported = json.loads(self._query("stack", "export"))
         found: list[dict[str, Any]] = exported["deployment"].get("resources", [])
         return found
 
@@ -164,7 +166,10 @@ class Engine:
                 self._process = self._start(command, "--event-log", str(events), *options, stdout=sink)
                 # What a refresh finds is known after it has asked; a step of the others when it begins.
                 kind = "resOutputsEvent" if command == "refresh" else "resourcePreEvent"
-                run = self._follow(events, self._process, kind)
+                try:
+                    run = self._follow(events, self._process, kind)
+                finally:
+                    self._process.wait()  # a ^C reaches the CLI too, which then finishes what it has begun
             if self._process.returncode:
                 said = "\n".join(run.errors) or _complaint(output.read_text(encoding="utf-8"))
                 if self._process.returncode < 0:
@@ -187,12 +192,12 @@ class Engine:
                 said[diagnostic["severity"]].append(_said(diagnostic))
         return Run(tuple(steps), tuple(said["warning"]), tuple(said["error"]))
 
-    def _command(self, *arguments: str) -> str:
-        self._prepare()
-        process = self._start(*arguments, stdout=subprocess.PIPE)
-        output, _ = process.communicate()
+    def _query(self, *arguments: str) -> str:
+        with self._start(*arguments, stdout=subprocess.PIPE) as process:
+            output, _ = process.communicate()
         if process.returncode:
-            raise EngineError(f"pulumi {' '.join(arguments)}: {output.strip()}", Run((), (), ()))
+            command = " ".join(arguments)
+            raise EngineError(f"pulumi {command} of stack {self.stack}: {_complaint(output)}", Run((), (), ()))
         return output
 
     def _start(self, *arguments: str, stdout: Any) -> subprocess.Popen[str]:  # noqa: ANN401 as Popen takes it
@@ -244,10 +249,7 @@ class Engine:
         salt = load_yaml(copy).get("encryptionsalt") if copy.exists() else None
         if salt is None:
             copy.unlink(missing_ok=True)
-            with self._start("stack", "init", "--no-select", stdout=subprocess.PIPE) as process:
-                output, _ = process.communicate()
-            if process.returncode:
-                raise EngineError(f"pulumi stack init {self.stack}: {output.strip()}", Run((), (), ()))
+            self._query("stack", "init", "--no-select")
             salt = load_yaml(copy)["encryptionsalt"]
         settings = {"config": load_yaml(self.stack_file).get("config") or {}, "encryptionsalt": salt}
         copy.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

@@ -19,6 +19,7 @@ from netaddr import IPNetwork
 
 from nat_pod.addressing import reserved_by_oci
 from nat_pod.config import MANAGEMENT, PodConfig
+from nat_pod.expected import vrouter_address
 from nat_pod.flows import stranger_addresses
 from nat_pod.lab.oci_types import (
     INSTANCE,
@@ -140,10 +141,9 @@ def _vrouter(plan: PodPlan, region: Region, subnet: str, pod_subnet: str) -> str
 
 
 def _vrouter_addresses(plan: PodPlan) -> tuple[str, str]:
-    """The vRouter's floating and own address in the management VCN: free ones near the end of it."""
-    cidr = IPNetwork(plan.management_cidr)
+    """The vRouter's floating and own address in the management VCN."""
+    floating = vrouter_address(plan)
     taken = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
-    floating = next(str(address) for address in cidr[-6:-1] if str(address) not in taken)
     return floating, next(_free(plan.management_cidr, taken | {floating}))
 
 
