@@ -16,6 +16,7 @@ Facts this file rests on
   stays as it began, so after each load every flow that would now be translated differently is deleted.
 - Other programs write netfilter too (starting or stopping firewalld wipes everything): each round compares.
 """
+
 import base64
 import bz2
 import fcntl
@@ -62,8 +63,15 @@ def say(level, text):
 def run(command, text=None):
     """Run a program and return what it printed.  Raises AgentError with its own words when it fails."""
     try:
-        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=60, env=dict(os.environ, LC_ALL="C"))
+        done = subprocess.run(
+            command,
+            input=text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+            timeout=60,
+            env=dict(os.environ, LC_ALL="C"),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AgentError("%s: %s" % (" ".join(command), error)) from None
     if done.returncode:
@@ -105,6 +113,7 @@ def load_json(path):
 
 # --- IMDS ------------------------------------------------------------------------------------------------------------
 
+
 def imds(path):
     """Text that IMDS v2 has at `path`, None for 404.  Raises AgentError when IMDS does not answer sensibly."""
     reason = ""
@@ -128,6 +137,7 @@ def imds(path):
 
 
 # --- the rule document -----------------------------------------------------------------------------------------------
+
 
 def number(address):
     """An IPv4 address as a number.  Raises AgentError for anything but four plain decimal parts."""
@@ -169,27 +179,44 @@ def word(pattern):
         if not compiled.match(text):
             raise AgentError("%r does not match %s" % (text, pattern))
         return text
+
     return check
 
 
 CHAIN = word(r"NATPOD-[A-Za-z0-9._/-]{1,21}")  # iptables takes 28 characters
 STATES = word(r"(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT)(,(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT))*")
 COMMON = {
-    "-A": CHAIN, "-g": CHAIN, "-s": network, "-d": network, "--ctstate": STATES,
+    "-A": CHAIN,
+    "-g": CHAIN,
+    "-s": network,
+    "-d": network,
+    "--ctstate": STATES,
     "--comment": word(r'"[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._:/-]{1,255}'),
 }
 PORT = word(r"[0-9]{1,5}")
 # What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
 # for a flow of which conntrack no longer knows the interface.
 OPTIONS = {
-    "filter": dict(COMMON, **{
-        "-j": word("ACCEPT|DROP"), "-i": word(r"[A-Za-z0-9_.-]{1,15}"), "-p": word("tcp|udp|icmp"),
-        "--sport": PORT, "--dport": PORT, "--icmp-type": word("[0-9]{1,3}"),
-    }),
-    "nat": dict(COMMON, **{
-        "-j": word("ACCEPT|DNAT|SNAT|NETMAP|MASQUERADE"), "--to-destination": target, "--to-source": target,
-        "--to": target,
-    }),
+    "filter": dict(
+        COMMON,
+        **{
+            "-j": word("ACCEPT|DROP"),
+            "-i": word(r"[A-Za-z0-9_.-]{1,15}"),
+            "-p": word("tcp|udp|icmp"),
+            "--sport": PORT,
+            "--dport": PORT,
+            "--icmp-type": word("[0-9]{1,3}"),
+        },
+    ),
+    "nat": dict(
+        COMMON,
+        **{
+            "-j": word("ACCEPT|DNAT|SNAT|NETMAP|MASQUERADE"),
+            "--to-destination": target,
+            "--to-source": target,
+            "--to": target,
+        },
+    ),
 }
 MODULES = ("conntrack", "comment", "tcp", "udp", "icmp")
 TRANSLATES_TO = {"DNAT": "--to-destination", "SNAT": "--to-source", "NETMAP": "--to"}
@@ -202,7 +229,7 @@ def parse_rule(table, line):
         raise AgentError("not a list of options and values")
     rule = {}
     for at in range(0, len(tokens), 2):
-        option, value = tokens[at:at + 2]
+        option, value = tokens[at : at + 2]
         if option == "-m":
             if value not in MODULES:
                 raise AgentError("match %r is not one of %s" % (value, ", ".join(MODULES)))
@@ -319,8 +346,9 @@ class Document:
         while chain:
             last, chain = chain, None
             for rule in self.rules["nat"][last]:
-                if any(not within(address, rule.get(option)) for address, option in
-                       ((source, "-s"), (destination, "-d"))):
+                if any(
+                    not within(address, rule.get(option)) for address, option in ((source, "-s"), (destination, "-d"))
+                ):
                     continue
                 if "--ctstate" in rule and not states & set(rule["--ctstate"].split(",")):
                     continue
@@ -364,6 +392,7 @@ def mapped(address, net):
 
 
 # --- netfilter -------------------------------------------------------------------------------------------------------
+
 
 def live_rules():
     """What the kernel has: {table: {chain: [(rule without "-A CHAIN ", counters)]}}."""
@@ -413,7 +442,7 @@ def transaction(document, live):
         out.extend(":%s - [0:0]" % chain for chain in wanted)
         for chain, lines in wanted.items():
             for line in lines:
-                rule = line[len("-A %s " % chain):]
+                rule = line[len("-A %s " % chain) :]
                 out.append(counters.get((chain, meaning(rule)), "[0:0]") + " " + line)
         hooks = dict(document.hooks[table])
         for chain, rules in now.items():
@@ -497,7 +526,7 @@ def attributes(data):
         length, kind = struct.unpack_from("=HH", data, at)
         if length < 4:
             break
-        found[kind & 0x3FFF] = data[at + 4:at + length]
+        found[kind & 0x3FFF] = data[at + 4 : at + length]
         at += length + 3 & ~3
     return found
 
@@ -522,7 +551,7 @@ def ask(channel, kind, flags, payload=b""):
                 return
             if answer == DONE:
                 return
-            yield data[at + 20:at + length]
+            yield data[at + 20 : at + length]
             at += length + 3 & ~3
 
 
@@ -556,8 +585,11 @@ def delete_stale_flows(document, own):
                 stale.append(flow)
         for flow in stale:
             # With its id: a new flow with the same addresses and ports is not the one that was judged.
-            payload = b"".join(attribute(kind | (0x8000 if kind == TUPLE_ORIG else 0), flow[kind])
-                               for kind in (TUPLE_ORIG, CT_ID, CT_ZONE) if kind in flow)
+            payload = b"".join(
+                attribute(kind | (0x8000 if kind == TUPLE_ORIG else 0), flow[kind])
+                for kind in (TUPLE_ORIG, CT_ID, CT_ZONE)
+                if kind in flow
+            )
             try:
                 for _ in ask(channel, CT_DELETE, ACK, payload):
                     pass
@@ -570,6 +602,7 @@ def delete_stale_flows(document, own):
 
 # --- interfaces and settings -----------------------------------------------------------------------------------------
 
+
 def interfaces():
     """All interfaces, as `ip -json` describes them."""
     return [link for link in json.loads(run(["ip", "-json", "address", "show"])) if link.get("ifname")]
@@ -577,8 +610,11 @@ def interfaces():
 
 def ipv4(link):
     """The IPv4 addresses of an interface, as address/prefix."""
-    return ["%s/%s" % (info["local"], info["prefixlen"]) for info in link.get("addr_info", ())
-            if info.get("family") == "inet"]
+    return [
+        "%s/%s" % (info["local"], info["prefixlen"])
+        for info in link.get("addr_info", ())
+        if info.get("family") == "inet"
+    ]
 
 
 def read_vnics(text):
@@ -647,6 +683,7 @@ def apply_settings(path, notes):
 
 # --- the rounds ------------------------------------------------------------------------------------------------------
 
+
 def settle_rules(document, problems):
     """Load a document unless exactly it is loaded already.
 
@@ -673,8 +710,11 @@ def settle_rules(document, problems):
         return
     save(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}))
     why = "again, they had been changed" if loaded.get("generation") == document.generation else "now"
-    say(5, "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
-        % (document.count(), document.generation, why, flows))
+    say(
+        5,
+        "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
+        % (document.count(), document.generation, why, flows),
+    )
 
 
 def good_rules(problems):
@@ -715,11 +755,23 @@ def finish(vm, wanted, vnics, problems, notes):
             say(4, note)
     for problem in problems:
         say(3, problem)
-    save(STATUS, json.dumps({
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "vm": vm, "wanted": wanted,
-        "applied": load_json(LOADED).get("generation"), "error": "; ".join(problems) or None, "notes": notes,
-        "vnics": vnics, "conntrack": {key: int(count) if count else None for key, count in counts.items()},
-    }, sort_keys=True) + "\n")
+    save(
+        STATUS,
+        json.dumps(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "vm": vm,
+                "wanted": wanted,
+                "applied": load_json(LOADED).get("generation"),
+                "error": "; ".join(problems) or None,
+                "notes": notes,
+                "vnics": vnics,
+                "conntrack": {key: int(count) if count else None for key, count in counts.items()},
+            },
+            sort_keys=True,
+        )
+        + "\n",
+    )
     return 1 if problems else 0
 
 
@@ -727,8 +779,9 @@ def poll():
     """One round: what IMDS wants, or the last good state where it does not say."""
     problems, notes, wanted = [], [], None
     try:
-        listed, vm, value = [imds(path) for path in
-                             ("vnics/", "instance/metadata/nat-pod-vm", "instance/metadata/nat-pod-rules")]
+        listed, vm, value = [
+            imds(path) for path in ("vnics/", "instance/metadata/nat-pod-vm", "instance/metadata/nat-pod-rules")
+        ]
         for name, text in (("VNIC list", listed), ("key nat-pod-vm", vm), ("key nat-pod-rules", value)):
             if text is None:
                 problems.append("IMDS has no %s; the last good one stays" % name)
@@ -777,7 +830,8 @@ def status():
     found = load_json(STATUS)
     found["flows"] = [
         {"chain": chain, "rule": rule, "flows": int(counters[1:].partition(":")[0])}
-        for chain, rules in live_rules().get("nat", {}).items() if chain.startswith(OWN)
+        for chain, rules in live_rules().get("nat", {}).items()
+        if chain.startswith(OWN)
         for rule, counters in rules
     ]
     print(json.dumps(found, indent=1, sort_keys=True))

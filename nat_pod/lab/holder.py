@@ -87,7 +87,10 @@ class Operations:
 
     def run(self, argv: list[str], vm: str = "", vcn: str = "", seconds: float = 60) -> dict[str, Any]:
         """Run a program on a VM, or in a VCN's router: exit status, and what it printed."""
-        self._known(vm or vcn, {**self._topology.vms, **self._topology.vcns})
+        if vm:
+            self._known(vm, self._topology.vms)
+        else:
+            self._known(vcn, self._topology.vcns)
         command = netns.in_namespace(vm_namespace(vm) if vm else vcn_namespace(vcn), argv)
         return _finished(command, seconds)
 

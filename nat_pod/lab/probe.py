@@ -422,11 +422,16 @@ class _Round:
                 key.data(key.fileobj)
 
     def take(self, packets: Iterable[_Packet]) -> None:
-        """Keep captured packets.  A forged one that reaches a host is the answer to its flow."""
+        """Keep captured packets.  A forged one that reaches another host is the answer to its flow.
+
+        Another: with a source address that the sender does have, the echo of its own packet comes back to it.
+        """
         for packet in packets:
             self.packets.append(packet)
             attempt = self.pending.get(packet.token)
-            if attempt is not None and attempt.flow.forged and self.arrived(packet):
+            if attempt is None or not attempt.flow.forged or packet.vm == attempt.flow.source_vm:
+                continue
+            if self.arrived(packet):
                 self.finish(attempt, Answer(ok=True, answered_by=packet.vm, seen=packet.src))
 
     def arrived(self, packet: _Packet) -> bool:
