@@ -40,11 +40,12 @@ class Settled:
     returned: tuple[str, ...]
     released: tuple[str, ...]
     reused: tuple[str, ...]
+    renamed: tuple[str, ...]
 
     @property
     def changed(self) -> bool:
         """Whether the file has to be written."""
-        return bool(self.added or self.returned or self.released or self.reused)
+        return bool(self.added or self.returned or self.released or self.reused or self.renamed)
 
 
 def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
@@ -55,6 +56,7 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
     names = [member.name for member in config.members]
     entries = {name: Entry(slot) for name, slot in config.book.items()}
     entries |= {name: Entry(slot, released=True) for name, slot in config.released.items()}
+    entries, renamed = _renamed(entries, config)
     gone = tuple(name for name in entries if name not in names and not entries[name].released)
     back = tuple(name for name in names if name in entries and entries[name].released)
     for name in gone:
@@ -86,7 +88,24 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
             del entries[former]
         entries[name] = Entry(slot)
         added.append(name)
-    return Settled(entries=entries, added=tuple(added), returned=back, released=gone, reused=tuple(reused))
+    return Settled(
+        entries=entries, added=tuple(added), returned=back, released=gone, reused=tuple(reused), renamed=renamed
+    )
+
+
+def _renamed(entries: dict[str, Entry], config: PodConfig) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """The entries with those of renamed customers under their new names, and these names: slots do not move."""
+    names = {customer.formerly: customer.name for customer in config.customers if customer.formerly is not None}
+    result, renamed = {}, []
+    for name, entry in entries.items():
+        realm, _, host = name.partition("/")
+        new = f"{names[realm]}/{host}" if realm in names else name
+        if new != name and new not in entries:
+            renamed.append(new)
+            result[new] = entry
+        else:
+            result[name] = entry
+    return result, tuple(renamed)
 
 
 def edit(text: str, config: PodConfig, settled: Settled) -> str:

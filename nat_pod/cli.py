@@ -183,6 +183,7 @@ def _allocate(arguments: argparse.Namespace) -> int:
         "returned": settled.returned,
         "released": settled.released,
         "reused": settled.reused,
+        "renamed": settled.renamed,
     }
     if arguments.json:
         _print_json({word: list(names) for word, names in changes.items()})

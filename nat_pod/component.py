@@ -24,7 +24,7 @@ import pulumi
 import pulumi_oci as oci
 
 from nat_pod.limits import is_flex
-from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, VROUTER, NatVmPlan, PodPlan, SecurityRulePlan, VnicPlan
+from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, VROUTER, LpgPlan, NatVmPlan, PodPlan, SecurityRulePlan, VnicPlan
 
 MANAGEMENT = "management"
 
@@ -78,7 +78,7 @@ class NatPod(pulumi.ComponentResource):
             opts=self._options(),
         )
         self._empty_default_security_list()
-        self._lpgs = {lpg.customer: self._lpg(lpg.customer, lpg.peer_id) for lpg in plan.lpgs}
+        self._lpgs = {lpg.customer: self._lpg(lpg) for lpg in plan.lpgs}
         self._subnets = {VROUTER: self._vrouter_subnet()}
         self._subnets |= self._vnic_subnets({side: self._route_table(side) for side in SIDES})
         self._nsgs = self._security_groups()
@@ -128,16 +128,21 @@ class NatPod(pulumi.ComponentResource):
             opts=self._options(),
         )
 
-    def _lpg(self, customer: str, peer_id: str | None) -> oci.core.LocalPeeringGateway:
-        """Without `peer_id` the acceptor: only one side of a peering may name the other."""
-        name = self._child(customer)
+    def _lpg(self, lpg: LpgPlan) -> oci.core.LocalPeeringGateway:
+        """Without `peer_id` the acceptor: only one side of a peering may name the other.
+
+        A renamed customer keeps his LPG by an alias: a new one would end the peering, and one that was ever peered
+        cannot be peered again.
+        """
+        name = self._child(lpg.customer)
+        aliases = [] if lpg.formerly is None else [pulumi.Alias(name=self._child(lpg.formerly))]
         return oci.core.LocalPeeringGateway(
             name,
             compartment_id=self._plan.compartment_id,
             vcn_id=self._vcn.id,
-            peer_id=peer_id,
+            peer_id=lpg.peer_id,
             display_name=name,
-            opts=self._options(),
+            opts=self._options(aliases=aliases),
         )
 
     def _vrouter_subnet(self) -> oci.core.Subnet:

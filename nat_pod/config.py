@@ -69,13 +69,17 @@ class ManagementConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CustomerConfig:
-    """A customer: its VCN's CIDR, its hosts by name, the servers it may reach (None: all), an LPG to peer with."""
+    """A customer: its VCN's CIDR, its hosts by name, the servers it may reach (None: all), an LPG to peer with.
+
+    `formerly` is the name it had before it was renamed: its LPG and its slots stay the ones of that name.
+    """
 
     name: str
     cidr: IPNetwork
     hosts: dict[str, IPAddress]
     servers: tuple[str, ...] | None
     peer_id: str | None
+    formerly: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,6 +436,7 @@ def _customers(
     entries = reader.named("customers", value, "customers, e.g. customer1: {cidr: 10.0.0.0/24, hosts: {}}")
     customers = []
     peers: dict[str, str] = {}
+    former: dict[str, str] = {}
     for name, entry in entries.items():
         path = f"customers.{name}"
         if len(name) > limits.CHAIN_MEMBER_NAME:
@@ -439,17 +444,24 @@ def _customers(
             reader.add(path, None, f"is longer than {longest} characters; the name is part of a chain's name")
         if name in _OWN_NAMES:
             reader.add(path, None, f"{name} is a name of nat-pod's own; call the customer something else")
-        section = reader.section(path, entry, required=("cidr", "hosts"), optional=("peerId", "servers"))
+        section = reader.section(path, entry, required=("cidr", "hosts"), optional=("peerId", "servers", "formerly"))
         if entry is None:
             reader.add(path, None, f"is empty; {_EXAMPLES['customers']}")
         cidr = reader.network(f"{path}.cidr", section.get("cidr"), "10.0.0.0/24")
         hosts = _addresses_in(reader, f"{path}.hosts", section.get("hosts"), "hosts", cidr)
         peer_id = reader.ocid(f"{path}.peerId", section.get("peerId"), ("localpeeringgateway",))
         servers = _server_list(reader, f"{path}.servers", section.get("servers"), written)
+        formerly = reader.text(f"{path}.formerly", section.get("formerly"), _NAME_RULE, _NAME)
+        if formerly is not None and formerly in entries:
+            reader.add(f"{path}.formerly", formerly, "is a customer of this POD still; it names one that was renamed")
+        elif formerly is not None and former.setdefault(formerly, name) != name:
+            reader.add(f"{path}.formerly", formerly, f"is already what {former[formerly]} was called")
         if peer_id is not None and peers.setdefault(peer_id, name) != name:
             reader.add(f"{path}.peerId", peer_id, f"is already the LPG of {peers[peer_id]}; an LPG has one peer")
         if cidr is not None:
-            customers.append(CustomerConfig(name=name, cidr=cidr, hosts=hosts, servers=servers, peer_id=peer_id))
+            customers.append(
+                CustomerConfig(name=name, cidr=cidr, hosts=hosts, servers=servers, peer_id=peer_id, formerly=formerly)
+            )
     return tuple(customers)
 
 

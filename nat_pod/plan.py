@@ -55,10 +55,14 @@ class NatVmPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LpgPlan:
-    """The POD's LPG for one customer.  Acceptor when `peer_id` is None, else requestor towards that OCID."""
+    """The POD's LPG for one customer.  Acceptor when `peer_id` is None, else requestor towards that OCID.
+
+    `formerly`: the name under which it was made, when the customer was renamed; a new LPG would end the peering.
+    """
 
     customer: str
     peer_id: str | None
+    formerly: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

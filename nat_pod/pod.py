@@ -37,7 +37,10 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
     """
     rules = compile_rules(config)
     vnics = {side: _vnics(config, side) for side in SIDES}
-    lpgs = tuple(LpgPlan(customer=customer.name, peer_id=customer.peer_id) for customer in config.customers)
+    lpgs = tuple(
+        LpgPlan(customer=customer.name, peer_id=customer.peer_id, formerly=customer.formerly)
+        for customer in config.customers
+    )
     routes = {
         NAT_VM1: tuple(
             RouteRulePlan(destination=str(customer.cidr), customer=customer.name) for customer in config.customers

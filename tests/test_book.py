@@ -460,3 +460,19 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         write(path, "new\n")
     assert path.read_text() == "old\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["Pulumi.x.yaml"]
+
+
+def test_a_renamed_customer_keeps_its_slots_and_only_its_lines_change():
+    new = EXAMPLE.replace("    customer2:\n", "    acme:\n      formerly: customer2\n")
+    result = allocated(new)
+    assert list(difflib.unified_diff(new.splitlines(), result.splitlines(), n=0, lineterm=""))[3:] == [
+        "-    customer2/vm2: {natVm1: 198.18.0.3, natVm2: 198.18.0.131}",
+        "+    acme/vm2: {natVm1: 198.18.0.3, natVm2: 198.18.0.131}",
+    ]
+    assert settle(draft_of(new)).renamed == ("acme/vm2",)
+    assert not settle(draft_of(result)).changed
+
+
+def test_without_formerly_the_same_edit_releases_the_old_slots_and_takes_new_ones():
+    settled = settle(draft_of(EXAMPLE.replace("    customer2:\n", "    acme:\n")))
+    assert (settled.added, settled.released, settled.renamed) == (("acme/vm2",), ("customer2/vm2",), ())

@@ -470,7 +470,7 @@ def test_allocate_json_lists_the_changes(run, project):
     status, out, _ = run("allocate", "dev", "--json")
     assert (status, json.loads(out)) == (
         0,
-        {"added": ["customer2/web"], "returned": [], "released": ["customer1/vm2"], "reused": []},
+        {"added": ["customer2/web"], "returned": [], "released": ["customer1/vm2"], "reused": [], "renamed": []},
     )
 
 

@@ -281,6 +281,27 @@ def test_removed_customer_whose_gateway_is_peered(pod: Pod) -> None:
     assert pod.region.read(str(pod.region.find(LPG, "customer2/lpg")))["peeringStatus"] == "REVOKED"
 
 
+def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
+    """A new gateway would end the peering, and one that was ever peered cannot be peered again."""
+
+    def rename(customers: Any) -> None:
+        customers["acme"] = {**customers.pop("customer2"), "formerly": "customer2"}
+
+    before = pod.standing()
+    pod.change(customers=rename, addresses=lambda book: book.update({"acme/vm2": book.pop("customer2/vm2")}))
+    preview = pod.engine.preview()
+    assert planned(preview) == {
+        # New rules first, then the old ones go: there is no moment without a rule.
+        "create": ["natVm1-egress-acme", "natVm1-ingress-acme"],
+        "update": ["acme", "natVm1"],
+        "delete": ["natVm1-egress-customer2", "natVm1-ingress-customer2"],
+    }
+    pod.engine.up()
+    assert pod.standing() == before
+    assert pod.region.read(pod.find(LPG, "acme"))["peeringStatus"] == "PEERED"
+    pod.engine.expect_no_changes()
+
+
 def test_changed_source_policy_changes_metadata_alone(pod: Pod) -> None:
     pod.change(sourceNat="static")
     preview = pod.engine.preview()
