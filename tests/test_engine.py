@@ -296,9 +296,11 @@ def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
         "update": ["acme", "natVm1"],
         "delete": ["natVm1-egress-customer2", "natVm1-ingress-customer2"],
     }
+    gateway = pod.find(LPG, "customer2")
     pod.engine.up()
     assert pod.standing() == before
-    assert pod.region.read(pod.find(LPG, "acme"))["peeringStatus"] == "PEERED"
+    assert pod.region.read(gateway)["peeringStatus"] == "PEERED"
+    assert pod.region.read(gateway)["displayName"] == "nat-pod-dev-acme"
     pod.engine.expect_no_changes()
 
 
