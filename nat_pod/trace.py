@@ -244,7 +244,9 @@ class _Walk:
             )
         step(out.name, "source/destination check", "off" if out.skip_source_dest_check else "own address")
         subnet = self.topology.subnets[out.subnet]
-        arrival, via_lpg, how = self.route(subnet.vcn, subnet.routes, packet.dst, f"subnet {subnet.name}")
+        # Neighbours in one subnet never meet its route table (OCI docs: intra-VCN routing, not intra-subnet).
+        routes = () if self.inside(packet.dst, subnet.cidr) is not None else subnet.routes
+        arrival, via_lpg, how = self.route(subnet.vcn, routes, packet.dst, f"subnet {subnet.name}")
         step(subnet.name, "route", how)
         # A VNIC sees who is at the other end only inside its own VCN; through an LPG there is no NSG to name.
         self.secure(out, "EGRESS", packet, None if via_lpg else arrival, step)

@@ -26,7 +26,7 @@ from nat_pod.netfilter import (
     Table,
 )
 from nat_pod.pod import plan_pod
-from nat_pod.topology import SecurityRule, Topology, Vm
+from nat_pod.topology import Route, SecurityRule, Subnet, Topology, Vm
 from nat_pod.trace import Disposition, Packet, UnknownRuleError, trace
 
 CUSTOMER1 = "customer1/vm1"
@@ -297,6 +297,25 @@ def test_another_machine_with_the_same_address_is_not_taken_for_the_right_one(to
     traced = trace(to_itself, MGMT, mgmt_to("10.0.0.130"), "customer1/vm2")
     assert traced.disposition is Disposition.WRONG_MACHINE
     assert traced.why == "10.0.0.130 has that address too and answers, not customer1/vm2"
+
+
+def test_neighbours_in_one_subnet_do_not_meet_its_route_table(topology):
+    """A rule for the whole VCN by way of the vRouter catches what is in another subnet, and only that."""
+    through = Route(destination="10.0.0.0/16", private_ip=topology.vnics["vrouter-vnic-1"].addresses[0])
+    other = Subnet(name="other", vcn="management", cidr="10.0.7.0/24", security=topology.subnets["management"].security)
+    split = changed(topology, "subnets", "management", routes=(through,), cidr="10.0.0.0/24")
+    split = replace(split, subnets={**split.subnets, "other": other})
+    near = with_host(split, "management/10.0.0.9", "10.0.0.9")
+    packet = Packet(src="10.0.0.9", dst="10.0.0.100")
+    assert trace(near, "management/10.0.0.9", packet, MGMT).disposition is Disposition.DELIVERED
+    assert [
+        step.rule for step in trace(near, "management/10.0.0.9", packet).request.steps if step.phase == "route"
+    ] == ["local to VCN management"]
+    far = changed(
+        with_host(near, "management/10.0.7.9", "10.0.7.9"), "vnics", "management/10.0.7.9-vnic-1", subnet="other"
+    )
+    steps = trace(far, "management/10.0.0.9", Packet(src="10.0.0.9", dst="10.0.7.9")).request.steps
+    assert next(step.rule for step in steps if step.phase == "route").startswith("10.0.0.0/16 via private IP")
 
 
 def test_a_host_does_not_forward_what_is_not_for_it(topology):

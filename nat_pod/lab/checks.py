@@ -107,7 +107,8 @@ def _problems(expected: Expectation, answer: Answer, routers: set[str]) -> list[
     if not expected.declared:
         problems = []
         if answer.ok:
-            problems.append(f"must not connect, and {answer.answered_by} answers")
+            # A ping that a NAT VM answers itself has no name: `answered_by` names hosts and listeners.
+            problems.append(f"must not connect, and {answer.answered_by or 'a NAT VM itself'} answers")
         if predicted.disposition is Disposition.DELIVERED:
             problems.append("the tracer predicts that it is delivered")
         return problems
