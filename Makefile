@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help demo test lint venv packages bootstrap golden clean
+.PHONY: help demo test lint venv packages bootstrap golden bench-engine clean
 
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
 	@echo "make golden     rewrite the golden files; read the diff"
+	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
 
 demo: packages venv
 	@$(RUN) -m nat_pod lab demo dev
@@ -25,6 +26,9 @@ bootstrap: venv
 
 golden: venv
 	@$(RUN) -m pytest -q --update-golden
+
+bench-engine: venv
+	@PATH="$$(.ci/pulumi/install):$$PATH" $(RUN) -m bench.engine
 
 venv: .venv/ready
 

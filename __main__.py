@@ -1,25 +1,25 @@
 """The Pulumi program: one NAT POD per stack."""
 
+from typing import cast
+
 import pulumi
 
-from nat_pod.component import NatPod, NatPodArgs
-from nat_pod.config import NAMESPACE, PodConfig
+from nat_pod.args import NatPodArgs
+from nat_pod.component import NatPod
+from nat_pod.config import NAMESPACE
 from nat_pod.errors import NatPodError
-from nat_pod.pod import plan_pod
 
 TEXTS = ("compartmentId", "cidr", "sourceNat", "lpgLimit")
 OBJECTS = ("natVm", "management", "customers", "subnets", "addresses")
 
 config = pulumi.Config(NAMESPACE)
 settings = {key: config.get(key) for key in TEXTS} | {key: config.get_object(key) for key in OBJECTS}
-stack = pulumi.get_stack()
+# What the stack file says is checked by the component, whatever its types.
+args = cast("NatPodArgs", {key: value for key, value in settings.items() if value is not None})
 try:
-    plan = plan_pod(
-        PodConfig.from_mapping({key: value for key, value in settings.items() if value is not None}, stack), stack
-    )
+    pod = NatPod(f"nat-pod-{pulumi.get_stack()}", args)
 except NatPodError as error:
     raise pulumi.RunError(str(error)) from None
 
-pod = NatPod(f"nat-pod-{stack}", NatPodArgs(plan=plan))
 for name, value in pod.outputs().items():
     pulumi.export(name, value)

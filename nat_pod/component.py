@@ -14,34 +14,38 @@ Facts that decide the options below
   cannot be deleted, and the rule moves only once the new one is there.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NotRequired, TypedDict
 
 import pulumi
 import pulumi_oci as oci
 
+from nat_pod.args import NatPodArgs
+from nat_pod.config import NAMESPACE, PodConfig
+from nat_pod.errors import ConfigError, Problem
 from nat_pod.limits import is_flex
 from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, VROUTER, LpgPlan, NatVmPlan, PodPlan, SecurityRulePlan, VnicPlan
+from nat_pod.pod import plan_pod
 
 MANAGEMENT = "management"
 
 
-@dataclass(kw_only=True)
-class NatPodArgs:
-    """What a NatPod is made from."""
+class Routes(TypedDict):
+    """What a neighbour adds to its route tables."""
 
-    plan: PodPlan
-    """The POD, from `plan_pod`: addresses, rules, routes and metadata, all plain values."""
+    destinations: list[str]
+    """Ranges of the POD."""
+
+    target: str
+    """What they lead to."""
+
+    lpgId: NotRequired[pulumi.Output[str]]
+    """OCID of the POD's LPG for this customer; management has none."""
 
 
 class NatPod(pulumi.ComponentResource):
-    """A NAT POD: its VCN, subnets, gateways, security, and the two NAT VMs with their VNICs and addresses.
-
-    The resources are named after the component and a stable key, and are its children.
-    """
+    """A NAT POD: its VCN, subnets, gateways, security, and the two NAT VMs with their VNICs and addresses."""
 
     vcn_id: pulumi.Output[str]
     """OCID of the POD's VCN."""
@@ -58,17 +62,18 @@ class NatPod(pulumi.ComponentResource):
     address_book: dict[str, dict[str, str]]
     """The two addresses of each member: member name to {natVm1, natVm2}."""
 
-    routes_to_add: dict[str, dict[str, Any]]
+    routes_to_add: dict[str, Routes]
     """What each customer and `management` add to their route tables: destinations, and the target they point to."""
 
     generations: dict[str, str]
     """Generation of the rule document of each NAT VM; its agent reports the same one when it runs it."""
 
     def __init__(self, name: str, args: NatPodArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        # Before anything is registered: a POD that cannot be is refused as a whole.
+        plan = _plan(args)
         super().__init__("nat-pod:index:NatPod", name, None, opts)
         self._name = name
-        self._plan = args.plan
-        plan = args.plan
+        self._plan = plan
 
         self._vcn = oci.core.Vcn(
             name,
@@ -279,11 +284,20 @@ class NatPod(pulumi.ComponentResource):
 
     # NAT VMs
 
-    def _first_availability_domain(self) -> pulumi.Output[str]:
-        found = oci.identity.get_availability_domains_output(
-            compartment_id=self._plan.compartment_id, opts=pulumi.InvokeOutputOptions(parent=self)
-        )
-        return found.apply(lambda result: str(result.availability_domains[0].name))
+    def _first_availability_domain(self) -> str:
+        """The region's first one.
+
+        By its token: `oci.identity` takes a second to import, for this alone.  And at once, not as an Output: what
+        the program has registered so far is under way when it ends, and Pulumi then waits for that rather than for
+        each of some ten thousand Outputs, in rounds over all of them.
+        """
+        found: dict[str, Any] = pulumi.runtime.invoke(
+            "oci:Identity/getAvailabilityDomains:getAvailabilityDomains",
+            {"compartmentId": self._plan.compartment_id},
+            # With the version that pulumi_oci itself gives, or the engine would start a second provider.
+            pulumi.InvokeOptions(parent=self, version=version("pulumi-oci")),
+        ).value
+        return str(found["availabilityDomains"][0]["name"])
 
     def _nat_vm(self, vm: NatVmPlan, availability_domain: pulumi.Input[str]) -> oci.core.Instance:
         """A NAT VM with all its VNICs and private IPs."""
@@ -378,8 +392,8 @@ class NatPod(pulumi.ComponentResource):
 
     # Outputs
 
-    def _routes_to_add(self) -> dict[str, dict[str, Any]]:
-        routes: dict[str, dict[str, Any]] = {
+    def _routes_to_add(self) -> dict[str, Routes]:
+        routes: dict[str, Routes] = {
             lpg.customer: {
                 "destinations": list(self._plan.neighbours[lpg.customer]),
                 "target": "the customer VCN's own LPG, "
@@ -393,6 +407,33 @@ class NatPod(pulumi.ComponentResource):
             "target": "the vRouter's floating private IP in the management VCN",
         }
         return routes
+
+
+def _plan(args: NatPodArgs) -> PodPlan:
+    """Check what the POD is made from, and compute it.  Raises ConfigError with every problem."""
+    stack = pulumi.get_stack()
+    unknown = [Problem(f"{NAMESPACE}:{path}", None, _PLAIN) for path in _outputs_in(args)]
+    if unknown:
+        raise ConfigError(f"Pulumi.{stack}.yaml", unknown)
+    return plan_pod(PodConfig.from_mapping(args, stack), stack)
+
+
+_PLAIN = (
+    "is an output, whose value may not be known yet; a POD is computed before anything is deployed: "
+    "write the value itself, or read it from configuration that is not secret"
+)
+
+
+def _outputs_in(value: object, path: str = "") -> Iterator[str]:
+    """The places of values that are not plain."""
+    if isinstance(value, pulumi.Output | pulumi.output.Unknown):
+        yield path
+    elif isinstance(value, Mapping):
+        for key, member in value.items():
+            yield from _outputs_in(member, f"{path}.{key}" if path else key)
+    elif isinstance(value, list | tuple):
+        for index, member in enumerate(value):
+            yield from _outputs_in(member, f"{path}[{index}]")
 
 
 def _route_rule(destination: str, target: pulumi.Input[str]) -> oci.core.RouteTableRouteRuleArgs:

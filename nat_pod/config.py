@@ -403,7 +403,7 @@ def _shape(reader: _Reader, value: object) -> tuple[str | None, int | None, int 
         if not ocpus <= memory_gbs <= 64 * ocpus:
             reader.add("natVm.shape.memoryGbs", memory_gbs, f"must be 1 to 64 GB an OCPU: {ocpus} to {64 * ocpus}")
             return None, None, None
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and len(section) > 1:
         reader.add(path, name, f"is a fixed shape and takes no ocpus or memoryGbs, e.g. shape: {name}")
         return None, None, None
     return name, ocpus, memory_gbs

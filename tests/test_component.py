@@ -6,7 +6,7 @@ What an engine does with the options (replacement, deletion) is not shown here: 
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pulumi
 import pytest
@@ -15,13 +15,12 @@ from conftest import REPOSITORY
 from pulumi.runtime import mocks
 from pulumi.runtime.stack import run_pulumi_func
 
-from nat_pod.component import NatPod, NatPodArgs
-from nat_pod.config import PodConfig
+from nat_pod.args import NatPodArgs
+from nat_pod.component import NatPod
 from nat_pod.errors import ConfigError
 from nat_pod.lab import oci_types as oci
 from nat_pod.lab.program import DeployError, Deployment, Registration, deploy, run_apart
 from nat_pod.lab.region import Region
-from nat_pod.pod import plan_pod
 
 POD = "nat-pod-dev"
 
@@ -393,11 +392,9 @@ def test_a_first_preview_knows_no_ids_and_asks_and_warns_nothing(dev: dict[str, 
             calls.append(args.token.split(":")[-1])
             return {"availabilityDomains": [{"name": "x:UK-LONDON-1-AD-1", "id": "i", "compartmentId": "c"}]}, []
 
-    plan = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
-
     async def preview() -> None:
         mocks.set_mocks(Unknown(), preview=True)
-        await run_pulumi_func(lambda: NatPod("pod", NatPodArgs(plan=plan)) and None)
+        await run_pulumi_func(lambda: NatPod("pod", cast("NatPodArgs", dev)) and None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pulumi.log, "warn", lambda message, **_: warned.append(message))

@@ -182,6 +182,7 @@ RIGHT = {
     "the policy static": ({"sourceNat": "static"}, []),
     "no policy": ({}, ["sourceNat"]),
     "a flex shape": ({"natVm.shape": FLEX}, []),
+    "a fixed shape as a mapping": ({"natVm.shape": {"shape": "VM.Standard2.24"}}, []),
     "a flex shape in strings": ({"natVm.shape": {**FLEX, "ocpus": "12", "memoryGbs": "48"}}, []),
     "a flex shape with 1 GB an OCPU": ({"natVm.shape": {**FLEX, "memoryGbs": 12}}, []),
     "a flex shape with 64 GB an OCPU": ({"natVm.shape": {**FLEX, "ocpus": 2, "memoryGbs": 128}}, []),

@@ -32,7 +32,8 @@ ALLOWED = {
     "pod": {
         "addressing", "config", "errors", "guest", "iptables", "limits", "netfilter", "plan", "rules",
     },
-    "component": {"limits", "plan"},
+    "args": set(),
+    "component": {"args", "config", "errors", "limits", "plan", "pod"},
     "article": {"config", "plan"},
     "expected": {"config", "errors", "flows", "plan", "topology"},
     "trace": {"iptables", "netfilter", "topology"},
@@ -81,7 +82,7 @@ def modules(directory: Path) -> list[Path]:
 
 OUTSIDE_LAB = modules(PACKAGE)
 INSIDE_LAB = modules(LAB)
-ALL = [*OUTSIDE_LAB, *INSIDE_LAB, REPOSITORY / "__main__.py"]
+ALL = [*OUTSIDE_LAB, *INSIDE_LAB, REPOSITORY / "__main__.py", REPOSITORY / "package" / "__main__.py"]
 
 
 def name_of(path: Path) -> str:

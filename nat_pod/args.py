@@ -1,0 +1,128 @@
+"""What a NatPod is made from, typed: the stack file's own keys, from which the component package gets its schema.
+
+The names are the stack file's, in every language's own spelling in the SDK that Pulumi generates.  Every value is plain
+(no Output), as the schema then says too: the POD's addresses, rules and metadata are computed before anything is
+deployed.  These types only describe; `config.py` checks.
+
+No `from __future__ import annotations` here and in component.py: Pulumi reads the annotations themselves.
+"""
+
+from typing import NotRequired, TypedDict
+
+
+class Shape(TypedDict):
+    """The shape of a VM; a stack file may write the name alone where it is not a flex shape."""
+
+    shape: str
+    """Name of the shape, e.g. VM.Standard2.24 or VM.Optimized3.Flex."""
+
+    ocpus: NotRequired[int]
+    """Number of OCPUs, for a flex shape only."""
+
+    memoryGbs: NotRequired[int]
+    """Memory in GB, for a flex shape only."""
+
+
+class NatVm(TypedDict):
+    """What both NAT VMs are made of."""
+
+    shape: Shape
+    """The shape; it decides how many VNICs a NAT VM can have."""
+
+    imageId: str
+    """OCID of an Oracle Linux 8/9 or Ubuntu 22.04/24.04 platform image."""
+
+    sshPublicKey: str
+    """One line of an authorized_keys file."""
+
+    availabilityDomain: NotRequired[str]
+    """Name of the availability domain; the region's first by default."""
+
+
+class Management(TypedDict):
+    """The management network."""
+
+    cidr: str
+    """Its range, e.g. 10.0.0.0/16; customers' ranges may lie inside."""
+
+    vrouter: str
+    """The vRouter's floating IP in this POD, an address in the subnet vrouter."""
+
+    servers: dict[str, str]
+    """Servers by name: their addresses."""
+
+
+class Customer(TypedDict):
+    """A customer's network."""
+
+    cidr: str
+    """Its range, e.g. 10.0.0.0/24; customers of one POD may not overlap each other."""
+
+    hosts: dict[str, str]
+    """Hosts by name: their addresses."""
+
+    servers: NotRequired[list[str]]
+    """Names of the management servers that its hosts may reach; all by default."""
+
+    peerId: NotRequired[str]
+    """OCID of an LPG that this POD shall peer with; by default the customer's side asks for the peering."""
+
+    formerly: NotRequired[str]
+    """Its name before it was renamed; keeps its LPG and its slots."""
+
+
+class Layout(TypedDict):
+    """The POD's subnets."""
+
+    natVm1: list[str]
+    """The /27 of each VNIC of NAT VM1; the n-th is a pair with the n-th of NAT VM2."""
+
+    natVm2: list[str]
+    """The /27 of each VNIC of NAT VM2."""
+
+    vrouter: str
+    """The subnet of the vRouter's floating IP, e.g. 198.18.0.160/28."""
+
+
+class Slot(TypedDict):
+    """The two addresses that a member owns."""
+
+    natVm1: str
+    """Its address on NAT VM1: at which customers reach a server."""
+
+    natVm2: str
+    """Its address on NAT VM2: at which management reaches a host."""
+
+    released: NotRequired[bool]
+    """The member is gone; its slot is kept back because somebody may still send to it."""
+
+
+class NatPodArgs(TypedDict):
+    """What a NatPod is made from: the keys of a stack file."""
+
+    compartmentId: str
+    """OCID of the compartment that the POD is made in."""
+
+    cidr: str
+    """This POD's own range from 198.18.0.0/15, e.g. 198.18.0.0/22 (435 slots) or a /21 (696 slots)."""
+
+    natVm: NatVm
+    """What both NAT VMs are made of."""
+
+    management: Management
+    """The management network."""
+
+    customers: dict[str, Customer]
+    """The customers by name."""
+
+    sourceNat: NotRequired[str]
+    """masquerade (the default: all customers arrive at management as one address) or static (each keeps its own)."""
+
+    lpgLimit: NotRequired[int]
+    """Local peering gateways a VCN may have: 10 by default, 20 if Oracle raised your limit."""
+
+    subnets: NotRequired[Layout]
+    """Pins the layout; without it the range is laid out by nat-pod."""
+
+    addresses: NotRequired[dict[str, Slot]]
+    """The address book by member (management/mgmt, customer1/vm1), as `python -m nat_pod allocate STACK` writes it."""

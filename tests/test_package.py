@@ -1,0 +1,263 @@
+"""NatPod as a Pulumi package (package/): its schema, and a program that knows nothing of nat-pod but that package."""
+
+import functools
+import json
+import operator
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from conftest import REPOSITORY, stack_mapping
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
+
+from nat_pod.config import PodConfig
+from nat_pod.lab.engine import Engine, EngineError, find_cli
+from nat_pod.lab.oci_types import INSTANCE, PRIVATE_IP
+from nat_pod.lab.region import Region
+from nat_pod.lab.region_file import RegionFile
+
+PACKAGE = REPOSITORY / "package"
+TOKEN = "nat-pod:index:NatPod"
+
+# What the generated SDKs do, in any language: register a resource of the package as a remote component.
+CONSUMER = f"""
+import json, pathlib, pulumi
+
+class NatPod(pulumi.ComponentResource):
+    def __init__(self, name, args):
+        outputs = dict.fromkeys(["vcnId", "natVmIds", "lpgIds", "routesToAdd", "addressBook", "generations"])
+        super().__init__("{TOKEN}", name, {{**outputs, **args}}, None, remote=True)
+
+args = json.loads(pathlib.Path(__file__).with_name("args.json").read_text())
+if args.pop("late", None):
+    args["management"]["cidr"] = pulumi.Output.secret("10.0.0.0/16")
+pod = NatPod("mine", args)
+pulumi.export("vcn", pod.vcnId)
+pulumi.export("vms", pod.natVmIds)
+pulumi.export("routes", pod.routesToAdd)
+"""
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    """As an engine asks for it."""
+    with subprocess.Popen(
+        [sys.executable, PACKAGE, "127.0.0.1:1"],  # the engine's address, which a schema needs not
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as plugin:
+        assert plugin.stdout is not None
+        port = plugin.stdout.readline().strip()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = provider_pb2_grpc.ResourceProviderStub(channel)
+            answer = stub.GetSchema(provider_pb2.GetSchemaRequest(), timeout=20, wait_for_ready=True)
+        plugin.terminate()
+    return json.loads(answer.schema)
+
+
+def shown(prop: dict[str, Any], *, optional: bool) -> str:
+    """A property in a line, e.g. `map(Customer)?`."""
+    if "$ref" in prop:
+        text = prop["$ref"].rsplit(":", 1)[-1]
+    elif prop["type"] == "array":
+        text = f"list({shown(prop['items'], optional=False)})"
+    elif prop["type"] == "object":
+        text = f"map({shown(prop['additionalProperties'], optional=False)})"
+    else:
+        text = prop["type"]
+    return text + "?" * optional
+
+
+def members(properties: dict[str, Any], required: list[str]) -> dict[str, str]:
+    return {name: shown(prop, optional=name not in required) for name, prop in properties.items()}
+
+
+pytestmark = pytest.mark.runs_commands
+
+
+def test_inputs_are_the_stack_files_keys(schema: dict[str, Any]) -> None:
+    pod = schema["resources"][TOKEN]
+    assert members(pod["inputProperties"], pod["requiredInputs"]) == {
+        "compartmentId": "string",
+        "cidr": "string",
+        "natVm": "NatVm",
+        "management": "Management",
+        "customers": "map(Customer)",
+        "sourceNat": "string?",
+        "lpgLimit": "integer?",
+        "subnets": "Layout?",
+        "addresses": "map(Slot)?",
+    }
+    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
+    assert list(pod["inputProperties"]) == list(declared)
+    assert pod["requiredInputs"] == sorted(key for key, entry in declared.items() if "default" not in entry)
+
+
+def test_types(schema: dict[str, Any]) -> None:
+    types = {token.rsplit(":", 1)[1]: entry for token, entry in schema["types"].items()}
+    assert {name: members(entry["properties"], entry["required"]) for name, entry in types.items()} == {
+        "NatVm": {"shape": "Shape", "imageId": "string", "sshPublicKey": "string", "availabilityDomain": "string?"},
+        "Shape": {"shape": "string", "ocpus": "integer?", "memoryGbs": "integer?"},
+        "Management": {"cidr": "string", "vrouter": "string", "servers": "map(string)"},
+        "Customer": {
+            "cidr": "string",
+            "hosts": "map(string)",
+            "servers": "list(string)?",
+            "peerId": "string?",
+            "formerly": "string?",
+        },
+        "Layout": {"natVm1": "list(string)", "natVm2": "list(string)", "vrouter": "string"},
+        "Slot": {"natVm1": "string", "natVm2": "string", "released": "boolean?"},
+        "Routes": {"destinations": "list(string)", "target": "string", "lpgId": "string?"},
+    }
+
+
+def test_outputs(schema: dict[str, Any]) -> None:
+    pod = schema["resources"][TOKEN]
+    assert members(pod["properties"], pod["required"]) == {
+        "vcnId": "string",
+        "natVmIds": "map(string)",
+        "lpgIds": "map(string)",
+        "vrouterSubnetId": "string",
+        "addressBook": "map(map(string))",
+        "routesToAdd": "map(Routes)",
+        "generations": "map(string)",
+    }
+
+
+def test_each_input_is_plain_and_everything_is_described(schema: dict[str, Any]) -> None:
+    pod = schema["resources"][TOKEN]
+    inputs = {name: entry for name, entry in schema["types"].items() if not name.endswith(":Routes")}
+    for properties in [pod["inputProperties"], *(entry["properties"] for entry in inputs.values())]:
+        assert all(prop["plain"] for prop in properties.values())
+    for entry in [pod, *schema["types"].values()]:
+        assert entry["description"]
+        assert "\n" not in entry["description"]  # an indented paragraph would be shown as code
+        for prop in [*entry["properties"].values(), *entry.get("inputProperties", {}).values()]:
+            assert len(prop["description"]) > 10
+
+
+def test_the_types_name_each_setting_that_the_configuration_knows(schema: dict[str, Any]) -> None:
+    """The code's own lists: what it names as known where it meets a key that it does not know."""
+    places = {
+        ("natVm",): "NatVm",
+        ("management",): "Management",
+        ("customers", "customer1"): "Customer",
+        ("subnets",): "Layout",
+        ("addresses", "management/mgmt"): "Slot",
+    }
+    for path, name in places.items():
+        config: Any = stack_mapping("dev")
+        functools.reduce(operator.getitem, path, config)["flavour"] = 1
+        with pytest.raises(Exception, match="known are") as refused:
+            PodConfig.from_mapping(config, "dev")
+        rule = next(problem.rule for problem in refused.value.problems if "known are" in problem.rule)
+        assert set(rule.split("known are ")[1].split(", ")) == set(
+            schema["types"][f"nat-pod:index:{name}"]["properties"]
+        )
+
+
+def test_the_version_is_the_projects(schema: dict[str, Any]) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (schema["name"], schema["version"]) == (project["name"], project["version"])
+    assert yaml.safe_load((PACKAGE / "PulumiPlugin.yaml").read_text(encoding="utf-8"))["name"] == project["name"]
+
+
+# A program that uses it
+
+
+class Consumer:
+    """A project of somebody else's, in a directory of its own, with the package and a region."""
+
+    def __init__(self, directory: Path, cli: Path) -> None:
+        project = directory / "project"
+        project.mkdir(parents=True)
+        (project / "__main__.py").write_text(CONSUMER, encoding="utf-8")
+        document = {"name": "other", "runtime": "python"}
+        document["plugins"] = {"providers": [{"name": "nat-pod", "path": str(PACKAGE)}]}
+        (project / "Pulumi.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+        (project / "Pulumi.test.yaml").write_text("config: {oci:region: uk-london-1}\n", encoding="utf-8")
+        self.project = project
+        self.region = RegionFile.make(directory / "region", Region("uk-london-1"))
+        self.engine = Engine(project, "test", self.region.path, cli)
+        self.args = stack_mapping("dev")
+        # The typed form; a stack file may write the name alone.
+        self.args["natVm"]["shape"] = {"shape": "VM.Standard2.24"}
+
+    def save(self) -> None:
+        (self.project / "args.json").write_text(json.dumps(self.args), encoding="utf-8")
+
+
+@pytest.fixture
+def consumer(tmp_path: Path) -> Consumer:
+    cli = find_cli()
+    if cli is None:
+        pytest.skip("no Pulumi CLI: .ci/pulumi/install makes sure there is one")
+    return Consumer(tmp_path, cli)
+
+
+@pytest.mark.engine
+def test_a_program_in_a_project_of_its_own_makes_a_pod(consumer: Consumer) -> None:
+    consumer.save()
+    consumer.engine.preview()
+    consumer.engine.up()
+    outputs = consumer.engine.outputs()
+    assert consumer.region.get(outputs["vcn"]).inputs["displayName"] == "mine"
+    assert outputs["vms"] == {vm: consumer.region.find(INSTANCE, f"mine-{vm}") for vm in ("natVm1", "natVm2")}
+    assert outputs["routes"]["customer1"]["destinations"] == ["198.18.0.0/27"]
+    assert outputs["routes"]["customer1"]["lpgId"].startswith("ocid1.localpeeringgateway.")
+    consumer.engine.expect_no_changes()
+
+    # A new host costs its addresses; what stands stays.
+    consumer.args["customers"]["customer2"]["hosts"]["vm9"] = "10.0.1.9"
+    consumer.args["addresses"]["customer2/vm9"] = {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}
+    consumer.save()
+    run = consumer.engine.up()
+    assert sorted(run.ops(PRIVATE_IP)["create"]) == ["mine-198.18.0.132", "mine-198.18.0.4"]
+    assert run.ops(INSTANCE) == {"update": ["mine-natVm1"]}
+    assert set(run.ops()) == {"create", "update"}
+    consumer.engine.destroy()
+    assert consumer.engine.resources() == []
+
+
+@pytest.mark.engine
+def test_it_says_everything_that_is_wrong_and_nothing_else(consumer: Consumer) -> None:
+    consumer.args["cidr"] = "198.18.0.0/33"
+    consumer.args["customers"]["customer1"]["peerID"] = "x"
+    del consumer.args["compartmentId"]
+    consumer.save()
+    with pytest.raises(EngineError) as caught:
+        consumer.engine.preview()
+    said = str(caught.value)
+    assert "arguments of mine: 3 problems" in said
+    assert "nat-pod:compartmentId: is missing" in said
+    assert "nat-pod:customers.customer1.peerID: is not a setting of nat-pod; did you mean peerId?" in said
+    assert "Traceback" not in said
+    assert "File " not in said
+
+
+@pytest.mark.engine
+def test_a_value_that_is_not_known_yet_is_refused(consumer: Consumer) -> None:
+    consumer.args["late"] = True
+    consumer.save()
+    with pytest.raises(EngineError, match=r"nat-pod:management\S*: is an output, whose value may not be known yet"):
+        consumer.engine.preview()
+
+
+@pytest.mark.engine
+def test_the_cli_gets_the_same_schema(consumer: Consumer, schema: dict[str, Any]) -> None:
+    """`pulumi package get-schema package`: what `package add` and `package gen-sdk` begin with."""
+    consumer.save()
+    consumer.engine.preview()  # lays out what the CLI finds
+    environment = {**consumer.engine._environment(), "NO_COLOR": "1"}
+    command = [str(consumer.engine._cli), "package", "get-schema", str(PACKAGE)]
+    got = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert got["resources"][TOKEN]["requiredInputs"] == schema["resources"][TOKEN]["requiredInputs"]
+    assert set(got["types"]) == set(schema["types"])
