@@ -52,7 +52,7 @@ registers as many resources on the same plugin, measured in the same run. 1.00: 
 - POD: 8 servers and the hosts of 10 customers take all slots of the range; VM.Standard2.24, layout not pinned, the
   availability domain looked up.
 - Floor: one VCN, network security groups and their rules. A rule has about as many properties as a private IP, which is
-  what most of a POD is. The floor is flat; the POD has two chains of VNIC attachments, one behind the other.
+  what most of a POD is. It asks one data source, as the POD does. It is flat; the POD has two chains of attachments.
 - Not measured: OCI. The simulated region takes milliseconds, and answers a data source at once.
 - Machine: {machine}.
 """
