@@ -17,14 +17,15 @@ from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, iptables, report
+from nat_pod import article, book, guest, iptables, report
 from nat_pod.addressing import overlap
 from nat_pod.config import MANAGEMENT, PodConfig, read_draft
+from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.expected import expected_topology, with_host
 from nat_pod.plan import SIDES, PodPlan
 from nat_pod.pod import plan_pod
-from nat_pod.stack import read_stack, stack_names
+from nat_pod.stack import file_at, read_stack, read_stack_at, stack_names
 from nat_pod.trace import Disposition, Packet, trace
 
 OK, FINDINGS, USAGE = 0, 1, 2
@@ -78,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     tracing.add_argument("receiver", metavar="TO", help="the same, or an address to send to: 198.18.0.9")
     tracing.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp")
     tracing.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default 80)")
-    for sub in (check, plan, rules, tracing, allocate):
+    words = "show the flows gained, lost and renumbered since a git revision"
+    diff = add("diff", _diff, words)
+    diff.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
+    diff.add_argument("--markdown", action="store_true", help="for a pull request")
+    for sub in (check, plan, rules, tracing, allocate, diff):
         sub.add_argument("--json", action="store_true", help="for programs")
     _add_lab(commands)
     return parser
@@ -305,6 +310,40 @@ def _is_address(text: str) -> bool:
     except (AddrFormatError, ValueError):
         return False
     return True
+
+
+# --- diff ----------------------------------------------------------------------------------------------------------
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    base = _plan_at(Path.cwd(), arguments.stack, arguments.base)
+    _, plan = _load(arguments.stack)
+    difference = compare(base, plan)
+    if arguments.json:
+        _print_json(report.difference_dict(difference))
+    elif arguments.markdown:
+        print(report.difference_markdown(difference, arguments.stack, arguments.base))
+    else:
+        print(report.difference_text(difference, arguments.stack, arguments.base))
+    return OK if difference.harmless else FINDINGS
+
+
+def _plan_at(directory: Path, name: str, revision: str) -> PodPlan | None:
+    """The plan of the stack file as it was at a git revision, with the bootstrap of then."""
+    stack = read_stack_at(directory, name, revision)
+    if stack is None:
+        return None
+    try:
+        plan = plan_pod(PodConfig.from_mapping(stack.pod_config(), name), name)
+    except ConfigError as error:
+        # Without the commands: they would change the file of today.
+        problems = [replace(problem, command="") for problem in error.problems]
+        raise ConfigError(f"{stack.path.name} at {revision}", problems) from None
+    checkout = guest.SOURCES.parent
+    if directory.resolve() != checkout:
+        return plan  # nat-pod is installed elsewhere: its bootstrap has no history here
+    user_data = file_at(directory, guest.ARTEFACT.relative_to(checkout).as_posix(), revision)
+    return plan if user_data is None else with_user_data(plan, user_data.strip())
 
 
 # --- lab -----------------------------------------------------------------------------------------------------------

@@ -121,7 +121,8 @@ class PodPlan:
     `routes` is by side: natVm1 (to the customers' LPGs) and natVm2 (to the vRouter).  `security` has the NSG rules
     of natVm1 and natVm2 and the security list of the vRouter's subnet.  `neighbours` is what others must add:
     destinations to send to the POD, by customer name and for `management`.  `may_reach` is by customer: the servers
-    (members) that its hosts may open flows to; every server may open flows to every host.
+    (members) that its hosts may open flows to; every server may open flows to every host.  `released` has the pairs
+    that are kept back, by the name of the member that had them.
     """
 
     cidr: str
@@ -144,6 +145,7 @@ class PodPlan:
     neighbours: dict[str, tuple[str, ...]]
     capacity: CapacityPlan
     may_reach: dict[str, tuple[str, ...]]
+    released: dict[str, tuple[str, str]]
 
     def vm(self, key: str) -> NatVmPlan:
         """The NAT VM called natVm1 or natVm2."""

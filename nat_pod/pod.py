@@ -71,6 +71,7 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
         neighbours=_neighbours(config),
         capacity=_capacity(config),
         may_reach=_may_reach(config),
+        released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
     )
     problems = _limit_problems(plan)
     if problems:

@@ -6,6 +6,8 @@ and what `pulumi up` does start from one configuration.
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +50,52 @@ def read_stack(directory: Path, name: str) -> Stack:
     if not path.is_file():
         known = ", ".join(stack_names(directory)) or "none"
         raise NatPodError(f"{path.name}: no such stack file in {directory}; stacks here are: {known}")
-    config = _project_defaults(directory / "Pulumi.yaml")
-    own = _config_of(path)
+    project = directory / "Pulumi.yaml"
+    defaults = _config_of(load_yaml(project), project.name) if project.is_file() else {}
+    return _merge(name, path, path.name, defaults, _config_of(load_yaml(path), path.name))
+
+
+def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
+    """A stack's configuration as it was at a git revision; None when it had no file then.
+
+    Raises what `read_stack` raises, and NatPodError when `directory` is no git checkout or has no such revision.
+    """
+    path = directory / f"Pulumi.{name}.yaml"
+    own = file_at(directory, path.name, revision)
+    if own is None:
+        return None
+    project = file_at(directory, "Pulumi.yaml", revision) or ""
+    source = f"{path.name} at {revision}"
+    defaults = _config_of(_mapping(project, f"Pulumi.yaml at {revision}"), f"Pulumi.yaml at {revision}")
+    return _merge(name, path, source, defaults, _config_of(_mapping(own, source), source))
+
+
+def file_at(directory: Path, name: str, revision: str) -> str | None:
+    """The text of `directory/name` at a git revision; None when there was no such file."""
+    commit = _git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if commit is None:
+        if _git(directory, "rev-parse", "--git-dir") is None:
+            raise NatPodError(f"{directory} is no git checkout, so there is no {revision} to compare with")
+        raise NatPodError(
+            f"--base: {revision}: is no revision of this checkout, e.g. main, HEAD~1 or v1.0; "
+            "in a shallow clone, run: git fetch --unshallow"
+        )
+    return _git(directory, "show", f"{commit.strip()}:./{name}")
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """What git prints, None when it fails.  It only reads; this is the one program nat_pod starts outside the lab."""
+    # What a hook or an alias exports would lead git to another repository than the one of `directory`.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(["git", *arguments], cwd=directory, env=environment, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise NatPodError("git is not installed; `diff` reads the earlier stack file with it") from None
+    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+
+
+def _merge(name: str, path: Path, source: str, defaults: dict[object, object], own: dict[object, object]) -> Stack:
+    config = _project_defaults(defaults)
     problems = [
         Problem(str(key), None, f"has no namespace; write {NAMESPACE}:{key}") for key in own if ":" not in str(key)
     ]
@@ -59,7 +105,7 @@ def read_stack(directory: Path, name: str) -> Stack:
         if str(key).startswith(f"{NAMESPACE}:") and isinstance(value, dict) and "secure" in value
     ]
     if problems:
-        raise ConfigError(path.name, problems)
+        raise ConfigError(source, problems)
     config.update({str(key): value for key, value in own.items()})
     return Stack(name, path, config)
 
@@ -72,33 +118,39 @@ def load_text(text: str) -> object:
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping.  Raises ConfigError with line and column, also for a key that stands twice."""
     try:
-        loaded = load_text(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise NatPodError(f"{path.name}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(path.name, [Problem(*_where(error))]) from None
+    return _mapping(text, path.name)
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        loaded = load_text(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(source, [Problem(*_where(error))]) from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(path.name, [Problem("file", None, "must be a mapping with the key config:")])
+        raise ConfigError(source, [Problem("file", None, "must be a mapping with the key config:")])
     return loaded
 
 
-def _config_of(path: Path) -> dict[object, object]:
-    config = load_yaml(path).get("config")
+def _config_of(file: dict[str, Any], source: str) -> dict[object, object]:
+    config = file.get("config")
     if config is None:
         return {}
     if not isinstance(config, dict):
-        raise ConfigError(path.name, [Problem("config", config, "must be a mapping of keys to values")])
+        raise ConfigError(source, [Problem("config", config, "must be a mapping of keys to values")])
     return config
 
 
-def _project_defaults(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
+def _project_defaults(declared: dict[object, object]) -> dict[str, object]:
     return {
         str(key) if ":" in str(key) else f"{NAMESPACE}:{key}": entry["default"]
-        for key, entry in _config_of(path).items()
+        for key, entry in declared.items()
         if isinstance(entry, dict) and "default" in entry
     }
 

@@ -124,7 +124,21 @@ def trace(topology: Topology, sender: str, packet: Packet, expected: str | None 
 
     expected: the machine that should answer; another one answering is WRONG_MACHINE.  None: whoever has the address.
     """
+    return tracer(topology)(sender, packet, expected)
+
+
+def tracer(topology: Topology) -> Callable[[str, Packet, str | None], Trace]:
+    """`trace` for many flows through one topology: what depends on the topology alone is looked up once."""
     walk = _Walk(topology)
+
+    def trace_one(sender: str, packet: Packet, expected: str | None) -> Trace:
+        walk.forget()
+        return _trace(walk, sender, packet, expected)
+
+    return trace_one
+
+
+def _trace(walk: _Walk, sender: str, packet: Packet, expected: str | None) -> Trace:
     if packet.protocol == "icmp" and packet.icmp_type is None:
         packet = replace(packet, icmp_type=ECHO_REQUEST)
     request = walk.leg(sender, packet)
@@ -181,14 +195,22 @@ class _Walk:
             for address in vnic.addresses
         }
         self.networks: dict[str, tuple[int, int, int]] = {}
+        self.numbers: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Make the network one that no flow has passed yet."""
+        self.conntrack.clear()
+        self.tracked.clear()
 
     def inside(self, address: str, cidr: str) -> int | None:
         """The prefix length of `cidr` when it contains `address`, else None."""
         if cidr not in self.networks:
             network = IPNetwork(cidr)
             self.networks[cidr] = (network.first, network.last, network.prefixlen)
+        if address not in self.numbers:
+            self.numbers[address] = int(IPAddress(address))
         first, last, prefix = self.networks[cidr]
-        return prefix if first <= int(IPAddress(address)) <= last else None
+        return prefix if first <= self.numbers[address] <= last else None
 
     def leg(self, sender: str, packet: Packet) -> Leg:
         hops: list[Hop] = []

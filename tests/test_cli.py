@@ -110,6 +110,7 @@ HELP = [
     ["plan"],
     ["rules"],
     ["trace"],
+    ["diff"],
     ["lab"],
     ["lab", "up"],
     ["lab", "check"],
