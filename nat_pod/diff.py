@@ -175,14 +175,11 @@ def _ends(way: Way | None) -> tuple[str, str] | None:
 
 
 def _renamed(old: PodPlan, new: PodPlan) -> dict[str, str]:
-    """Customers by their old name: {old name: new name}.  A name that is still or was already in use is no rename."""
+    """{old name: new name} of the customers.  `formerly` stays in the file; where the new name is old, nothing is new."""
     return {
         lpg.formerly: lpg.customer
         for lpg in new.lpgs
-        if lpg.formerly is not None
-        and lpg.formerly in old.customer_cidrs
-        and lpg.formerly not in new.customer_cidrs
-        and lpg.customer not in old.customer_cidrs
+        if lpg.formerly is not None and lpg.formerly in old.customer_cidrs and lpg.customer not in old.customer_cidrs
     }
 
 

@@ -309,6 +309,14 @@ def test_a_new_bootstrap_replaces_both_vms_and_ends_every_flow_but_loses_none(de
     assert difference.risks[0].what == "new bootstrap (user_data)"
 
 
+def test_a_rename_of_long_ago_is_none(dev):
+    rename_customer(dev)
+    old = plan(copy.deepcopy(dev))
+    add_host(dev)
+    assert names(compare(old, plan(dev)).gained) == flows(BOTH.format("customer1/vm9"))
+    assert compare(old, plan(dev)).lost == ()
+
+
 def test_a_renamed_customer_keeps_its_peering_and_its_flows(dev):
     old = plan(copy.deepcopy(dev))
     rename_customer(dev)

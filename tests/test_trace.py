@@ -27,7 +27,7 @@ from nat_pod.netfilter import (
 )
 from nat_pod.pod import plan_pod
 from nat_pod.topology import Route, SecurityRule, Subnet, Topology, Vm
-from nat_pod.trace import Disposition, Packet, UnknownRuleError, trace
+from nat_pod.trace import Disposition, Packet, UnknownRuleError, trace, tracer
 
 CUSTOMER1 = "customer1/vm1"
 MGMT = "management/mgmt"
@@ -58,6 +58,14 @@ def with_nat(
 
 def mgmt_to(destination: str) -> Packet:
     return Packet(src="10.0.0.100", dst=destination)
+
+
+def test_many_flows_through_one_topology_leave_nothing_behind_for_one_another(topology):
+    """A flow that conntrack knows meets no rule; the second of two equal flows must meet what the first met."""
+    follow = tracer(topology)
+    for _ in range(2):
+        for destination in ("198.18.0.130", "198.18.0.66", "198.18.0.9"):
+            assert follow(MGMT, mgmt_to(destination), None) == trace(topology, MGMT, mgmt_to(destination))
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,247 @@
+"""The workflows and their scripts: what only GitHub runs has to be right before it gets there.
+
+The scripts are run here, with a `gh` that records what it is told.  What cannot be tried here is GitHub itself.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+# Each tag's commit, read from the action's own repository.
+ACTIONS = {
+    "actions/checkout": ("d23441a48e516b6c34aea4fa41551a30e30af803", "v6.1.0"),
+    "actions/setup-python": ("ece7cb06caefa5fff74198d8649806c4678c61a1", "v6.3.0"),
+    "pulumi/actions": ("8e5e406f4007fca908480587cb9893c07090f58d", "v7.0.0"),
+}
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict:
+    # BaseLoader: YAML 1.1 takes the key `on` for the value true.
+    return yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+
+
+def steps(path: Path) -> list[dict]:
+    return [step for job in load(path)["jobs"].values() for step in job["steps"]]
+
+
+def test_there_are_three_workflows():
+    assert [path.stem for path in WORKFLOWS] == ["deploy", "preview", "test"]
+
+
+@each_workflow
+def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it(path):
+    uses = re.findall(r"^\s*-?\s*uses:\s*(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(uses) == sum("uses" in step for step in steps(path)) > 0
+    for line in uses:
+        found = re.fullmatch(r"([\w./-]+)@([0-9a-f]{40}) # (v\d+\.\d+\.\d+)", line)
+        assert found, f"{line}: expected owner/action@40-hex-commit # vX.Y.Z"
+        assert ACTIONS[found[1]] == (found[2], found[3])
+
+
+@each_workflow
+def test_each_job_states_what_its_token_may_do(path):
+    workflow = load(path)
+    assert workflow["permissions"] in ({}, "", {"contents": "read"})
+    for name, job in workflow["jobs"].items():
+        granted = job.get("permissions", workflow["permissions"])
+        assert granted, f"job {name} has no permissions of its own"
+        comments = {"pull-requests"} if path.stem == "preview" and name in ("flows", "preview") else set()
+        assert {scope for scope, level in granted.items() if level != "read"} == comments
+        assert set(granted) <= {"contents"} | comments
+
+
+@each_workflow
+def test_no_shell_line_has_a_value_of_the_event_pasted_into_it(path):
+    """GitHub pastes before the shell reads: a branch name could be a command.  Values come by the environment."""
+    for step in steps(path):
+        assert "${{" not in step.get("run", "")
+
+
+@each_workflow
+def test_a_checkout_leaves_no_token_behind(path):
+    for step in steps(path):
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] == "false"
+
+
+@each_workflow
+def test_secrets_are_in_the_environment_of_pulumis_step_only(path):
+    text = path.read_text(encoding="utf-8")
+    holders = [step for step in steps(path) if "secrets." in json.dumps(step)]
+    assert text.count("secrets.") == sum(json.dumps(step).count("secrets.") for step in holders)
+    assert len(holders) == (0 if path.stem == "test" else 1)
+    for step in holders:
+        assert step["uses"].startswith("pulumi/actions@")
+        assert "secrets." not in json.dumps(step["with"])
+    for job in load(path)["jobs"].values():
+        if "secrets." in json.dumps(job):
+            assert job["environment"] in ("preview", "production")
+            assert "PULUMI_BACKEND_URL" in job.get("if", "") or "PULUMI_BACKEND_URL" in json.dumps(load(path)["jobs"])
+
+
+@each_workflow
+def test_each_script_and_command_that_a_workflow_calls_exists(path):
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    called = " ".join(step.get("run", "") for step in steps(path))
+    for script in re.findall(r"(?<![\w/])((?:\.ci|tools)/[\w/-]+)", called):
+        assert os.access(REPOSITORY / script, os.X_OK), script
+    for target in re.findall(r"\bmake (\S+)", called):
+        assert target in targets
+    help_text = (REPOSITORY / "tests" / "golden" / "help.txt").read_text(encoding="utf-8")
+    scripts = " ".join((REPOSITORY / ".ci" / name).read_text(encoding="utf-8") for name in ("flows", "comment"))
+    for command in re.findall(r"-m nat_pod ([a-z]+)", called + scripts):
+        assert f"\n    {command} " in help_text
+
+
+def test_the_pulumi_of_the_workflows_is_the_pinned_one():
+    pinned = re.search(r'"pulumi==([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    versions = [
+        step["with"]["pulumi-version"] for path in WORKFLOWS for step in steps(path) if "pulumi" in step.get("uses", "")
+    ]
+    assert versions == [pinned, pinned]
+
+
+def test_deploying_is_one_stack_at_a_time_and_protected():
+    job = load(REPOSITORY / ".github" / "workflows" / "deploy.yml")["jobs"]["up"]
+    assert (job["strategy"]["max-parallel"], job["environment"]) == ("1", "production")
+    assert job["concurrency"] == {"group": "deploy-${{ matrix.stack }}", "cancel-in-progress": "false"}
+
+
+@pytest.mark.runs_commands
+def test_actionlint_has_nothing_to_say():
+    tool = shutil.which("actionlint", path=f"{os.environ.get('PATH', '')}{os.pathsep}{Path.home() / 'go' / 'bin'}")
+    if tool is None:
+        pytest.skip("no actionlint: .ci/actionlint makes sure there is one")
+    result = subprocess.run([tool, "-no-color"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+# --- the scripts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A repository with this project's scripts and two stacks."""
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    (tmp_path / ".ci").mkdir()
+    for name in ("changed-stacks", "flows", "comment"):
+        shutil.copy2(REPOSITORY / ".ci" / name, tmp_path / ".ci" / name)
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "Pulumi.ten.yaml"):
+        shutil.copy2(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "nat_pod").mkdir()
+    (tmp_path / "nat_pod" / "rules.py").write_text("")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(directory: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
+
+
+def commit(directory: Path) -> None:
+    git(directory, "add", ".")
+    git(directory, "commit", "--quiet", "--allow-empty", "-m", "x")
+
+
+def changed_stacks(directory: Path, base: str = "HEAD^1") -> list[str]:
+    command = [directory / ".ci" / "changed-stacks", base]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout)
+
+
+CHANGES = {
+    "a stack file": (["Pulumi.ten.yaml"], ["ten"]),
+    "a new stack file": (["Pulumi.a.yaml", "Pulumi.dev.yaml"], ["a", "dev"]),
+    "the compiler": (["nat_pod/rules.py"], ["dev", "ten"]),
+    "the project's defaults": (["Pulumi.yaml"], ["dev", "ten"]),
+    "a document": (["README.md"], []),
+    "nothing": ([], []),
+    "a name that would be a command": (["Pulumi.$(id).yaml", "Pulumi.a b.yaml", 'Pulumi."x.yaml'], []),
+}
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_stacks_that_a_change_concerns(checkout, name):
+    files, stacks = CHANGES[name]
+    for file in files:
+        with (checkout / file).open("a") as stream:
+            stream.write("# changed\n")
+    commit(checkout)
+    assert changed_stacks(checkout) == stacks
+
+
+@pytest.mark.runs_commands
+def test_a_deleted_stack_file_concerns_nothing_and_a_base_that_is_none_everything(checkout):
+    (checkout / "Pulumi.ten.yaml").unlink()
+    commit(checkout)
+    assert changed_stacks(checkout) == []
+    assert changed_stacks(checkout, "0" * 40) == ["dev"]
+
+
+def flows(directory: Path, python: str) -> subprocess.CompletedProcess[str]:
+    bin_directory = directory / ".venv" / "bin"
+    bin_directory.mkdir(parents=True)
+    (bin_directory / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (bin_directory / "python").chmod(0o755)
+    command = [directory / ".ci" / "flows", "dev", "HEAD^1"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("status", [0, 1])
+def test_flows_that_are_lost_are_shown_and_fail_nothing(checkout, status):
+    done = flows(checkout, f'echo "$*"; exit {status}')
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "-m nat_pod diff dev --base HEAD^1 --markdown\n"
+
+
+@pytest.mark.runs_commands
+def test_a_stack_file_that_does_not_hold_is_shown_and_fails(checkout):
+    done = flows(checkout, 'echo "Pulumi.dev.yaml: 1 problem" >&2; exit 1')
+    assert done.returncode == 1
+    assert done.stdout == ("### POD `dev`: the flows cannot be compared\n\n```\nPulumi.dev.yaml: 1 problem\n```\n")
+
+
+GH = """#!/bin/sh
+echo "$@" >> "$LOG"
+case "$*" in
+  *--paginate*) printf '%s' "$FOUND" ;;
+  *) cat >> "$LOG" ;;
+esac
+"""
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize(
+    ("found", "call"),
+    [
+        ("", "api --method POST repos/isv/pods/issues/7/comments"),
+        ("41\n42\n", "api --method PATCH repos/isv/pods/issues/comments/41"),
+    ],
+    ids=["first", "again"],
+)
+def test_a_comment_is_posted_once_and_then_renewed(checkout, tmp_path, found, call):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gh").write_text(GH)
+    (tmp_path / "bin" / "gh").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "LOG": str(tmp_path / "log"),
+        "FOUND": found,
+        "GITHUB_REPOSITORY": "isv/pods",
+        "PULL_REQUEST": "7",
+    }
+    subprocess.run([checkout / ".ci" / "comment", "flows dev"], input="text\n", text=True, check=True, env=environment)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0].startswith("api --paginate repos/isv/pods/issues/7/comments --jq ")
+    assert lines[1:] == [f"{call} --field body=@- --silent", "<!-- nat-pod: flows dev -->", "text"]
