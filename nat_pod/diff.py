@@ -175,7 +175,7 @@ def _ends(way: Way | None) -> tuple[str, str] | None:
 
 
 def _renamed(old: PodPlan, new: PodPlan) -> dict[str, str]:
-    """{old name: new name} of the customers.  `formerly` stays in the file; where the new name is old, nothing is new."""
+    """{old name: new name} of the customers; a name that was somebody's already is no new one."""
     return {
         lpg.formerly: lpg.customer
         for lpg in new.lpgs

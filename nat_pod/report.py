@@ -133,8 +133,8 @@ def _leg_lines(name: str, leg: Leg) -> list[str]:
 
 # --- diff ------------------------------------------------------------------------------------------------------------
 
-# GitHub refuses comments of more than 65,536 characters; a full POD has thousands of flows.
-_MOST_ROWS = 150
+# GitHub refuses comments of more than 65,536 characters; there may be eight lists, and thousands of flows in one.
+_MOST_ROWS = 60
 
 
 def difference_dict(difference: Difference) -> dict[str, object]:
