@@ -3,6 +3,7 @@
 What an engine does with the options (replacement, deletion) is not shown here: Pulumi's mocks only create.
 """
 
+import ast
 import shutil
 import threading
 from pathlib import Path
@@ -458,14 +459,22 @@ def test_a_bad_stack_file_ends_in_its_problems(project: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_every_key_of_the_project_file_reaches_the_program(project: Path) -> None:
-    """A key that `__main__.py` does not read would be ignored in silence by `pulumi up`."""
-    namespace: dict[str, Any] = {}
-    source = (REPOSITORY / "__main__.py").read_text().split("config =")[0]
-    exec(compile(source, "__main__.py", "exec"), namespace)
-    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text())["config"]
-    assert sorted([*namespace["TEXTS"], *namespace["OBJECTS"]]) == sorted(declared)
-    assert {key for key, entry in declared.items() if entry["type"] == "object"} == set(namespace["OBJECTS"])
+@pytest.mark.parametrize("value", ["static", {"policy": "static"}, None], ids=str)
+def test_a_mistyped_key_is_refused_although_it_need_not_be_there(project: Path, value: object) -> None:
+    """Ignored, it would leave the POD with `masquerade`, the default, and nobody would know."""
+    change(project, "sourceNatt", value=value)
+    region = Region()
+    with pytest.raises(DeployError, match="nat-pod:sourceNatt: is not a setting of nat-pod; did you mean sourceNat"):
+        deploy(project, "dev", region)
+    assert region.kinds() == []
+
+
+def test_the_program_knows_which_keys_of_the_project_file_are_objects() -> None:
+    source = (REPOSITORY / "__main__.py").read_text(encoding="utf-8")
+    line = next(line for line in source.splitlines() if line.startswith("OBJECTS = "))
+    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
+    objects = {key for key, entry in declared.items() if entry["type"] == "object"}
+    assert set(ast.literal_eval(line.removeprefix("OBJECTS = "))) == objects
 
 
 def test_runs_leave_nothing_behind() -> None:
