@@ -445,10 +445,30 @@ def test_outputs(deployed: tuple[Region, Deployment]) -> None:
 def test_a_pinned_availability_domain_and_a_flex_shape(project: Path) -> None:
     change(project, "natVm", "availabilityDomain", value="abcd:UK-LONDON-1-AD-3")
     change(project, "natVm", "shape", value={"shape": "VM.Optimized3.Flex", "ocpus": 12, "memoryGbs": 48})
-    deployment = deploy(project, "dev", Region())
+    deployment = deploy(project, "dev", Region(domain_prefix="abcd"))
     vm = registered(deployment, oci.INSTANCE)["natVm1"].inputs
     assert vm["availabilityDomain"] == "abcd:UK-LONDON-1-AD-3"
     assert (vm["shape"], vm["shapeConfig"]) == ("VM.Optimized3.Flex", {"ocpus": 12, "memoryInGbs": 48})
+
+
+@pytest.mark.parametrize("name", ["abcd:UK-LONDON-1-AD-4", "abcd:US-ASHBURN-AD-1", "nPod:UK-LONDON-1-AD-1"])
+def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_made(project: Path, name: str) -> None:
+    change(project, "natVm", "availabilityDomain", value=name)
+    region = Region(domain_prefix="abcd")
+    with pytest.raises(DeployError) as refused:
+        deploy(project, "dev", region)
+    assert str(refused.value) == (
+        f'nat-pod dev: Pulumi.dev.yaml: 1 problem\n  nat-pod:natVm.availabilityDomain: "{name}": is no availability '
+        "domain of this region as your tenancy names them: abcd:UK-LONDON-1-AD-1, abcd:UK-LONDON-1-AD-2, "
+        "abcd:UK-LONDON-1-AD-3"
+    )
+    assert region.kinds() == []
+
+
+def test_a_domain_is_known_in_any_case_and_stays_as_it_is_written(project: Path) -> None:
+    change(project, "natVm", "availabilityDomain", value="NPOD:uk-london-1-ad-2")
+    vm = registered(deploy(project, "dev", Region()), oci.INSTANCE)["natVm1"].inputs
+    assert vm["availabilityDomain"] == "NPOD:uk-london-1-ad-2"
 
 
 def test_a_bad_stack_file_ends_in_its_problems(project: Path) -> None:

@@ -53,11 +53,14 @@ def stand_up(directory: Path, stack: str) -> tuple[Region, PodPlan, Deployment]:
 
 
 def prepare(directory: Path, stack: str) -> tuple[PodPlan, Region]:
-    """A stack's plan, and an empty region with the name and the limits that its file counts on."""
+    """A stack's plan, and an empty region with the names and the limits that its file counts on."""
     settings = read_stack(directory, stack)
     config = settings.checked()
-    name = str(settings.config.get("oci:region", "uk-london-1"))
-    return plan_pod(config, stack), Region(name, lpg_limit=config.lpg_limit)
+    region = Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=config.lpg_limit)
+    if config.nat_vm.availability_domain is not None:
+        # The lab cannot know a tenancy's prefix, but a stack file that pins a domain has it.
+        region.domain_prefix = config.nat_vm.availability_domain.split(":")[0]
+    return plan_pod(config, stack), region
 
 
 def bring_up(plan: PodPlan, region: Region, up: Callable[[], Deployment]) -> Deployment:
