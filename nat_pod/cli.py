@@ -7,6 +7,7 @@ Exit status 0: fine; 1: findings (problems in a stack file, a flow that does not
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -36,6 +37,8 @@ OK, FINDINGS, USAGE = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and comments on a terminal that is not UTF-8
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
@@ -420,8 +423,11 @@ def _import(arguments: argparse.Namespace) -> int:
         for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
         if files
     }
+    customers = dict(arguments.customer)
+    if len(customers) < len(arguments.customer):
+        raise NatPodError("--customer: a name stands there twice; a customer has one network")
     pod = reconstruct(tables, vnics)
-    found = draft(pod, dict(arguments.customer), arguments.stack or "new") if pod.flows else None
+    found = draft(pod, customers, arguments.stack or "new") if pod.flows and pod.pairs else None
     if found is not None and arguments.stack:
         book.create(path, found.text())
     if arguments.json:

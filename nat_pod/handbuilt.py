@@ -67,11 +67,12 @@ class Kind(StrEnum):
     GAINED = "gained"  # a flow that the stack file adds
     REFUSED = "refused"  # what `check` will say about the stack file
     EXCHANGED = "exchanged"
+    UNUSED = "unused"  # private IPs that no mapping needs
     UNMET = "unmet"
     OTHERS = "others"
 
 
-NOTES = (Kind.EXCHANGED, Kind.UNMET, Kind.OTHERS)  # said, but nothing to do about them
+NOTES = (Kind.EXCHANGED, Kind.UNUSED, Kind.UNMET, Kind.OTHERS)  # said, but nothing to do about them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -328,6 +329,9 @@ class _Pod:
             return not primary, listed.index(pair[0]) if pair[0] in listed else len(listed), pair[0]
 
         self.pairs.sort(key=place)
+        if self.requests and not self.pairs:
+            why = "no /27 of NAT VM1 translates into one of NAT VM2: there is no layout to pin"
+            self.add(Kind.LAYOUT, None, None, why)
         for side, vm in enumerate(SIDES):
             first = self.pairs[0][side][0] + RESERVED_LOW if self.pairs else 0
             self.primary[vm] = evidence[vm] or first
@@ -444,6 +448,13 @@ class _Pod:
                     f"{dotted(caller)} calls, but {whom} cannot call it; every one of nat-pod's {side} has a slot",
                 )
 
+        slots = [slot for slot in (*self.hosts.values(), *self.servers.values()) if slot is not None]
+        for vm, listed in self.vnics.items():
+            used = {slot[SIDES.index(vm)] for slot in slots} | {self.primary[vm]}
+            unused = [dotted(address) for address in sorted((listed.addresses or frozenset()) - used)]
+            if unused:
+                shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+                self.add(Kind.UNUSED, vm, None, f"no mapping needs the private IPs {shown}")
         if len(self.servers) > len(self.hosts):
             why = f"{len(self.servers)} servers and {len(self.hosts)} hosts: are --vm1 and --vm2 exchanged?"
             self.add(Kind.EXCHANGED, None, None, why)

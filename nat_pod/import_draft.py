@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -46,6 +46,14 @@ class Draft:
     def to_fill_in(self) -> list[str]:
         """The paths that read FILL-IN, the region's too."""
         return [_REGION, *_fill_ins(self.config, "")]
+
+    @property
+    def without_slot(self) -> list[str]:
+        """The members that `allocate` has to give a slot."""
+        realms = {MANAGEMENT: self.config["management"]["servers"]}
+        realms |= {name: entry["hosts"] for name, entry in self.config["customers"].items()}
+        members = [f"{realm}/{member}" for realm, names in realms.items() for member in names]
+        return [member for member in members if member not in self.config["addresses"]]
 
     @property
     def assumed(self) -> list[str]:
@@ -89,11 +97,11 @@ def draft(pod: Handbuilt, customers: Mapping[str, IPNetwork], stack: str) -> Dra
     """
     result = Draft(findings=list(pod.findings))
     groups = _groups(pod, customers, result)
-    servers = _named(pod, NAT_VM2, list(pod.servers), "server", {MANAGEMENT})
+    servers = _named(pod, NAT_VM2, pod.servers, "server")
     hosts = {
         address: f"{group.name}/{name}"
         for group in groups
-        for address, name in _named(pod, NAT_VM1, group.hosts, "host", {group.name}).items()
+        for address, name in _named(pod, NAT_VM1, group.hosts, "host").items()
     }
     pinned, cidr = _range(pod)
     reached = {group.name: _reached(pod, group, servers, result, hosts) for group in groups}
@@ -110,7 +118,7 @@ def draft(pod: Handbuilt, customers: Mapping[str, IPNetwork], stack: str) -> Dra
         "customers": {
             group.name: {
                 "cidr": str(group.network),
-                **({} if reached[group.name] == sorted(servers.values()) else {"servers": reached[group.name]}),
+                **({} if reached[group.name] in (None, sorted(servers.values())) else {"servers": reached[group.name]}),
                 "hosts": {hosts[address].split("/")[1]: dotted(address) for address in group.hosts},
             }
             for group in groups
@@ -269,29 +277,28 @@ def _comment_name(pod: Handbuilt, vm: str, address: int) -> tuple[str, str]:
     return (realm, member) if is_member_name(member) and (realm or not slash) else ("", "")
 
 
-def _named(pod: Handbuilt, vm: str, addresses: list[int], word: str, realms: set[str]) -> dict[int, str]:
+def _named(pod: Handbuilt, vm: str, addresses: Iterable[int], word: str) -> dict[int, str]:
     """A name for each address: its comment's, if nobody else has it, else one made of the address."""
-    wanted = {}
-    for address in addresses:
-        realm, member = _comment_name(pod, vm, address)
-        wanted[address] = member if realm in realms | {""} else ""
-    used = Counter(wanted.values())
-    return {
-        address: name if name and used[name] == 1 else f"{word}-{dotted(address).replace('.', '-')}"
-        for address, name in sorted(wanted.items())
-    }
+    made = {address: f"{word}-{dotted(address).replace('.', '-')}" for address in sorted(addresses)}
+    wanted = {address: _comment_name(pod, vm, address)[1] or name for address, name in made.items()}
+    used = Counter(wanted.values()) + Counter(name for address, name in made.items() if wanted[address] != name)
+    return {address: name if used[name] == 1 else made[address] for address, name in wanted.items()}
 
 
 # --- what the stack file changes -------------------------------------------------------------------------------------
 
 
-def _reached(pod: Handbuilt, group: _Group, servers: dict[int, str], result: Draft, hosts: dict[int, str]) -> list[str]:
-    """The servers that a customer reaches; nat-pod lets all its hosts reach them."""
+def _reached(
+    pod: Handbuilt, group: _Group, servers: dict[int, str], result: Draft, hosts: dict[int, str]
+) -> list[str] | None:
+    """The servers that a customer reaches; nat-pod lets all its hosts reach them.  None: it has no hosts yet."""
+    if not group.hosts:
+        return None
     reached: dict[int, set[int]] = {host: set() for host in group.hosts}
     for flow in pod.flows:
         if flow.request.vm == NAT_VM1 and flow.request.caller in reached:
             reached[flow.request.caller].add(flow.receiver)
-    together = set().union(*reached.values()) if reached else set()
+    together = set().union(*reached.values())
     for host, own in reached.items():
         if together - own:
             more = [f"{MANAGEMENT}/{servers[server]}" for server in sorted(together - own)]
@@ -347,7 +354,7 @@ def _judge_config(result: Draft, cidr: IPNetwork, pinned: bool, stack: str) -> N
         filled["subnets"][VROUTER] = str(vrouter)
     filled["management"]["vrouter"] = str(vrouter[2])
     for problem in read_draft(filled, stack)[1]:
-        result.findings.append(Finding(kind=Kind.REFUSED, why=str(problem)))
+        result.findings.append(Finding(kind=Kind.REFUSED, why=str(replace(problem, command=""))))
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

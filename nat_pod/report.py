@@ -328,6 +328,7 @@ def import_dict(pod: Handbuilt, draft: Draft | None, file: str | None) -> dict[s
         "flows": len(pod.flows),
         "config": None if draft is None else draft.config,
         "toFillIn": [] if draft is None else draft.to_fill_in,
+        "withoutSlot": [] if draft is None else draft.without_slot,
         "assumed": [] if draft is None else draft.assumed,
         "findings": [
             {"kind": str(f.kind), "vm": f.vm, "line": f.line, "rule": f.rule or None, "why": f.why} for f in findings
@@ -345,6 +346,9 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
     ]
     if draft is not None:
         sections += ["", f"To fill in ({len(draft.to_fill_in)})", *(f"  {path}" for path in draft.to_fill_in)]
+        if draft.without_slot:
+            title = f"Without a slot ({len(draft.without_slot)}), until `python -m nat_pod allocate` gives them one"
+            sections += ["", title, *(f"  {member}" for member in draft.without_slot)]
         rows = [
             [f"{NAMESPACE}:{path}", draft.value(path), draft.comments[path].removeprefix(f"{ASSUMED}: ")]
             for path in draft.assumed

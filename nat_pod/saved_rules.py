@@ -23,6 +23,7 @@ ANY: Range = (0, 2**32 - 1)
 _BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 MOST_BYTES = 16_000_000
 _DEEPEST = 100
+_LONGEST = 2_000  # a comment has 256 characters at most
 MOST_RULES = 100_000  # a POD of 696 hosts in the article's form has some 11,000
 
 
@@ -91,6 +92,7 @@ class SavedTable:
 
 # What `rules STACK --vm` prints above the rules: the agent enters our chains from the built-in ones.
 _OWN_HOOK = re.compile(r"# (\w+): (\w+) enters (\S+) first")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f]")
 _COUNTERS = re.compile(r"\[\d+:\d+\] ")
 _COMMAND = re.compile(r"(?:sudo\s+)?(?:/\S*/)?(?:iptables|iptables-nft|iptables-legacy)\s+(.*)")
 _FOREIGN = (
@@ -114,7 +116,7 @@ def read_saved(data: bytes, source: str) -> SavedTable:
     current: str | None = None
     hooks: list[tuple[str, SavedRule]] = []
     count = 0
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.split("\n"), 1):  # not splitlines(): editors count line feeds
         line = _COUNTERS.sub("", raw.strip(), count=1) if raw.startswith("[") else raw.strip()
         if not line:
             continue
@@ -164,7 +166,7 @@ def _text(data: bytes, source: str) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = "\0"
-    if "\0" in text:
+    if _CONTROL.search(text):  # also what would command a terminal when the rule is shown
         raise NatPodError(f"{source}: is not text; {_HOW}")
     head = text[:20_000]
     for pattern, what in _FOREIGN:
@@ -176,26 +178,30 @@ def _text(data: bytes, source: str) -> str:
 def _take(table: SavedTable, number: int, line: str, current: str | None) -> None:
     """One line that is a rule, or should be one."""
     try:
+        if len(line) > _LONGEST:
+            line = f"{line[:77]}..."
+            raise ValueError("is longer than any rule")
         command = _COMMAND.fullmatch(line) if current is None else None
-        words = _words(line if command is None else command[1])
         if command is not None:
-            name, words = _table_of(words)
+            name, words = _table_of(_words(command[1], shell=True))
         elif current is not None:
-            name = current
+            name, words = current, _words(line)
+        elif line.startswith(("-P ", "-N ", "-A ")):  # `iptables -t nat -S`
+            name, words = "nat", _words(line)
         else:
             raise ValueError("is neither iptables-save output nor an iptables command")
         if name != "nat":
             table.other_tables[name] = table.other_tables.get(name, 0) + 1
             return
-        _apply(table, number, line if command is None else f"iptables {command[1]}", words)
+        _apply(table, number, line, words)
     except ValueError as error:
         table.unread.append(Unread(number, line, str(error)))
 
 
-def _words(text: str) -> list[str]:
-    if '"' not in text and "'" not in text and "\\" not in text:
+def _words(text: str, *, shell: bool = False) -> list[str]:
+    if not set(text) & set("\"'\\#"):
         return text.split()  # shlex takes a hundred times as long
-    return shlex.split(text)
+    return shlex.split(text, comments=shell)
 
 
 def _table_of(words: list[str]) -> tuple[str, list[str]]:
@@ -217,6 +223,8 @@ def _apply(table: SavedTable, number: int, text: str, words: list[str]) -> None:
         for chain in words[1:2] or list(table.chains):
             table.chains[chain] = []
         return
+    if command in ("-P", "-X", "-Z"):
+        return  # policies of the nat table, empty chains and counters translate nothing
     if command not in ("-A", "-I", "-N") or len(words) < 2:
         raise ValueError("is a command that import does not follow; give the output of iptables-save")
     chain, rest = words[1], words[2:]

@@ -4,8 +4,8 @@ The tracer (`trace.py`) walks nat-pod's own rules, of which it knows each; this 
 Rules are looked up by the addresses they name, so that a chain of thousands costs little more than one.
 
 A packet here is its two addresses, the first one of its flow.  What is not known of it is settled like this: it leaves
-by the interface that the first translating rule of POSTROUTING names (the primary VNIC, where the default route leads);
-it may come in by any but `lo`; a rule with other conditions (`narrow`) is passed over, and import lists it.
+by the interface that POSTROUTING names first (the primary VNIC, where the default route leads); it may come in by any
+but `lo`; a rule with other conditions (`narrow`) is passed over, and import lists it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nat_pod.saved_rules import ANY, Action, Range, SavedRule, SavedTable
 PREROUTING, POSTROUTING = "PREROUTING", "POSTROUTING"
 TRANSLATING = frozenset({Action.DNAT, Action.SNAT, Action.NETMAP, Action.MASQUERADE})
 _FOLLOWED = (Action.JUMP, Action.GOTO)
-_MOST_LOOKED_AT = 5_000_000  # rules, on all ways; a full POD has some 10,000
+_MOST_LOOKED_AT = 1_000_000  # rules, on all ways; a full POD has some 10,000
 # Chains that other programs own, in the nat table: they come and go with these programs.
 _OTHERS = (
     (re.compile(r"DOCKER.*"), "Docker"),
@@ -28,12 +28,6 @@ _OTHERS = (
     (re.compile(r"NETAVARK.*"), "Podman"),
     (re.compile(r"LIBVIRT_.*"), "libvirt"),
     (re.compile(r"(BareMetal)?InstanceServices"), "the platform"),
-    (
-        re.compile(r"(PRE|POST|OUTPUT|INPUT)_\w+|(PREROUTING|POSTROUTING|OUTPUT)_(direct|ZONES|POLICIES)\w*"),
-        "firewalld",
-    ),
-    (re.compile(r"ufw-.*"), "ufw"),
-    (re.compile(r"f2b-.*"), "fail2ban"),
 )
 _OTHERS_INTERFACE = re.compile(r"(! )?(docker|br-|virbr|cni|podman|flannel|lxdbr)\S*")
 
@@ -44,38 +38,33 @@ def owner_of_chain(name: str) -> str | None:
 
 
 class Walk:
-    """One VM's nat table, ready to be asked.  `met` collects the rules that any packet matched."""
+    """One VM's nat table, ready to be asked."""
 
     def __init__(self, table: SavedTable) -> None:
         self._chains = {name: _Chain(rules) for name, rules in table.chains.items()}
-        self._leaves_by = next(
-            (
-                rule.out_interface
-                for rule in table.chains[POSTROUTING]
-                if rule.action in TRANSLATING and (rule.out_interface or "!")[0] != "!" and not _of_others(rule)
-            ),
-            None,
-        )
+        self._leaves_by = next(_interfaces(table, POSTROUTING), None)
         self._looked_at = 0
-        self.met: set[int] = set()  # by id(): two rules of one line may be equal
 
     def decide(self, builtin: str, source: int, destination: int) -> SavedRule | None:
         """The rule that ends the walk of a packet in a built-in chain; None when it falls through."""
-        return self._decide(self._chains[builtin], builtin, source, destination)
+        return self._decide(builtin, builtin, source, destination, set())
 
-    def _decide(self, chain: _Chain, builtin: str, source: int, destination: int) -> SavedRule | None:
-        for rule in chain.candidates(source, destination):
+    def _decide(self, chain: str, builtin: str, source: int, destination: int, passed: set[str]) -> SavedRule | None:
+        """passed: chains that decide nothing for this packet, so that no tangle of jumps is walked twice."""
+        for rule in self._chains[chain].candidates(source, destination):
             if not self._matches(rule, builtin, source, destination):
                 continue
-            self.met.add(id(rule))
             if rule.action is Action.RETURN:
-                return None
+                break
             if rule.action in _FOLLOWED:
-                end = self._decide(self._chains[rule.chain], builtin, source, destination)
+                end = None
+                if rule.chain not in passed:
+                    end = self._decide(rule.chain, builtin, source, destination, passed)
                 if end is not None or rule.action is Action.GOTO:
                     return end
             elif rule.action in TRANSLATING or rule.action is Action.ACCEPT:
                 return rule
+        passed.add(chain)
         return None
 
     def _matches(self, rule: SavedRule, builtin: str, source: int, destination: int) -> bool:
@@ -107,9 +96,14 @@ class Walk:
 
         Tests behind a `!` and the order of rules are left to `decide`.
         """
-        yield from self._ways_from(PREROUTING, ANY, ANY)
+        yield from self._ways_from(PREROUTING, ANY, ANY, set())
 
-    def _ways_from(self, chain: str, sources: Range, destinations: Range) -> Iterator[tuple[SavedRule, Range, Range]]:
+    def _ways_from(
+        self, chain: str, sources: Range, destinations: Range, gone: set[tuple[str, Range, Range]]
+    ) -> Iterator[tuple[SavedRule, Range, Range]]:
+        if (chain, sources, destinations) in gone:
+            return
+        gone.add((chain, sources, destinations))
         rules = self._chains[chain].rules
         self._looked_at += len(rules)
         if self._looked_at > _MOST_LOOKED_AT:
@@ -120,12 +114,22 @@ class Walk:
             if source[0] > source[1] or destination[0] > destination[1] or not self.applies(rule, PREROUTING):
                 continue
             if rule.action in _FOLLOWED:
-                yield from self._ways_from(rule.chain, source, destination)
+                yield from self._ways_from(rule.chain, source, destination, gone)
             elif rule.action in TRANSLATING:
                 yield rule, source, destination
 
 
 _FIRST_PACKET = {PREROUTING: {"NEW", "RELATED"}, POSTROUTING: {"NEW", "RELATED", "DNAT"}}
+
+
+def _interfaces(table: SavedTable, chain: str) -> Iterator[str]:
+    """The interfaces that rules of a chain and of those below it ask for, in their order."""
+    for rule in table.chains[chain]:
+        if owner_of_rule(rule) is None:
+            if rule.out_interface and rule.out_interface != "lo" and not rule.out_interface.startswith("! "):
+                yield rule.out_interface
+            if rule.action in _FOLLOWED:
+                yield from _interfaces(table, rule.chain)
 
 
 def _of_others(rule: SavedRule) -> bool:
