@@ -592,6 +592,8 @@ class _Pod:
                 self.add(Kind.DEAD, vm, rule, self.dead[id(rule)])
                 continue
             ways = self.ways[vm].get(id(rule), (rule, []))[1]
+            if not ways and rule.action is Action.NETMAP:
+                continue  # of POSTROUTING
             if not ways:
                 self.add(Kind.UNMET, vm, rule, "nothing leads to this rule")
                 continue
@@ -661,8 +663,6 @@ class _Pod:
             sources_of = (Action.SNAT, Action.MASQUERADE, Action.NETMAP)
             if rule.action not in sources_of or id(rule) in self.needed or id(rule) in self.listed:
                 continue
-            if rule.action is Action.NETMAP and id(rule) in self.ways[vm]:
-                continue  # of PREROUTING
             inside = within(known, rule.source)
             if not self.walks[vm].applies(rule, POSTROUTING) or not inside:
                 single = rule.action is Action.SNAT and rule.source[0] == rule.source[1]

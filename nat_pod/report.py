@@ -347,7 +347,9 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
     if draft is not None:
         sections += ["", f"To fill in ({len(draft.to_fill_in)})", *(f"  {path}" for path in draft.to_fill_in)]
         if draft.without_slot:
-            title = f"Without a slot ({len(draft.without_slot)}), until `python -m nat_pod allocate` gives them one"
+            title = (
+                f"Without a slot ({len(draft.without_slot)}), until `python -m nat_pod allocate STACK` gives them one"
+            )
             sections += ["", title, *(f"  {member}" for member in draft.without_slot)]
         rows = [
             [f"{NAMESPACE}:{path}", draft.value(path), draft.comments[path].removeprefix(f"{ASSUMED}: ")]

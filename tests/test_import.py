@@ -784,3 +784,64 @@ def test_private_ips_that_no_mapping_needs_are_named(run, directory):
         0,
         ["unused: natVm2: no mapping needs the private IPs 198.18.0.135"],
     )
+
+
+def test_a_list_with_subnets_is_believed_before_one_without(run, directory):
+    (directory / "ips").write_text(IPS, encoding="utf-8")
+    (directory / "metadata").write_text(METADATA.replace("198.18.0.64/27", "198.18.0.64/26"), encoding="utf-8")
+    for files in (("ips", "metadata"), ("metadata", "ips")):
+        options = [word for name in files for word in ("--vnics2", name)]
+        kinds = [finding["kind"] for finding in json.loads(run(GOOD["article"], "--json", *options)[1])["findings"]]
+        assert "layout" in kinds
+
+
+# --- which /27 go together -------------------------------------------------------------------------------------------
+
+
+def subnets(run, rules: dict[str, str]) -> tuple[list[str], list[str]]:
+    pinned = json.loads(run(rules, "--json")[1])["config"]["subnets"]
+    return pinned["natVm1"], pinned["natVm2"]
+
+
+def test_mappings_that_lead_nowhere_have_no_say_in_the_layout(run):
+    rules = mapped("10.0.0.9")
+    for number in range(5):
+        rules["natVm2"] += f"\niptables -t nat -A PREROUTING -s 10.200.0.9 -d 198.18.0.{140 + number} "
+        rules["natVm2"] += f"{DNAT} 198.18.0.{108 + number}"
+    assert subnets(run, rules) == (["198.18.0.0/27"], ["198.18.0.128/27"])
+
+
+def test_one_mapping_with_equal_offsets_says_more_than_many_without(run):
+    rules = mapped("10.0.0.9")
+    for number in range(5):
+        transit = f"198.18.0.{20 + number}"
+        rules["natVm1"] += f"\niptables -t nat -A PREROUTING -s 198.18.0.130 -d {transit} {DNAT} 10.0.0.{50 + number}"
+        rules["natVm2"] += f"\niptables -t nat -A PREROUTING -s 10.200.0.9 -d 198.18.0.{164 + number} {DNAT} {transit}"
+    assert subnets(run, rules) == (["198.18.0.0/27"], ["198.18.0.128/27"])
+
+
+def test_a_pair_that_is_two_hosts_for_two_servers_is_the_slot_of_one(run):
+    """The rules tell the servers apart by their sources; a slot cannot."""
+    static = {vm: text.splitlines() for vm, text in GOOD["static"].items()}
+    static["natVm1"] += [
+        f"iptables -t nat -A PREROUTING -s 198.18.0.135 -d 198.18.0.3 {DNAT} 10.0.1.101",
+        "iptables -t nat -A POSTROUTING -s 198.18.0.135 -j SNAT --to-source 198.18.0.7",
+    ]
+    static["natVm2"] += [
+        f"iptables -t nat -A PREROUTING -s 10.0.0.101 -d 198.18.0.131 {DNAT} 198.18.0.3",
+        "iptables -t nat -A POSTROUTING -s 10.0.0.101 -j SNAT --to-source 198.18.0.135",
+    ]
+    _, out, _ = run({vm: "\n".join(lines) for vm, lines in static.items()}, "--json")
+    assert (
+        "asymmetric: natVm2 line 11: 10.0.1.101 is reached at 198.18.0.3 / 198.18.0.131, as 10.0.1.100 is for others; "
+        "a slot is one member's for everybody"
+    ) in [shown(finding) for finding in json.loads(out)["findings"]]
+
+
+def test_an_assumed_network_keeps_off_one_that_is_given(run):
+    _, out, _ = run(mapped("10.0.0.200"), "--json", "--customer", "acme=10.0.0.0/25")
+    customers = json.loads(out)["config"]["customers"]
+    assert {name: entry["cidr"] for name, entry in customers.items()} == {
+        "acme": "10.0.0.0/25",
+        "customer1": "10.0.0.128/25",
+    }
