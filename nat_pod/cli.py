@@ -438,9 +438,10 @@ def _import(arguments: argparse.Namespace) -> int:
         if found is not None:
             print(f"\nwritten: {path.name}" if arguments.stack else found.text(), end="\n" if arguments.stack else "")
     if found is None:
-        raise NatPodError(
-            "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD? (nothing was written)"
-        )
+        why = "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD?"
+        if pod.flows:
+            why = "both NAT VMs share their subnets; in nat-pod each VNIC has a /27 of its own"
+        raise NatPodError(f"{why} (nothing was written)")
     return FINDINGS if any(finding.kind not in NOTES for finding in found.findings) else OK
 
 

@@ -437,6 +437,20 @@ def test_files_of_two_different_pods_give_no_stack_and_say_so(run, directory):
     assert not (directory / "Pulumi.x.yaml").exists()
 
 
+def test_two_nat_vms_in_one_subnet_have_no_layout_and_it_says_so(run, directory):
+    """NAT VM2 has the upper half of NAT VM1's /27: the flows pass, but there are no pairs of /27."""
+    rules = {
+        vm: text.replace("198.18.0.130", "198.18.0.18").replace("198.18.0.131", "198.18.0.19")
+        for vm, text in mapped("10.0.0.9").items()
+    }
+    status, out, err = run(rules, "--stack", "x")
+    assert status == 1
+    assert err == "both NAT VMs share their subnets; in nat-pod each VNIC has a /27 of its own (nothing was written)\n"
+    assert "2 flows" in out
+    assert "layout: no /27 of NAT VM1 translates into one of NAT VM2: there is no layout to pin" in out
+    assert not (directory / "Pulumi.x.yaml").exists()
+
+
 def test_exchanged_files_are_recognised_by_the_names_of_their_members(run, dev):
     texts = printed(dev, "rules")
     status, out, err = run({"natVm1": texts["natVm2"], "natVm2": texts["natVm1"]})
