@@ -402,8 +402,6 @@ class _Pod:
             )
 
     def _lost(self, request: Request, hiding: SavedRule | None, hidden: int, delivery: SavedRule | None) -> None:
-        if request.rule.action is Action.NETMAP:
-            return  # it maps a whole /27, of which most slots are nobody's
         other = _TITLE[_OTHER[request.vm]]
         transit = dotted(request.transit)
         if hiding is None and not in_pod_space(hidden):

@@ -805,8 +805,9 @@ def test_a_list_with_subnets_is_believed_before_one_without(run, directory):
     (directory / "metadata").write_text(METADATA.replace("198.18.0.64/27", "198.18.0.64/26"), encoding="utf-8")
     for files in (("ips", "metadata"), ("metadata", "ips")):
         options = [word for name in files for word in ("--vnics2", name)]
-        kinds = [finding["kind"] for finding in json.loads(run(GOOD["article"], "--json", *options)[1])["findings"]]
-        assert "layout" in kinds
+        findings = json.loads(run(GOOD["article"], "--json", *options)[1])["findings"]
+        expected = "layout: natVm2: a VNIC of NAT VM2 is in 198.18.0.64/26; nat-pod's are in a /27 each"
+        assert expected in [shown(finding) for finding in findings]
 
 
 # --- which /27 go together -------------------------------------------------------------------------------------------
