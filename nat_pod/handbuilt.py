@@ -119,7 +119,7 @@ class Handbuilt:
     """A hand-built POD.  Members are real addresses; a slot of None: nat-pod has to give it one.
 
     names: what comments call a member (`customer1/vm1`, or `vm1`), by side (natVm1: hosts) and address.
-    networks: those that rules of NAT VM1 (customers) and NAT VM2 (management) test the source for, with their comments.
+    networks: those that rules of NAT VM1 test the source for, with their comments.
     rules: how many the nat table of each NAT VM has.
     """
 
@@ -129,7 +129,7 @@ class Handbuilt:
     pairs: tuple[tuple[Range, Range], ...]
     source_nat: str
     names: dict[tuple[str, int], str]
-    networks: dict[str, dict[Range, str]]
+    networks: dict[Range, str]
     rules: dict[str, int]
     findings: tuple[Finding, ...]
 
@@ -693,7 +693,7 @@ class _Pod:
             pairs=tuple(self.pairs),
             source_nat=self.source_nat,
             names=names,
-            networks={vm: self._networks(vm) for vm in SIDES},
+            networks=self._networks(),
             rules={vm: sum(rule.text[0] != "#" for _, rule in self.tables[vm].rules()) for vm in SIDES},
             findings=tuple(self.findings),
         )
@@ -721,9 +721,9 @@ class _Pod:
                 names.setdefault(rule.source[0], rule.comment)
         return names
 
-    def _networks(self, vm: str) -> dict[Range, str]:
+    def _networks(self) -> dict[Range, str]:
         networks: dict[Range, str] = {}
-        for rule in self._engineers(vm):
+        for rule in self._engineers(NAT_VM1):
             if rule.source[0] != rule.source[1] and not in_pod_space(rule.source[0]) and rule.source[1] < 2**32 - 1:
                 networks.setdefault(rule.source, rule.comment)
         return networks

@@ -1,7 +1,7 @@
 """The stack file of a hand-built POD: what its rules say, what has to be assumed, and what somebody has to fill in.
 
 Rules know addresses, not names and not networks.  Names come from comments; a customer's network from `--customer`,
-from a rule that tests for it, or as the /24 around its hosts (management: the /16), as in the article.  Whatever is
+from a rule that tests for it, or as the /24 around its hosts (management's: the /16), as in the article.  Whatever is
 assumed says so in a comment of the file, whatever rules cannot say stands there as FILL-IN, which `check` refuses.
 """
 
@@ -158,6 +158,7 @@ class _Group:
     name: str
     network: IPNetwork | None
     hosts: list[int]
+    tested: Range | None = None  # the network that a rule tests for, and that makes a group of these hosts
 
 
 def _groups(pod: Handbuilt, given: Mapping[str, IPNetwork], result: Draft) -> list[_Group]:
@@ -172,8 +173,10 @@ def _groups(pod: Handbuilt, given: Mapping[str, IPNetwork], result: Draft) -> li
         if realm and is_customer_name(realm) and realm not in given:
             sources.setdefault(realm, []).append(host)
     by_comment = {host for hosts in sources.values() for host in hosts}
-    groups += [_Group(realm, None, hosts) for realm, hosts in sorted(sources.items())]
-    tested = _tested(pod, NAT_VM1)
+    # A network stands for a customer only if its comment says so: nat-pod's own chains test for parts of networks too.
+    named = {comment: inside for inside, comment in pod.networks.items()}
+    groups += [_Group(realm, None, hosts, named.get(realm)) for realm, hosts in sorted(sources.items())]
+    tested = _tested(pod)
     unnamed: dict[Range, list[int]] = {}
     for host in left:
         if host not in by_comment:
@@ -182,13 +185,13 @@ def _groups(pod: Handbuilt, given: Mapping[str, IPNetwork], result: Draft) -> li
             unnamed.setdefault(around or (first, first + 255), []).append(host)
     taken = {group.name for group in groups}
     for inside, hosts in sorted(unnamed.items()):
-        comment = pod.networks[NAT_VM1].get(inside, "")
+        comment = pod.networks.get(inside, "")
         name = comment if is_customer_name(comment) and comment not in taken else _next_customer(taken)
         taken.add(name)
-        groups.append(_Group(name, None, hosts))
+        groups.append(_Group(name, None, hosts, inside if inside in tested else None))
     for group in groups:
         if group.network is None:
-            group.network, why = _customer_network(pod, group, groups)
+            group.network, why = _customer_network(group, groups)
             result.comments[f"customers.{group.name}.cidr"] = f"{ASSUMED}: {why}"
     return groups
 
@@ -197,7 +200,7 @@ def _next_customer(taken: set[str]) -> str:
     return next(name for number in range(1, len(taken) + 2) if (name := f"customer{number}") not in taken)
 
 
-def _customer_network(pod: Handbuilt, group: _Group, groups: list[_Group]) -> tuple[IPNetwork, str]:
+def _customer_network(group: _Group, groups: list[_Group]) -> tuple[IPNetwork, str]:
     """A network for a customer of whom only hosts are known, and where it comes from."""
     others = [host for other in groups if other is not group for host in other.hosts]
     networks = [other.network for other in groups if other.network is not None]
@@ -210,10 +213,8 @@ def _customer_network(pod: Handbuilt, group: _Group, groups: list[_Group]) -> tu
             and not any(overlap(network, other) for other in networks)
         )
 
-    for inside in _tested(pod, NAT_VM1):
-        network = _as_network(inside)
-        if fits(network):
-            return network, "a rule tests for it"
+    if group.tested is not None and fits(_as_network(group.tested)):
+        return _as_network(group.tested), "a rule tests for it"
     around = _around(group.hosts, _CUSTOMER_PREFIX)
     for prefix in range(around.prefixlen, VCN_PREFIXES.stop):
         network = IPNetwork((group.hosts[0], prefix)).cidr
@@ -224,19 +225,15 @@ def _customer_network(pod: Handbuilt, group: _Group, groups: list[_Group]) -> tu
 
 def _management(pod: Handbuilt, result: Draft) -> IPNetwork:
     servers = sorted(pod.servers)
-    for inside in _tested(pod, NAT_VM2):
-        if inside[0] <= servers[0] and servers[-1] <= inside[1]:
-            result.comments["management.cidr"] = f"{ASSUMED}: a rule tests for it"
-            return _as_network(inside)
     around = _around(servers, _MANAGEMENT_PREFIX)
     why = f"the /{around.prefixlen} around its {_count(len(servers), 'server')}"
     result.comments["management.cidr"] = f"{ASSUMED}: {why}"
     return around
 
 
-def _tested(pod: Handbuilt, vm: str) -> list[Range]:
-    """Networks that rules test the source for, and that can be a VCN's: the largest first."""
-    found = [inside for inside in pod.networks[vm] if _as_network(inside).prefixlen in VCN_PREFIXES]
+def _tested(pod: Handbuilt) -> list[Range]:
+    """Networks that rules of NAT VM1 test the source for, and that can be a VCN's: the largest first."""
+    found = [inside for inside in pod.networks if _as_network(inside).prefixlen in VCN_PREFIXES]
     return sorted(found, key=lambda inside: (inside[0] - inside[1], inside))
 
 

@@ -716,6 +716,26 @@ NETWORKS = {
         ("--customer", "birch=10.0.0.0/24", "--customer", "cedar=10.3.0.0/24"),
         {"birch": "10.0.0.0/24", "cedar": "10.3.0.0/24"},
     ),
+    "a network that rules test for": (
+        {**mapped("10.0.0.9"), "natVm1": mapped("10.0.0.9")["natVm1"].replace("-s 10.0.0.9 ", "-s 10.0.0.0/20 ")},
+        (),
+        {"customer1": "10.0.0.0/20"},
+    ),
+    "parts of networks that nat-pod's own chains test for": (
+        {
+            **mapped("10.0.0.9", "10.0.1.9", comments=("acme/a", "birch/a")),
+            "natVm1": "\n".join(
+                [
+                    "iptables -t nat -N PART",
+                    "iptables -t nat -A PREROUTING -s 10.0.0.0/23 -j PART",
+                    "iptables -t nat -A PREROUTING -s 10.0.0.8/29 -j PART",
+                    mapped("10.0.0.9", "10.0.1.9", comments=("acme/a", "birch/a"))["natVm1"],
+                ]
+            ),
+        },
+        (),
+        {"acme": "10.0.0.0/24", "birch": "10.0.1.0/24"},
+    ),
     "names that are nat-pod's own": (
         mapped("10.0.0.9", "10.3.0.9", comments=("vrouter/a", "a-name-of-more-than-nineteen/b")),
         (),
@@ -727,7 +747,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_customers_and_their_networks_are(run, name):
     rules, options, networks = NETWORKS[name]
-    customers = imported(run, rules, *options)["config"]["customers"]
+    customers = json.loads(run(rules, "--json", *options)[1])["config"]["customers"]
     assert {name: entry["cidr"] for name, entry in customers.items()} == networks
     assert not any("servers" in entry for entry in customers.values())
 
