@@ -111,6 +111,7 @@ HELP = [
     ["rules"],
     ["trace"],
     ["diff"],
+    ["import"],
     ["lab"],
     ["lab", "up"],
     ["lab", "check"],

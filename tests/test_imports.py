@@ -40,10 +40,15 @@ ALLOWED = {
     "trace": {"iptables", "netfilter", "topology"},
     "flows": {"addressing", "config", "plan"},
     "diff": {"config", "expected", "flows", "plan", "trace"},
-    "report": {"config", "diff", "limits", "plan", "trace"},
+    "saved_rules": {"errors"},
+    "saved_walk": {"errors", "saved_rules"},
+    "vnic_list": {"errors", "limits", "saved_rules"},
+    "handbuilt": {"addressing", "config", "errors", "limits", "plan", "saved_rules", "saved_walk", "vnic_list"},
+    "import_draft": {"addressing", "config", "handbuilt", "limits", "plan", "saved_rules"},
+    "report": {"config", "diff", "handbuilt", "import_draft", "limits", "plan", "trace"},
     "cli": {
-        "addressing", "article", "book", "config", "diff", "errors", "expected", "flows", "guest", "iptables", "plan",
-        "pod", "report", "stack", "trace",
+        "addressing", "article", "book", "config", "diff", "errors", "expected", "flows", "guest", "handbuilt",
+        "import_draft", "iptables", "plan", "pod", "report", "saved_rules", "stack", "trace", "vnic_list",
     },
     "__main__": {"cli"},
 }  # fmt: skip
