@@ -402,6 +402,18 @@ def test_changed_shape_is_refused_where_it_would_reboot_a_vm(pod: Pod) -> None:
         pod.engine.up()
 
 
+def test_changed_image_is_planned_in_place_and_a_changed_ssh_key_as_a_replacement(pod: Pod) -> None:
+    pod.change(natVm=lambda vm: vm.update(imageId="ocid1.image.oc1.uk-london-1.another"))
+    preview = pod.engine.preview()
+    assert preview.counts == documented("image changed")
+    assert paths(preview) == dict.fromkeys(("natVm1", "natVm2"), {"sourceDetails.sourceId"})
+
+    pod.change(natVm=lambda vm: vm.update(sshPublicKey=f"{vm['sshPublicKey']}2"))
+    preview = pod.engine.preview()
+    assert preview.counts == documented("ssh key changed")
+    assert {step.replaced_by for step in preview.steps if step.type == INSTANCE} == {("metadata",)}
+
+
 def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_path: Path, cli: Path) -> None:
     release = tmp_path / "release"
     for name in ("nat_pod", "cloud-init"):
