@@ -406,7 +406,7 @@ def test_changed_image_is_planned_in_place_and_a_changed_ssh_key_as_a_replacemen
     pod.change(natVm=lambda vm: vm.update(imageId="ocid1.image.oc1.uk-london-1.another"))
     preview = pod.engine.preview()
     assert preview.counts == documented("image changed")
-    assert paths(preview) == dict.fromkeys(("natVm1", "natVm2"), {"sourceDetails.sourceId"})
+    assert paths(preview) == {"natVm1": {"sourceDetails.sourceId"}, "natVm2": {"sourceDetails.sourceId"}}
 
     pod.change(natVm=lambda vm: vm.update(sshPublicKey=f"{vm['sshPublicKey']}2"))
     preview = pod.engine.preview()
