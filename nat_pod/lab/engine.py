@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -175,14 +174,10 @@ class Engine:
         return run
 
     def _operate(self, command: str) -> Run:
-        """Carry out what the CLI has no account of in JSON: the engine's own events are one."""
         self._prepare()
-        with tempfile.TemporaryDirectory(dir=self._base) as scratch:
-            log = Path(scratch, "events")
-            status, _, complaint = self._ask(command, "--yes", "--skip-preview", "--event-log", str(log))
-            # What follows the last newline was cut short, when the CLI was killed.
-            lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
-            events = [json.loads(line) for line in lines]
+        status, output, complaint = self._ask(command, "--yes", "--skip-preview", "--json")
+        # The engine's events, one a line.  What follows the last newline was cut short, when the CLI was killed.
+        events = [json.loads(line) for line in output.split("\n")[:-1]]
         # What a refresh finds is known after it has asked; a step of the others when it begins.
         kind = "resOutputsEvent" if command == "refresh" else "resourcePreEvent"
         steps = [event[kind]["metadata"] for event in events if event.get(kind)]
@@ -218,8 +213,11 @@ class Engine:
             text=True,
         ) as process:
             self._process = process
-            # A ^C reaches the CLI too; leaving this block then waits until it has finished what it has begun.
-            output, errors = process.communicate()
+            try:
+                output, errors = process.communicate()
+            except KeyboardInterrupt:
+                process.communicate()  # a ^C reaches the CLI too: let it finish what it has begun
+                raise
         if process.returncode < 0:
             return process.returncode, output, f"it was ended by signal {-process.returncode}"
         return process.returncode, output, _complaint(errors or output)
@@ -230,7 +228,6 @@ class Engine:
             "PULUMI_HOME": str(self._base / "home"),
             "PULUMI_BACKEND_URL": f"file://{self._base / 'state'}",
             "PULUMI_CONFIG_PASSPHRASE": "",  # nat-pod has no secrets; unset, the CLI would ask for one
-            "PULUMI_DEBUG_COMMANDS": "true",  # has the flag --event-log, which Pulumi's automation API uses too
             # The plugins are those in PULUMI_HOME, whatever lies on PATH, and nothing is downloaded.
             "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
