@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help demo test lint venv packages bootstrap golden bench-engine clean
+.PHONY: help demo test lint venv packages bootstrap golden bench bench-engine clean
 
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
 	@echo "make golden     rewrite the golden files; read the diff"
+	@echo "make bench      what a POD costs a packet, against plain routing: bench/results.md (6 minutes)"
 	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
 
 demo: packages venv
@@ -26,6 +27,9 @@ bootstrap: venv
 
 golden: venv
 	@$(RUN) -m pytest -q --update-golden
+
+bench: packages venv
+	@$(RUN) -m bench.dataplane
 
 bench-engine: venv
 	@PATH="$$(.ci/pulumi/install):$$PATH" $(RUN) -m bench.engine

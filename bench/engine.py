@@ -169,14 +169,14 @@ def _report(pods: list[Pod], rounds: int) -> str:
         for step, ratios in pod.ratios.items()
     ]
     machine = (
-        f"{_processor()}, {os.cpu_count()} processors, load {os.getloadavg()[2]:.1f} over the last 15 minutes; "
+        f"{processor()}, {os.cpu_count()} processors, load {os.getloadavg()[2]:.1f} over the last 15 minutes; "
         f"{platform.system()}, Python {platform.python_version()}, "
         f"pulumi {version('pulumi')}, pulumi-oci {version('pulumi-oci')}"
     )
     return REPORT_TEXT.format(rows="\n".join(rows), rounds=rounds, machine=machine)
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's own name, where the system tells it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")

@@ -250,6 +250,30 @@ def parse_rule(table, line):
     return rule
 
 
+def unfold(text):
+    """The rules as iptables-restore takes them, from the short form that a document carries (`fold` in guest.py)."""
+    # Bounded, as the chain's name is: a document must not fill the memory by saying a long thing many times.
+    said = r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})'
+    known = {real: (address, comment) for address, comment, real in re.findall(said, text)}
+    out, rules, chain = [], [], ""
+    for line in text.split("\n"):
+        if line.startswith("-") and not line.startswith("-A "):
+            found = re.match(r"-s (\S+)/32 % (.*)", line)
+            if found and found.group(1) in known:
+                address, comment = known[found.group(1)]
+                line = "-s %s/32 %s %s" % (found.group(1), comment, found.group(2).replace("%", address, 1))
+            rules.append("-A %s %s" % (chain, line))
+            continue
+        if line.startswith(":") and " " not in line:
+            chain = CHAIN(line[1:])
+            line += " - [0:0]"
+        elif line == "COMMIT":
+            out += rules
+            rules = []
+        out.append(line)
+    return "\n".join(out + rules)
+
+
 class Document:
     """A checked document: `lines` and `rules` are {table: {chain: [...]}}, as text and as parsed."""
 
@@ -281,7 +305,7 @@ class Document:
             raise AgentError("rules must be a text and hooks a list")
         self.lines = {table: {} for table in TABLES}
         self.rules = {table: {} for table in TABLES}
-        self._read_rules(body["rules"])
+        self._read_rules(unfold(body["rules"]))
         self.hooks = {table: {} for table in TABLES}
         for hook in body["hooks"]:
             self._read_hook(hook)

@@ -20,6 +20,7 @@ import bz2
 import gzip
 import hashlib
 import json
+import re
 import string
 import sys
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ def rule_document(vm: str, hooks: Sequence[tuple[str, str, str]], rules_text: st
         "version": VERSION,
         "vm": vm,
         "hooks": [list(hook) for hook in hooks],
-        "rules": rules_text,
+        "rules": fold(rules_text),
     }
     generation = _generation(body)
     packed = bz2.compress(_canonical(body | {"generation": generation}))
@@ -103,8 +104,70 @@ def read_document(value: str) -> Document:
         vm=body["vm"],
         generation=generation,
         hooks=tuple((table, builtin, chain) for table, builtin, chain in body["hooks"]),
-        rules=body["rules"],
+        rules=unfold(body["rules"]),
     )
+
+
+def fold(rules_text: str) -> str:
+    """Rules in the short form of a document: each thing is said once, which packing alone does not achieve.
+
+        :NATPOD-V-198.18.0.0/27
+        -d 198.18.0.2/32 -m comment --comment "customer1/vm1" -j DNAT --to-destination 10.0.0.100
+        :NATPOD-H-customer1
+        -s 10.0.0.100/32 % -j SNAT --to-source %
+
+    A chain's rules stand below its name.  `%` is what the rule that translates to this address has: its comment, and
+    behind `--to-source` its address.  A text that would not come back word for word stays as it is.
+    """
+    known = _translations(rules_text)
+    chains: dict[str, list[str]] = {}
+    out: list[list[str]] = []
+    for line in rules_text.splitlines():
+        if line.startswith(":"):
+            name = line.partition(" ")[0]
+            out.append(chains.setdefault(name[1:], [name]))
+        elif line.startswith("-A "):
+            chain, _, rule = line[len("-A ") :].partition(" ")
+            source = re.match(r"-s (\S+)/32 ", rule)
+            if source and source[1] in known:
+                address, comment = known[source[1]]
+                rule = rule.replace(f" {comment} ", " % ").replace(f"--to-source {address}", "--to-source %")
+            chains.setdefault(chain, []).append(rule)
+        else:
+            chains = {} if line.startswith("*") else chains
+            out.append([line])
+    short = "".join(f"{line}\n" for part in out for line in part)
+    return short if unfold(short) == rules_text else rules_text
+
+
+def unfold(short: str) -> str:
+    """What `fold` was given.  The agent does the same on the NAT VM."""
+    known = _translations(short)
+    out: list[str] = []
+    rules: list[str] = []
+    chain = ""
+    for line in short.split("\n"):
+        if line.startswith("-") and not line.startswith("-A "):
+            folded = re.match(r"-s (\S+)/32 % (.*)", line)
+            if folded and folded[1] in known:
+                address, comment = known[folded[1]]
+                line = f"-s {folded[1]}/32 {comment} {folded[2].replace('%', address, 1)}"
+            rules.append(f"-A {chain} {line}")
+            continue
+        if line.startswith(":") and " " not in line:
+            chain = line[1:]
+            line += " - [0:0]"
+        elif line == "COMMIT":
+            out += rules
+            rules = []
+        out.append(line)
+    return "\n".join(out + rules)
+
+
+def _translations(text: str) -> dict[str, tuple[str, str]]:
+    """What the rules that translate to an address say of it: the address they translate, and their comment."""
+    said = re.findall(r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})', text)
+    return {real: (address, comment) for address, comment, real in said}
 
 
 def metadata(

@@ -44,6 +44,9 @@ METADATA_OVERHEAD_BYTES = 1_000
 FLOWS_PER_ADDRESS = 64_512
 """Ports 1024-65535: what one source address can have open at a time towards one server address and port."""
 
+FLOWS_BEFORE_DROPS = 39_000
+"""Where new flows begin to be lost: near the end the kernel looks for a free port only so often (bench/results.md)."""
+
 CHAIN_MEMBER_NAME = 19
 """Longest customer name: it is part of a chain name of 28 characters, after `NATPOD-C-`."""
 

@@ -67,7 +67,8 @@ def plan_text(plan: PodPlan, stack: str) -> str:
     """`plan` for people."""
     capacity = plan.capacity
     shape = plan.shape if plan.ocpus is None else f"{plan.shape}, {plan.ocpus} OCPUs, {plan.memory_gbs} GB"
-    shared = "shared by the whole POD" if plan.source_nat == MASQUERADE else "for each host"
+    drops = f"shared by the whole POD, first drops from about {limits.FLOWS_BEFORE_DROPS}"
+    shared = drops if plan.source_nat == MASQUERADE else "for each host"
     sections = [
         f"POD {stack}: {plan.cidr}, source NAT {plan.source_nat}, 2 x {shape}",
         f"  slots   {capacity.used} of {capacity.slots} used, {capacity.free} free "

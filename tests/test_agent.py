@@ -261,16 +261,77 @@ def test_what_the_compiler_writes_the_agent_reads_and_understands(dev, policy):
     plan = plan_pod(PodConfig.from_mapping(dev | {"sourceNat": policy}, "dev"), "dev")
     one, two = (agent.Document(vm.metadata["nat-pod-rules"], vm.key) for vm in plan.vms)
     assert [one.count(), two.count()] == [vm.rules.rule_count() for vm in plan.vms]
-    # customer1/vm1 to the server mgmt, hop by hop (article, case 1), and back to the host (case 2).
-    hide = policy == "masquerade"
-    assert one.translate(number("10.0.0.100"), number("198.18.0.2"), set()) == (
-        None if hide else number("198.18.0.2"), number("198.18.0.130"))  # fmt: skip
-    assert two.translate(number("198.18.0.2"), number("198.18.0.130"), set()) == (
-        None if hide else number("198.18.0.130"), number("10.0.0.100"))  # fmt: skip
-    assert two.translate(number("10.0.0.100"), number("198.18.0.131"), set()) == (
-        None if hide else number("198.18.0.130"), number("198.18.0.3"))  # fmt: skip
-    assert one.translate(number("198.18.0.130"), number("198.18.0.3"), set()) == (
-        None if hide else number("198.18.0.2"), number("10.0.1.100"))  # fmt: skip
+    # customer1/vm1 to the server mgmt, hop by hop (article, case 1), and back to the host (case 2).  vm1 and mgmt have
+    # the slot of the primary addresses, so under either policy they are what the other side sees.
+    for vm, source, destination, expected in (
+        (one, "10.0.0.100", "198.18.0.2", ("198.18.0.2", "198.18.0.130")),
+        (two, "198.18.0.2", "198.18.0.130", ("198.18.0.130", "10.0.0.100")),
+        (two, "10.0.0.100", "198.18.0.131", ("198.18.0.130", "198.18.0.3")),
+        (one, "198.18.0.130", "198.18.0.3", ("198.18.0.2", "10.0.1.100")),
+    ):
+        assert vm.translate(number(source), number(destination), set()) == tuple(map(number, expected))
+
+
+SHORT = """*filter
+:NATPOD-FORWARD
+-j DROP
+COMMIT
+*nat
+:NATPOD-PRE
+-s 10.0.0.0/25 -g NATPOD-C-a
+:NATPOD-V-198.18.0.0/27
+-d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
+:NATPOD-C-a
+-s 10.0.0.100/32 % -g NATPOD-SERVERS
+:NATPOD-H-a
+-s 10.0.0.100/32 % -j SNAT --to-source %
+-s 10.0.0.101/32 -m comment --comment "a/vm2" -j SNAT --to-source 198.18.0.3
+:NATPOD-SERVERS
+COMMIT
+"""
+LONG = """*filter
+:NATPOD-FORWARD - [0:0]
+-A NATPOD-FORWARD -j DROP
+COMMIT
+*nat
+:NATPOD-PRE - [0:0]
+:NATPOD-V-198.18.0.0/27 - [0:0]
+:NATPOD-C-a - [0:0]
+:NATPOD-H-a - [0:0]
+:NATPOD-SERVERS - [0:0]
+-A NATPOD-PRE -s 10.0.0.0/25 -g NATPOD-C-a
+-A NATPOD-V-198.18.0.0/27 -d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
+-A NATPOD-C-a -s 10.0.0.100/32 -m comment --comment "a/vm1" -g NATPOD-SERVERS
+-A NATPOD-H-a -s 10.0.0.100/32 -m comment --comment "a/vm1" -j SNAT --to-source 198.18.0.2
+-A NATPOD-H-a -s 10.0.0.101/32 -m comment --comment "a/vm2" -j SNAT --to-source 198.18.0.3
+COMMIT
+"""
+
+
+def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_same():
+    assert guest.fold(LONG) == SHORT
+    assert agent.unfold(SHORT) == guest.unfold(SHORT) == LONG
+    assert agent.unfold(LONG) == guest.unfold(LONG) == LONG, "what is not short stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("short", "reason"),
+    [
+        # Nothing translates to 10.0.0.9: the sign stands for nothing.
+        (SHORT.replace("10.0.0.100/32 % -g", "10.0.0.9/32 % -g"), "not a list of options and values"),
+        (SHORT.replace("*nat\n:NATPOD-PRE\n", "*nat\n"), "chain NATPOD-FORWARD is not declared above"),
+        (SHORT + "-j DROP\n", r"\*nothing must stand here"),
+        # Short things that would become long: 4 MB of them would be more memory than the VM has.
+        (SHORT.replace(":NATPOD-C-a\n", f":NATPOD-{'a' * 1000}\n"), "does not match NATPOD-"),
+        (SHORT.replace('"a/vm1"', f'"{"a" * 100}"'), "not a list of options and values"),
+        (SHORT.replace("--to-source %", "--to-source %%"), "is not an IPv4 address"),
+    ],
+)
+def test_a_short_form_that_leaves_something_open_is_refused(short, reason):
+    hooks = [["filter", "FORWARD", "NATPOD-FORWARD"]]
+    assert agent.Document(signed(rules=SHORT, hooks=hooks)).count() == 6
+    with pytest.raises(agent.AgentError, match=reason):
+        agent.Document(signed(rules=short, hooks=hooks))
 
 
 # --- what it writes --------------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def without_a_dnat_rule(topology: Topology) -> Topology:
 
 
 def without_masquerade(topology: Topology) -> Topology:
-    return without_rule(topology, "natVm1", "MASQUERADE")
+    return without_rule(topology, "natVm1", "hide the source")
 
 
 ALL = set(CASES)

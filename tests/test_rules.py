@@ -3,12 +3,20 @@
 Address plan: the article's (see test_trace.py).
 """
 
+import random
+from functools import cache
+
 import pytest
+from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config import PodConfig
+from nat_pod.guest import metadata_bytes, read_document
 from nat_pod.iptables import hooks, parse, render
-from nat_pod.netfilter import CHAIN_NAME_LIMIT, Goto, Ruleset
+from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
+from nat_pod.netfilter import CHAIN_NAME_LIMIT, Goto, Rule, Ruleset
+from nat_pod.pod import plan_pod
 from nat_pod.rules import compile_rules
+from nat_pod.tree import BRANCHES
 
 
 def compiled(mapping: dict, **changes: object) -> dict[str, Ruleset]:
@@ -21,10 +29,10 @@ def lines(rules: Ruleset, chain: str) -> list[str]:
 
 def test_masquerade_hides_only_what_a_mapping_translated(dev):
     rules = compiled(dev, sourceNat="masquerade")
-    for vm in ("natVm1", "natVm2"):
+    for vm, primary in (("natVm1", "198.18.0.2"), ("natVm2", "198.18.0.130")):
         assert lines(rules[vm], "NATPOD-POST") == [
             "-A NATPOD-POST -m conntrack --ctstate DNAT "
-            '-m comment --comment "hide the source behind the primary address" -j MASQUERADE'
+            f'-m comment --comment "hide the source behind the primary address" -j SNAT --to-source {primary}'
         ]
 
 
@@ -32,8 +40,10 @@ def test_static_gives_each_host_its_own_address_on_both_vms(dev):
     rules = compiled(dev, sourceNat="static")
     assert lines(rules["natVm1"], "NATPOD-POST") == [
         "-A NATPOD-POST -s 198.18.0.128/27 -j NETMAP --to 198.18.0.0/27",
-        '-A NATPOD-POST -s 10.0.0.0/24 -m comment --comment "customer1" -g NATPOD-H-customer1',
-        '-A NATPOD-POST -s 10.0.1.0/24 -m comment --comment "customer2" -g NATPOD-H-customer2',
+        '-A NATPOD-POST -s 10.0.0.0/25 -m comment --comment "customer1" -g NATPOD-H-customer1',
+        '-A NATPOD-POST -s 10.0.0.128/25 -m comment --comment "customer1" -g NATPOD-H-customer1',
+        '-A NATPOD-POST -s 10.0.1.0/25 -m comment --comment "customer2" -g NATPOD-H-customer2',
+        '-A NATPOD-POST -s 10.0.1.128/25 -m comment --comment "customer2" -g NATPOD-H-customer2',
     ]
     assert lines(rules["natVm1"], "NATPOD-H-customer1") == [
         '-A NATPOD-H-customer1 -s 10.0.0.100/32 -m comment --comment "customer1/vm1" -j SNAT --to-source 198.18.0.2',
@@ -60,25 +70,114 @@ def test_a_server_list_gets_a_chain_of_its_own_and_the_others_share_one(dev):
     ]
 
 
+def full(dev: dict, policy: str, customers: int = 10) -> PodConfig:
+    """A /21 with all its 696 slots taken: 8 servers, and hosts at random addresses of each customer's /16."""
+    chance = random.Random(1)
+    servers = {f"s{number}": f"10.0.9.{number}" for number in range(10, 18)}
+    hosts: dict[str, dict[str, str]] = {f"customer{number}": {} for number in range(customers)}
+    for number, place in enumerate(chance.sample(range(2, 0xFFFE), 688)):
+        address = f"10.{number % customers + 1}.{place // 256}.{place % 256}"
+        hosts[f"customer{number % customers}"][f"vm{number}"] = address
+    members = [f"{customer}/{host}" for customer, entry in hosts.items() for host in entry]
+    chance.shuffle(members)
+    members = [f"management/{server}" for server in servers] + members
+    slots = (f"{offset // 256}.{offset % 256}" for offset in range(768) if 2 <= offset % 32 <= 30)
+    book = {
+        member: {"natVm1": f"198.18.{slot}", "natVm2": f"198.18.{int(slot[0]) + 4}{slot[1:]}"}
+        for member, slot in zip(members, slots, strict=True)
+    }
+    dev.pop("subnets")
+    changes = {
+        "cidr": "198.18.0.0/21",
+        "lpgLimit": 20,
+        "sourceNat": policy,
+        "management": {"cidr": "10.0.0.0/16", "vrouter": "198.18.7.250", "servers": servers},
+        "customers": {
+            name: {"cidr": f"10.{number + 1}.0.0/16", "hosts": entry}
+            for number, (name, entry) in enumerate(hosts.items())
+        },
+        "addresses": book,
+    }
+    return PodConfig.from_mapping({**dev, **changes}, "dev")
+
+
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 def test_rules_grow_as_hosts_plus_servers_and_not_as_their_product(dev, policy):
-    """8 servers and 240 hosts are 1,920 pairs; the article writes a line for each on both VMs."""
-    dev.pop("subnets")
-    dev["management"]["vrouter"] = "198.18.3.250"
-    dev["management"]["servers"] = {f"s{number}": f"10.0.9.{number}" for number in range(10, 18)}
-    dev["customers"] = {"big": {"cidr": "10.0.1.0/24", "hosts": {f"h{n}": f"10.0.1.{n}" for n in range(10, 250)}}}
-    members = [f"management/s{number}" for number in range(10, 18)] + [f"big/h{n}" for n in range(10, 250)]
-    dev["addresses"] = {
-        member: {
-            "natVm1": f"198.18.{offset // 256}.{offset % 256}",
-            "natVm2": f"198.18.{2 + offset // 256}.{offset % 256}",
-        }
-        for member, offset in zip(members, (o for o in range(1024) if 2 <= o % 32 <= 30), strict=False)
-    }
-    rules = compiled(dev, sourceNat=policy)
+    """8 servers and 688 hosts are 5,504 pairs; the article writes a line for each on both VMs."""
+    rules = compile_rules(full(dev, policy))
+    leaves = [rule for chain in rules["natVm1"].nat.chains for rule in chain.rules if "/" in rule.comment]
     per_host = 2 if policy == "masquerade" else 3
-    assert rules["natVm1"].rule_count() <= per_host * 240 + 8 + 50
-    assert rules["natVm2"].rule_count() <= 3 * 8 + 50
+    assert len(leaves) == per_host * 688 + 8
+    assert rules["natVm1"].rule_count() <= 1.2 * len(leaves)
+    assert rules["natVm2"].rule_count() <= 8 * 3 + 100
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+@pytest.mark.parametrize("customers", [1, 10, 20])
+def test_a_packet_through_a_full_pod_meets_few_rules(dev, policy, customers):
+    """What a new flow costs, without a clock: no list is long, and none lies deep."""
+    for rules in compile_rules(full(dev, policy, customers)).values():
+        chains = {chain.name: chain.rules for chain in rules.nat.chains}
+        assert max(map(len, chains.values())) <= BRANCHES + 3  # NATPOD-PRE has the transit rules on top
+        depth = dict.fromkeys(chains, 1)
+        for name in reversed(chains):
+            below = [depth[rule.target.chain] for rule in chains[name] if isinstance(rule.target, Goto)]
+            depth[name] += max(below, default=0)
+        assert max(depth.values()) <= 6
+
+
+@pytest.mark.parametrize(("policy", "customers"), [("masquerade", 20), ("static", 1)])
+def test_trees_decide_each_flow_of_a_full_pod_as_the_flat_lists_do(dev, policy, customers, monkeypatch):
+    config = full(dev, policy, customers)
+    trees = compile_rules(config)
+    monkeypatch.setattr("nat_pod.rules.grow", lambda _, rules: (tuple(rules), []))
+    flat = compile_rules(config)
+    for vm in ("natVm1", "natVm2"):
+        assert len(trees[vm].nat.chains) > len(flat[vm].nat.chains)
+        addresses = [str(member.address) for member in config.members]
+        addresses += [address for slot in config.book.values() for address in config.layout.addresses(slot)]
+        strangers = [str(IPAddress(address) + 1) for address in addresses]
+        chance = random.Random(2)
+        tried = [*chance.sample(addresses, 100), *chance.sample(strangers, 50)]
+        others = [*chance.sample(addresses, 3), chance.choice(strangers)]
+        for builtin in ("PREROUTING", "POSTROUTING"):
+            for address in tried:
+                for other in others:
+                    for flow in ((address, other), (other, address)):
+                        assert decided(trees[vm], builtin, *flow) == decided(flat[vm], builtin, *flow)
+
+
+@cache
+def span(network: str) -> tuple[int, int]:
+    return IPNetwork(network).first, IPNetwork(network).last
+
+
+def decided(rules: Ruleset, builtin: str, source: str, destination: str) -> Rule | None:
+    """The rule that decides a new flow's packet, read off the values."""
+    chain = rules.nat.hooked(builtin)
+    ends = number(source), number(destination)
+    while chain is not None:
+        entered, chain = chain, None
+        for rule in entered.rules:
+            wanted = (rule.match.source, rule.match.destination)
+            if all(net is None or span(net)[0] <= end <= span(net)[1] for net, end in zip(wanted, ends, strict=True)):
+                if not isinstance(rule.target, Goto):
+                    return rule
+                chain = rules.nat.chain(rule.target.chain)
+                break
+    return None
+
+
+@cache
+def number(address: str) -> int:
+    return int(IPAddress(address))
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+def test_a_full_pod_fits_the_metadata_of_its_vms(dev, policy):
+    for vm in plan_pod(full(dev, policy), "dev").vms:
+        assert metadata_bytes(vm.metadata) <= METADATA_BYTES - METADATA_OVERHEAD_BYTES - 500
+        assert read_document(vm.metadata["nat-pod-rules"]).rules == render(vm.rules)
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])

@@ -58,9 +58,9 @@ def no_way_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return subprocess.CompletedProcess(command, 1, "", "unshare: unshare failed: Operation not permitted\n")
 
     monkeypatch.setattr(sandbox.subprocess, "run", refuse)
-    sandbox._way_in.cache_clear()
+    sandbox.way_in.cache_clear()
     yield
-    sandbox._way_in.cache_clear()
+    sandbox.way_in.cache_clear()
 
 
 @pytest.mark.usefixtures("no_way_in")

@@ -77,7 +77,7 @@ def available() -> str | None:
     if missing:
         packages = " ".join(sorted({_PACKAGES[program] for program in missing}))
         return f"the lab needs {', '.join(missing)}: apt-get install {packages}"
-    flags, why = _way_in()
+    flags, why = way_in()
     return None if flags else why
 
 
@@ -119,7 +119,7 @@ def start(
     Raises:
         LabError: this machine cannot run a lab, one with this key runs already, or building failed.  Nothing is left.
     """
-    flags, why = _way_in()
+    flags, why = way_in()
     if (sentence := available()) is not None:
         raise LabError(sentence or why)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -278,7 +278,7 @@ class Lab:
 
 
 @cache
-def _way_in() -> tuple[tuple[str, ...], str]:
+def way_in() -> tuple[tuple[str, ...], str]:
     """The flags with which `unshare` gives us what the lab needs; none, and a sentence, when there is no way."""
     ways: list[tuple[str, ...]] = [(*_AS_ROOT_OF_A_USER_NAMESPACE, *_NAMESPACES)]
     if os.geteuid() == 0:

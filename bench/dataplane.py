@@ -1,0 +1,601 @@
+"""What a NAT POD costs a packet, as a multiple of plain routing: `make bench`.
+
+Every rule set stands in a line of namespaces of its own (`line.py`), all at once, and they are timed in turns: slices
+of a few milliseconds, in an order that is shuffled each round.  Between any two slices the line without rules is timed,
+and a slice counts as a multiple of its two neighbours, so a machine that changes its speed changes both.  A slice
+during which another process had the core, or whose neighbours differ by more than an eighth, does not count.  Reported
+are the median, and the least and the greatest median of five parts of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import os
+import platform
+import random
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from netaddr import IPNetwork, cidr_merge
+
+from bench.engine import full_pod, processor
+from bench.line import Batch, Line, Side, Way
+from nat_pod.article import article_lines
+from nat_pod.config import MASQUERADE, Member, PodConfig
+from nat_pod.iptables import hooks, render
+from nat_pod.lab import netns, sandbox
+from nat_pod.netfilter import Goto, Ruleset, Table
+from nat_pod.plan import SIDES
+from nat_pod.rules import compile_rules
+
+REPORT = Path(__file__).resolve().parent / "results.md"
+POLICIES = ("masquerade", "static")
+DIRECTIONS = ("to server", "to host")
+SIZES = {1: "198.18.0.0/25", 29: "198.18.0.0/25", 435: "198.18.0.0/22", 696: "198.18.0.0/21"}
+FULL = 696
+NEW = ("udp_new", "echo_new", "connect")
+ESTABLISHED = ("udp_same", "echo_same", "throughput")
+PLAIN = "plain routing"
+CONNTRACK = "conntrack, no NAT"
+_SWING = 1 / 8  # most that two neighbours may differ
+_PARTS = 5
+_LEAST = 2 * _PARTS  # slices of everything
+_OFFERED = 80_000  # flows of the full flow limit
+_FEW_PORTS = 100
+_MARKS = (40_000, 50_000, 60_000)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A POD of a number of slots, its own rules, and the flow that the article's lines find last."""
+
+    slots: int
+    config: PodConfig
+    rules: dict[str, Ruleset]
+
+    @property
+    def hosts(self) -> list[Member]:
+        """Customers' hosts in the order of the stack file."""
+        return [member for member in self.config.members if member.customer is not None]
+
+    @property
+    def servers(self) -> list[Member]:
+        """Management servers."""
+        return [member for member in self.config.members if member.customer is None]
+
+    def addresses(self, member: Member) -> tuple[str, str]:
+        """A member's addresses on NAT VM1 and NAT VM2."""
+        return self.config.layout.addresses(self.config.book[member.name])
+
+
+def main() -> int:
+    """Measure in namespaces of our own, print the tables and write them to results.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--seconds", type=int, default=240, help="how long the rule sets are timed (default: 240)")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.inside:
+        flags, why = sandbox.way_in()
+        if sentence := sandbox.available():
+            print(sentence or why, file=sys.stderr)
+            return 1
+        command = ["unshare", *flags, sys.executable, "-m", "bench.dataplane", "--inside"]
+        return subprocess.run([*command, "--seconds", str(arguments.seconds)], check=False).returncode
+    netns.run(["mount", "-t", "tmpfs", "tmpfs", str(netns.NAMESPACES.parent)])
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    try:
+        text = _report(arguments.seconds)
+    except netns.LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(text, end="")
+    REPORT.write_text(text, encoding="utf-8")
+    return 0
+
+
+# --- the rule sets ---------------------------------------------------------------------------------------------------
+
+
+def pod(slots: int, policy: str) -> Pod:
+    """A POD that uses `slots` slots: 8 servers and the hosts of 10 customers; with one slot, one of each share it."""
+    stack = {key.removeprefix("nat-pod:"): value for key, value in full_pod(SIZES[slots]).items() if "nat-pod:" in key}
+    if slots == 1:
+        (customer, entry), *_ = stack["customers"].items()
+        (host, real), *_ = entry["hosts"].items()
+        (server, address), *_ = stack["management"]["servers"].items()
+        stack["customers"] = {customer: {**entry, "hosts": {host: real}}}
+        stack["management"]["servers"] = {server: address}
+        shared = stack["addresses"][f"management/{server}"]
+        stack["addresses"] = {f"management/{server}": shared, f"{customer}/{host}": shared}
+    config = PodConfig.from_mapping({**stack, "sourceNat": policy}, "bench")
+    return Pod(slots, config, compile_rules(config))
+
+
+def loaded(rules: Ruleset) -> str:
+    """What the agent gives to iptables-restore on a VM without rules."""
+    text = render(rules)
+    for table, builtin, chain in hooks(rules):
+        text = re.sub(
+            rf"(^\*{table}$.*?)(^COMMIT$)", rf"\1-I {builtin} 1 -j {chain}\n\2", text, count=1, flags=re.M | re.S
+        )
+    return text
+
+
+def articles(config: PodConfig, vm: str) -> str:
+    """The article's lines as iptables-restore takes them."""
+    lines = (line.removeprefix("iptables -t nat ").replace(" -o ens3 ", " ") for line in article_lines(config, vm))
+    return "\n".join(["*nat", *lines, "COMMIT", ""])
+
+
+def rules_met(table: Table, builtin: str, source: str, destination: str) -> int:
+    """How many rules of ours the first packet of a flow is tested against behind a built-in chain."""
+    chain, met = table.hooked(builtin), 0
+    while chain is not None:
+        entered, chain = chain, None
+        for rule in entered.rules:
+            met += 1
+            wanted = ((rule.match.source, source), (rule.match.destination, destination))
+            if all(network is None or address in IPNetwork(network) for network, address in wanted):
+                chain = table.chain(rule.target.chain) if isinstance(rule.target, Goto) else None
+                break
+    return met
+
+
+def _dearest(full: Pod) -> tuple[Member, Member]:
+    """The host whose rules lie deepest on NAT VM1, and the last server."""
+    nat = full.rules["natVm1"].nat
+    server = full.servers[-1]
+    primary = str(full.config.layout.pairs[0].nat_vm2[2])
+
+    def met(host: Member) -> int:
+        real, here = str(host.address), full.addresses(host)[0]
+        to_server = rules_met(nat, "PREROUTING", real, full.addresses(server)[0])
+        return to_server + rules_met(nat, "POSTROUTING", real, primary) + rules_met(nat, "PREROUTING", primary, here)
+
+    return max(full.hosts, key=met), server
+
+
+def _pod_line(name: str, of: Pod, host: Member, server: Member, texts: Sequence[str]) -> tuple[Way, Way]:
+    """A line with a POD's rules, and its two ways: host to server, server to host."""
+    pairs = of.config.layout.pairs
+    line = Line(
+        name,
+        [str(host.address)],
+        [str(server.address)],
+        Side(str(pairs[0].nat_vm1[2]), _merged(pair.nat_vm2 for pair in pairs), texts[0]),
+        Side(str(pairs[0].nat_vm2[2]), _merged(pair.nat_vm1 for pair in pairs), texts[1]),
+    )
+    return (
+        Way(line, str(host.address), of.addresses(server)[0], from_customer=True),
+        Way(line, str(server.address), of.addresses(host)[1], from_customer=False),
+    )
+
+
+def _merged(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
+    return tuple(str(network) for network in cidr_merge(list(networks)))
+
+
+_HOST, _SERVER = "10.64.0.1", "10.128.0.1"  # ends of the lines without a POD
+_AT_VM1, _AT_VM2 = "10.129.0.1", "10.130.0.1"  # what the server is called before NAT VM1, and between the two
+
+
+def _bare_line(name: str, texts: Sequence[str], target: str = _SERVER) -> Way:
+    """A line without a POD: addresses that do not overlap, and rules of hand."""
+    line = Line(
+        name,
+        [_HOST],
+        [_SERVER],
+        Side("10.65.0.1", ("10.128.0.0/9",), texts[0]),
+        Side("10.66.0.1", ("10.0.0.0/9",), texts[1]),
+    )
+    return Way(line, _HOST, target, from_customer=True)
+
+
+def _by_hand(
+    *,
+    tests: int = 0,
+    test: str = "1.2.3.{}/32",
+    depth: int = 0,
+    source: str | None = "SNAT --to-source {}",
+    guard: bool = False,
+) -> list[str]:
+    """Rules of hand for both VMs: DNAT and SNAT, and in front of the DNAT so many tests, or chains that lead to it."""
+    texts = []
+    for before, after, hidden in ((_AT_VM1, _AT_VM2, "10.67.0.1"), (_AT_VM2, _SERVER, "10.68.0.1")):
+        chains = [f"NATPOD-{level}" for level in range(depth)]
+        lines = ["*nat", *(f":{chain} - [0:0]" for chain in chains)]
+        lines += [f"-A PREROUTING -s {test.format(count)} -j ACCEPT" for count in range(tests)]
+        entered = "PREROUTING"
+        for chain in chains:
+            lines.append(f"-A {entered} -d {before}/32 -g {chain}")
+            entered = chain
+        lines.append(f"-A {entered} -d {before}/32 -j DNAT --to-destination {after}")
+        if source:
+            lines.append(f"-A POSTROUTING -d {after}/32 -j {source.format(hidden)}")
+        lines.append("COMMIT")
+        if guard:
+            lines += [
+                "*filter",
+                "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+                "-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+                "-A FORWARD -j DROP",
+                "COMMIT",
+            ]
+        texts.append("\n".join([*lines, ""]))
+    return texts
+
+
+# --- timing ----------------------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """All ways, and what was measured of each: multiples of plain routing's new flow, and seconds."""
+
+    def __init__(self, plain: Way) -> None:
+        self.plain = plain
+        self.jobs: list[tuple[str, str, Callable[[], float]]] = []
+        self.multiples: dict[tuple[str, str], list[float]] = {}
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+        self.rounds = self.slices = self.counted = 0
+
+    def add(self, name: str, way: Way, kinds: Sequence[str]) -> None:
+        """Have these things of a way timed.  Raises LabError when packets do not get through: that would be fast."""
+        way.check()
+        for kind in kinds:
+            self.jobs.append((name, kind, getattr(way, kind)))
+            self.multiples[name, kind], self.seconds[name, kind] = [], []
+
+    def run(self, seconds: float) -> None:
+        """Time everything in turns, for so long; up to twice as long until each has been timed often enough."""
+        end = time.monotonic() + seconds
+        gc.disable()
+        before = self.plain.udp_new()
+        while (now := time.monotonic()) < end or min(map(len, self.multiples.values())) < _LEAST:
+            if now > end + seconds:
+                few = [f"{name} {kind}" for (name, kind), found in self.multiples.items() if len(found) < _LEAST]
+                raise netns.LabError(f"too few undisturbed slices of {', '.join(few)}: this machine is too busy")
+            random.shuffle(self.jobs)
+            for name, kind, measure in self.jobs:
+                taken, after = measure(), self.plain.udp_new()
+                self.slices += 1
+                if math.isfinite(before + taken + after) and abs(after - before) < _SWING * before:
+                    self.counted += 1
+                    self.multiples[name, kind].append(2 * taken / (before + after))
+                    self.seconds[name, kind].append(taken)
+                before = after
+            self.rounds += 1
+        gc.enable()
+
+    def ratio(self, name: str, kind: str, base: str) -> tuple[float, float, float]:
+        """How many times `base` a thing takes: median, and least and greatest median of the parts of the run."""
+        mine, other = self.multiples[name, kind], self.multiples[base, kind]
+        parts = [
+            median(islice(mine, part, None, _PARTS)) / median(islice(other, part, None, _PARTS))
+            for part in range(_PARTS)
+        ]
+        return median(mine) / median(other), min(parts), max(parts)
+
+    def microseconds(self, name: str, kind: str) -> float:
+        """Median time."""
+        return median(self.seconds[name, kind]) * 1e6
+
+    def cell(self, name: str, kind: str, base: str) -> str:
+        """`1.05 (1.04-1.06)`."""
+        middle, least, most = self.ratio(name, kind, base)
+        return f"{middle:.2f} ({least:.2f}-{most:.2f})"
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+STEPS = {
+    "DNAT": _by_hand(source=None),
+    "DNAT and SNAT": _by_hand(),
+    "DNAT, SNAT, guard": _by_hand(guard=True),
+    "DNAT and MASQUERADE": _by_hand(source="MASQUERADE"),
+    "DNAT and MASQUERADE --random-fully": _by_hand(source="MASQUERADE --random-fully"),
+    "DNAT and SNAT --random-fully": _by_hand(source="SNAT --to-source {} --random-fully"),
+    "40 tests of a /32": _by_hand(tests=40),
+    "40 tests of a /24": _by_hand(tests=40, test="1.2.{}.0/24"),
+    "12 chains": _by_hand(depth=12),
+}
+
+
+def _report(seconds: int) -> str:
+    random.seed(1)
+    _tell("laying the lines")
+    plain = _bare_line("plain", ["", ""])
+    watch = Stopwatch(plain)
+    watch.add(PLAIN, plain, (*NEW, *ESTABLISHED))
+    tracked = "*filter\n-A FORWARD -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"
+    watch.add(CONNTRACK, _bare_line("ct", [tracked, tracked]), (*NEW, *ESTABLISHED))
+    pods = {(slots, policy): pod(slots, policy) for slots in SIZES for policy in POLICIES}
+    for (slots, policy), of in pods.items():
+        host, server = _dearest(of)
+        texts = [loaded(of.rules[vm]) for vm in SIDES]
+        for direction, way in zip(DIRECTIONS, _pod_line(f"o{policy[0]}{slots}", of, host, server, texts), strict=True):
+            kinds = (*NEW, *ESTABLISHED) if slots in (1, FULL) else NEW
+            watch.add(f"{policy} {slots} {direction}", way, kinds)
+        if policy == MASQUERADE:
+            texts = [articles(of.config, vm) for vm in SIDES]
+            last = _pod_line(f"a{slots}", of, of.hosts[-1], of.servers[-1], texts)
+            for direction, way in zip(DIRECTIONS, last, strict=True):
+                watch.add(
+                    f"article {slots} {direction}", way, (*NEW, "udp_same", "echo_same") if slots == FULL else NEW
+                )
+    for name, texts in STEPS.items():
+        watch.add(name, _bare_line(f"s{len(watch.jobs)}", texts, _AT_VM1), ("udp_new", "udp_same"))
+    _tell(f"timing {len(watch.jobs)} things for {seconds} seconds")
+    watch.run(seconds)
+    _tell("loading")
+    loads = _load_times(pods)
+    _tell("flow limits")
+    flows = _flow_limits()
+    return TEXT.format(
+        new=_new_rows(watch),
+        established=_established_rows(watch),
+        steps=_step_rows(watch),
+        prices=_prices(watch),
+        loads=loads,
+        flows=flows,
+        seconds=seconds,
+        rounds=watch.rounds,
+        share=f"{watch.counted / watch.slices:.0%}",
+        machine=_machine(),
+    )
+
+
+def _new_rows(watch: Stopwatch) -> str:
+    rows = []
+    for name, base in [
+        (PLAIN, None),
+        (CONNTRACK, None),
+        *(
+            (f"{kind} {slots} {direction}", f"{kind} 1 {direction}")
+            for kind in (*POLICIES, "article")
+            for direction in DIRECTIONS
+            for slots in SIZES
+        ),
+    ]:
+        cells = [name]
+        for kind in NEW:
+            taken = watch.microseconds(name, kind)
+            cells.append(f"{1e6 / taken:,.0f}" if kind == "connect" else f"{taken:.2f}")
+            cells.append(watch.cell(name, kind, PLAIN))
+            cells.append(watch.cell(name, kind, base) if base else "")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _established_rows(watch: Stopwatch) -> str:
+    rows = []
+    for name in dict.fromkeys(
+        name for name, kind, _ in sorted(watch.jobs, key=lambda job: job[:2]) if kind == "echo_same"
+    ):
+        cells = [name]
+        for kind in ESTABLISHED:
+            timed = (name, kind) in watch.seconds
+            cells.append(watch.cell(name, kind, PLAIN) if timed else "")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _step_rows(watch: Stopwatch) -> str:
+    ways = [PLAIN, CONNTRACK, "DNAT", "DNAT and SNAT", "DNAT, SNAT, guard", *(f"static {n} to host" for n in (1, FULL))]
+    rows, before = [], 0.0
+    for name in ways:
+        taken = watch.ratio(name, "udp_new", PLAIN)[0] * watch.microseconds(PLAIN, "udp_new")
+        rows.append(
+            f"| {name} | {watch.cell(name, 'udp_new', PLAIN)} | {taken - before:+.2f} |"
+            if before
+            else f"| {name} | 1.00 | {taken:.2f} |"
+        )
+        before = taken
+    return "\n".join(rows)
+
+
+def _prices(watch: Stopwatch) -> str:
+    """What one thing costs one VM, in nanoseconds: a difference between two lines, divided."""
+    unit = watch.microseconds(PLAIN, "udp_new") * 1000
+
+    def price(name: str, base: str, times: int) -> str:
+        ours, theirs = (watch.ratio(of, "udp_new", PLAIN)[0] for of in (name, base))
+        return f"{(ours - theirs) * unit / 2 / times:.0f}"
+
+    lines = [
+        ("a rule that tests a /32 and does not match", "40 tests of a /32", "DNAT and SNAT", 40),
+        ("the same of a /24", "40 tests of a /24", "DNAT and SNAT", 40),
+        ("a chain entered with `-g`, its rule included", "12 chains", "DNAT and SNAT", 12),
+        ("MASQUERADE instead of SNAT", "DNAT and MASQUERADE", "DNAT and SNAT", 1),
+        ("SNAT with `--random-fully`", "DNAT and SNAT --random-fully", "DNAT and SNAT", 1),
+        ("MASQUERADE with `--random-fully`", "DNAT and MASQUERADE --random-fully", "DNAT and MASQUERADE", 1),
+    ]
+    return "\n".join(f"| {what} | {price(name, base, times)} |" for what, name, base, times in lines)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def _load_times(pods: dict[tuple[int, str], Pod]) -> str:
+    """Rows of NAT VM1, the larger one: in one transaction, and the article's lines one by one."""
+    rows = []
+    for slots in SIZES:
+        for name, text in [
+            *((policy, loaded(pods[slots, policy].rules["natVm1"])) for policy in POLICIES),
+            ("article", articles(pods[slots, MASQUERADE].config, "natVm1")),
+        ]:
+            rules = text.count("\n-A ")
+            once = median(_load(["iptables-restore"], text) for _ in range(5)) * 1000
+            again = median(_load(["iptables-restore"], text, twice=True) for _ in range(5)) * 1000
+            single = ""
+            if name == "article":
+                some = [line for line in text.splitlines() if line.startswith("-A ")][:200]
+                script = "".join(f"iptables -t nat {line}\n" for line in some)
+                single = f"{_load(['sh', '-e'], script) * 1000 / len(some):.1f} ms each"
+            rows.append(f"| {name} {slots} | {rules} | {once:.0f} | {again:.0f} | {single} |")
+    return "\n".join(rows)
+
+
+def _load(command: list[str], text: str, *, twice: bool = False) -> float:
+    netns.ip_batch("netns add load\n")
+    try:
+        if twice:
+            netns.run(command, "load", text)
+        before = time.perf_counter()
+        netns.run(command, "load", text)
+        return time.perf_counter() - before
+    finally:
+        netns.ip_batch("netns del load\n")
+
+
+# --- flow limits -----------------------------------------------------------------------------------------------------
+
+
+def _flow_limits() -> str:
+    """Rows: flows of 8 hosts to one server and port, with 100 ports an address, and with all of them."""
+    rows = []
+    for policy in POLICIES:
+        for ports, offered in ((_FEW_PORTS, 12 * _FEW_PORTS), (None, _OFFERED)):
+            for random_ports in (False, True) if policy == MASQUERADE else (False,):
+                _tell(f"flow limits: {policy}, {ports or 'all'} ports{', --random-fully' if random_ports else ''}")
+                rows.append(_flow_limit(policy, ports, offered, random_ports=random_ports))
+    return "\n".join(rows)
+
+
+def _flow_limit(policy: str, ports: int | None, offered: int, *, random_ports: bool) -> str:
+    of = pod(29, policy)
+    limit = "" if ports is None else f":40000-{40000 + ports - 1}"
+    texts = []
+    for vm in SIDES:
+        text = loaded(of.rules[vm])
+        if limit:
+            text = re.sub(r"-j SNAT (--to-source \S+)", rf"-p udp -j SNAT \1{limit}", text)
+        texts.append(re.sub(r"(-j SNAT .*)", r"\1 --random-fully", text) if random_ports else text)
+    hosts, server = of.hosts[:8], of.servers[-1]
+    pairs = of.config.layout.pairs
+    line = Line(
+        f"f{policy[0]}{ports or 'a'}{'r' if random_ports else ''}",
+        [str(host.address) for host in hosts],
+        [str(server.address)],
+        Side(str(pairs[0].nat_vm1[2]), _merged(pair.nat_vm2 for pair in pairs), texts[0]),
+        Side(str(pairs[0].nat_vm2[2]), _merged(pair.nat_vm1 for pair in pairs), texts[1]),
+    )
+    channel = netns.open_socket(line.customer, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    channel.setblocking(True)
+    target = of.addresses(server)[0]
+    # Ports as Linux hands them out: any of 32768 to 60999, no two of a host the same.
+    each = offered // len(hosts)
+    flows = [(str(host.address), port) for host in hosts for port in random.sample(range(32768, 61000), each)]
+    random.shuffle(flows)
+    first, lost, step = None, {}, max(len(flows) // 80, 1)
+    for at in range(0, len(flows), step):
+        Batch([((target, 0), _datagram(source, target, port)) for source, port in flows[at : at + step]]).send(channel)
+        sent = min(at + step, len(flows))
+        lost[sent] = sent - line.arrived(line.management)
+        first = first or (sent if lost[sent] else None)
+    arrived = line.arrived(line.management)
+    line.forget_flows()
+    name = f"{policy}, {ports or 'all'} ports an address{', --random-fully' if random_ports else ''}"
+    shares = [f"{lost[mark] / mark:.1%}" if mark in lost else "" for mark in _MARKS]
+    cells = [name, f"{len(flows):,}", f"{arrived:,}", f"before {first:,}" if first else "none", *shares]
+    return f"| {' | '.join(cells)} |"
+
+
+def _datagram(source: str, target: str, port: int) -> bytes:
+    """An IPv4 packet with an empty UDP datagram to port 5000; the kernel fills in length and checksum."""
+    addresses = socket.inet_aton(source), socket.inet_aton(target)
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, *addresses) + struct.pack(
+        "!HHHH", port, 5000, 8, 0
+    )
+
+
+def _machine() -> str:
+    tool = netns.run(["iptables", "--version"]).strip()
+    return (
+        f"{processor()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} over the last minute (1.0 is this "
+        f"benchmark); {platform.system()} {platform.release()}, {tool}, Python {platform.python_version()}"
+    )
+
+
+TEXT = """\
+# What a NAT POD costs a packet
+
+Written by `make bench`. Two NAT VMs in series between a customer's host and a management server, four network
+namespaces in a row, everything on one core. All figures are medians; `1.05 (1.04-1.06)` is a ratio with the least and the greatest
+median of five parts of the run. Absolute times have both ends, both VMs and the system calls in them: compare the ratios.
+
+## New flows
+
+*UDP*: the first packet, one way. *Ping*: the first echo request and its reply. *TCP*: socket, connect, accept, close. For the compiled
+rules the flow is the one that meets most rules, for the article's lines the last one. *x one slot* compares a POD with a POD of one
+host and one server.
+
+| rules, slots, direction | UDP us | x plain | x one slot | ping us | x plain | x one slot | TCP a second | x plain | x one slot |
+|---|---|---|---|---|---|---|---|---|---|
+{new}
+
+## Flows that exist
+
+Only a flow's first packet meets the nat table. Time as a multiple of plain routing.
+
+| rules, slots, direction | UDP packet | ping, round trip | TCP, 1 MB sent and read |
+|---|---|---|---|
+{established}
+
+## What lies between plain routing and a POD
+
+UDP, first packet. `static 1` is a POD of one slot, `static {full}` a full one.
+
+| rules on both VMs | x plain | us more than the row above |
+|---|---|---|
+{steps}
+
+What one thing costs on one VM, first packet of a flow, in nanoseconds:
+
+| thing | ns |
+|---|---|
+{prices}
+
+## Loading the rules of NAT VM1
+
+Milliseconds, in a new namespace, median of 5; *again* is a reload over the same rules. The article's lines one by one: the first 200.
+
+| rules, slots | rules | iptables-restore | again | one by one |
+|---|---|---|---|---|
+{loads}
+
+## How many flows at a time to one server and port
+
+8 hosts, UDP, source ports as Linux hands them out. *Few ports* are the benchmark's own `--to-source ADDRESS:PORTS`; NETMAP has none.
+
+| source address | flows offered | arrived | first drop | lost of 40,000 | of 50,000 | of 60,000 |
+|---|---|---|---|---|---|---|
+{flows}
+
+## How it was measured
+
+- Rule sets take turns in slices of a few milliseconds, {rounds} shuffled rounds in {seconds} seconds. Each slice is a multiple of plain routing just
+  before and just after it. {share} of the slices counted; the others had another process on their core, or neighbours that differ by more
+  than an eighth.
+- UDP and ping: one `sendmmsg` sends 256 packets, each a flow of its own, and returns when all have gone their whole way. TCP: one by one.
+- Where it may, the benchmark takes its core with real-time priority for the length of a slice.
+- Not measured: OCI's network and VNICs, Oracle's kernels, a second core working in parallel. Flowtables: where this kernel has none, `nft`
+  refuses them.
+- Machine: {machine}.
+""".replace("{full}", str(FULL))  # noqa: E501 - the rows of tables cannot be broken
+
+
+if __name__ == "__main__":
+    sys.exit(main())
