@@ -541,21 +541,21 @@ class _Walk:
     ) -> SecurityRule | None:
         """The security rule of one VNIC in one direction that lets the packet pass; raises when there is none.
 
-        None: no rule is asked, because a stateful one let the request pass.
+        None: none does, but a stateful one let the request pass.
         """
         phase = f"security {direction.lower()}"
-        # What a machine sends to itself is no reply to it.
-        tracked = None if other is vnic else self.tracked.get(vnic.name)
-        if tracked is not None:
-            header.src.pin()
-            header.dst.pin()
-            if header.key() in tracked:
-                if steps is not None:
-                    steps.add(phase, f"VNIC {vnic.name}: reply of a flow that a stateful rule let pass")
-                return None
         peer = header.src if direction == "INGRESS" else header.dst
         rules = (*vnic.security, *self.topology.subnets[vnic.subnet].security)
         rule = next((r for r in rules if r.direction == direction and self.permitted(r, peer, header, other)), None)
+        # What a machine sends to itself is no reply to it.
+        kept = None if other is vnic else self.tracked.get(vnic.name)
+        if kept is not None and (rule is None or steps is not None):
+            header.src.pin()
+            header.dst.pin()
+            if header.key() in kept:
+                if steps is not None:
+                    steps.add(phase, f"VNIC {vnic.name}: reply of a flow that a stateful rule let pass")
+                return None
         if rule is None:
             side = "from" if direction == "INGRESS" else "to"
             raise _DeadError(
