@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from netaddr import IPAddress, IPNetwork
 
@@ -103,6 +103,11 @@ class Header:
     sport: int
     dport: int
     icmp_type: int | None
+
+    def alone(self) -> Header:
+        """The same header with intervals of its own, that nothing has narrowed yet."""
+        src, dst = Span(self.src.value), Span(self.dst.value)
+        return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type)
 
     def key(self) -> tuple[str, int, int, int, int]:
         """What conntrack knows a packet by."""
@@ -221,9 +226,9 @@ class Walker:
         key = (what, hook.sources.number(header.src), hook.destinations.number(header.dst))
         known = hook.known.get(key)
         if known is None:
-            src, dst = Span(header.src.value), Span(header.dst.value)
-            verdict = self._walk(hook, replace(header, src=src, dst=dst), state)
-            known = hook.known[key] = (verdict, src, dst)
+            alone = header.alone()
+            verdict = self._walk(hook, alone, state)
+            known = hook.known[key] = (verdict, alone.src, alone.dst)
         verdict, src, dst = known
         header.src.narrow(src.low, src.high)
         header.dst.narrow(dst.low, dst.high)

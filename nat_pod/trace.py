@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from netaddr import IPAddress
 
@@ -27,6 +28,7 @@ __all__ = ["Disposition", "Hop", "Leg", "Packet", "Step", "Trace", "Tracer", "Un
 ECHO_REQUEST, ECHO_REPLY = 8, 0
 _PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
 _EPHEMERAL_PORT = 50000
+_NAT_VMS = {"natVm1": "nat_vm1", "natVm2": "nat_vm2"}
 _NEW, _NEW_DNAT = frozenset(("NEW",)), frozenset(("NEW", "DNAT"))
 _KNOWN = frozenset(("ESTABLISHED", "DNAT", "SNAT"))
 _MOST_HOPS = 16  # a delivered packet crosses four machines; more is a loop
@@ -84,7 +86,14 @@ class Packet:
     def reply(self) -> Packet:
         """The answer to this packet."""
         answered = ECHO_REPLY if self.icmp_type == ECHO_REQUEST else self.icmp_type
-        return replace(self, src=self.dst, dst=self.src, sport=self.dport, dport=self.sport, icmp_type=answered)
+        return Packet(
+            src=self.dst,
+            dst=self.src,
+            protocol=self.protocol,
+            sport=self.dport,
+            dport=self.sport,
+            icmp_type=answered,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +115,7 @@ class Step:
     passed: bool = True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """The packet between two machines that may change it, with the rules that the sender applied."""
 
     at: str
@@ -116,8 +124,7 @@ class Hop:
     rules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Leg:
+class Leg(NamedTuple):
     """One direction of a flow.  `reached` is the machine it ended in, None when it died; `why` is a sentence.
 
     `alike`: source and destination intervals (first, last); each packet of them that this sender may send meets the
@@ -134,8 +141,7 @@ class Leg:
     untranslated: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """A flow: what became of it, and both legs (`reply` None when the request did not arrive)."""
 
     disposition: Disposition
@@ -207,7 +213,7 @@ class Tracer:
 
 def label(vm: str) -> str:
     """A machine's name in hops: nat_vm1, nat_vm2, the server's bare name, customer1/vm1."""
-    return {"natVm1": "nat_vm1", "natVm2": "nat_vm2"}.get(vm, vm.removeprefix("management/"))
+    return _NAT_VMS.get(vm) or vm.removeprefix("management/")
 
 
 def _hop_dict(hop: Hop) -> dict[str, str]:
@@ -254,9 +260,7 @@ def _places(topology: Topology) -> Places:
     tables = [subnet.routes for subnet in topology.subnets.values()]
     tables += [lpg.routes for lpg in topology.lpgs.values() if lpg.routes is not None]
     cidrs |= {route.destination for routes in tables for route in routes}
-    lists = {subnet.security for subnet in topology.subnets.values()}
-    lists |= {vnic.security for vnic in topology.vnics.values()}
-    cidrs |= {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
+    cidrs |= _peers(topology)
     cidrs |= {cidr for vm in topology.vms.values() for cidr, _ in vm.routes}
     holders: dict[int, str] = {}
     for vnic in topology.vnics.values():
@@ -265,6 +269,13 @@ def _places(topology: Topology) -> Places:
             value = int(IPAddress(address))
             holders[value] = f"{holders.get(value)} {vnic.name} {position == 0}"
     return Places([numbers(cidr)[:2] for cidr in cidrs] + _runs(holders))
+
+
+def _peers(topology: Topology) -> set[str]:
+    """The networks that security rules name."""
+    lists = {subnet.security for subnet in topology.subnets.values()}
+    lists |= {vnic.security for vnic in topology.vnics.values()}
+    return {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
 
 
 def _runs(holders: dict[int, str]) -> list[tuple[int, int]]:
@@ -280,10 +291,15 @@ def _runs(holders: dict[int, str]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Crossing:
-    """A way through a VCN that rules let pass: the VNIC that receives, those that keep the flow, for which packets."""
+    """A way through a VCN: the VNIC that receives, where a stateful rule keeps the flow, and for which packets.
+
+    kept: a reply that passed only because its request was kept, which says nothing of other packets.
+    """
 
     arrival: Vnic
-    stateful: tuple[str, ...]
+    leaves: bool
+    enters: bool
+    kept: bool
     src: Span
     dst: Span
 
@@ -308,6 +324,13 @@ class _Walk:
         self.tracked: dict[str, set[tuple[str, int, int, int, int]]] = {}
         self.walkers = {vm.name: Walker(vm.rules) for vm in topology.vms.values() if vm.rules is not None}
         self.places = _places(topology)
+        self.sources = Places(numbers(cidr)[:2] for cidr in _peers(topology))
+        # VNICs that the same rules hold for, numbered.
+        kinds: dict[tuple[object, ...], int] = {}
+        self.policies = {
+            vnic.name: kinds.setdefault((vnic.subnet, vnic.nsgs, vnic.security), len(kinds))
+            for vnic in topology.vnics.values()
+        }
         self.values: dict[str, int] = {}
         vcns = {vnic.name: topology.subnets[vnic.subnet].vcn for vnic in topology.vnics.values()}
         self.holder = {
@@ -424,28 +447,6 @@ class _Walk:
 
     def through_vcn(self, out: Vnic, header: Header, steps: _Steps | None) -> Vnic:
         """From the VNIC that sends to the VNIC that receives."""
-        places = (self.places.number(header.src), self.places.number(header.dst))
-        key = (out.name, places, header.protocol, header.dport, header.icmp_type)
-        known = self.crossings.get(key)
-        if known is not None and steps is None:
-            for name in known.stateful:
-                self.tracked.setdefault(name, set()).add(header.reply_key())
-            header.src.narrow(known.src.low, known.src.high)
-            header.dst.narrow(known.dst.low, known.dst.high)
-            return known.arrival
-        # With intervals of its own, so that what is kept is narrowed by this one way and nothing before it.
-        alone = replace(header, src=Span(header.src.value), dst=Span(header.dst.value))
-        try:
-            arrival, stateful = self.cross(out, alone, steps)
-        finally:
-            header.src.narrow(alone.src.low, alone.src.high)
-            header.dst.narrow(alone.dst.low, alone.dst.high)
-        if stateful is not None:
-            self.crossings[key] = _Crossing(arrival, stateful, alone.src, alone.dst)
-        return arrival
-
-    def cross(self, out: Vnic, header: Header, steps: _Steps | None) -> tuple[Vnic, tuple[str, ...] | None]:
-        """The VNIC that receives, and those where a stateful rule keeps the flow (None: one had kept it before)."""
         if steps is not None:
             steps.machine = label(out.vm)
         if not out.skip_source_dest_check and not self.own[out.name].has(header.src):
@@ -458,6 +459,36 @@ class _Walk:
         if steps is not None:
             off = "skipped" if out.skip_source_dest_check else "own address"
             steps.add("source check", f"VNIC {out.name}: {off}")
+        key = (
+            self.policies[out.name],
+            self.sources.number(header.src),
+            self.places.number(header.dst),
+            header.protocol,
+            header.dport,
+            header.icmp_type,
+        )
+        known = self.crossings.get(key)
+        if known is None or steps is not None:
+            # With intervals of its own, so that what is kept is narrowed by this one way and nothing before it.
+            alone = header.alone()
+            try:
+                known = self.cross(out, alone, steps)
+            finally:
+                header.src.narrow(alone.src.low, alone.src.high)
+                header.dst.narrow(alone.dst.low, alone.dst.high)
+            if not known.kept:
+                self.crossings[key] = known
+        else:
+            header.src.narrow(known.src.low, known.src.high)
+            header.dst.narrow(known.dst.low, known.dst.high)
+        if known.leaves:
+            self.tracked.setdefault(out.name, set()).add(header.reply_key())
+        if known.enters:
+            self.tracked.setdefault(known.arrival.name, set()).add(header.reply_key())
+        return known.arrival
+
+    def cross(self, out: Vnic, header: Header, steps: _Steps | None) -> _Crossing:
+        """The way through the VCN as rules and private IPs give it."""
         way = self.way(out, header)
         if steps is not None:
             steps.add("VCN route", f"subnet {out.subnet}: {way.how}")
@@ -477,9 +508,14 @@ class _Walk:
         if steps is not None:
             what = "skipped" if arrival.skip_source_dest_check else "own address"
             steps.add("destination check", f"VNIC {arrival.name}: {what}")
-        if leaves is None or enters is None:
-            return arrival, None
-        return arrival, tuple(vnic.name for vnic, rule in ((out, leaves), (arrival, enters)) if not rule.stateless)
+        return _Crossing(
+            arrival=arrival,
+            leaves=leaves is not None and not leaves.stateless,
+            enters=enters is not None and not enters.stateless,
+            kept=leaves is None or enters is None,
+            src=header.src,
+            dst=header.dst,
+        )
 
     def way(self, out: Vnic, header: Header) -> _Way:
         """Where the VCN of `out` sends it."""
@@ -564,8 +600,6 @@ class _Walk:
                 f"no {direction.lower()} security rule of VNIC {vnic.name} lets a packet {side} "
                 f"{self.text(peer.value)} pass",
             )
-        if not rule.stateless:
-            self.tracked.setdefault(vnic.name, set()).add(header.reply_key())
         if steps is not None:
             words = "" if rule.protocol == "all" else f" {_PROTOCOL_NUMBERS.get(rule.protocol, rule.protocol)}"
             kind = "stateless" if rule.stateless else "stateful"
