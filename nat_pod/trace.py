@@ -19,11 +19,9 @@ from typing import NamedTuple
 
 from netaddr import IPAddress
 
-from nat_pod.chains import Addresses, Header, Places, RuleKey, Span, UnknownRuleError, Verdict, Walker, numbers
+from nat_pod.chains import Addresses, Header, Places, RuleKey, Span, Verdict, Walker, numbers
 from nat_pod.netfilter import Drop, Masquerade
 from nat_pod.topology import VM_HOST, VM_NAT, Lpg, Route, SecurityRule, Topology, Vm, Vnic
-
-__all__ = ["Disposition", "Hop", "Leg", "Packet", "Step", "Trace", "Tracer", "UnknownRuleError", "label", "trace"]
 
 ECHO_REQUEST, ECHO_REPLY = 8, 0
 _PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}

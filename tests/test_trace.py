@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from nat_pod.chains import UnknownRuleError
 from nat_pod.config import PodConfig
 from nat_pod.expected import expected_topology, with_host
 from nat_pod.netfilter import (
@@ -27,7 +28,7 @@ from nat_pod.netfilter import (
 )
 from nat_pod.pod import plan_pod
 from nat_pod.topology import Route, SecurityRule, Subnet, Topology, Vm
-from nat_pod.trace import Disposition, Packet, Tracer, UnknownRuleError, trace
+from nat_pod.trace import Disposition, Packet, Tracer, trace
 
 CUSTOMER1 = "customer1/vm1"
 MGMT = "management/mgmt"
