@@ -15,6 +15,7 @@ from nat_pod.chains import Span
 from nat_pod.config import PodConfig
 from nat_pod.expected import expected_topology, with_host
 from nat_pod.flows import declared_flows, matrix, refused_flows, stranger_addresses
+from nat_pod.lab import checks
 from nat_pod.netfilter import Accept, Chain, Dnat, Drop, Match, Netmap, Rule, Ruleset, Snat
 from nat_pod.plan import PodPlan
 from nat_pod.pod import plan_pod
@@ -73,6 +74,22 @@ def test_the_matrix_has_every_flow_that_the_lab_sends_and_expects_the_same_of_it
     }
     outside = {(f.why, f.sender) for f in sent if (f.sender, f.destination) not in held}
     assert {why for why, _ in outside} == {"unmapped address"}
+
+
+def test_the_lab_expects_of_each_packet_what_the_matrix_says_of_its_pair(ten):
+    plan = planned(ten)
+    topology = expected_topology(plan)
+    for name, address in stranger_addresses(plan).items():
+        topology = with_host(topology, name, address)
+    pairs = {(flow.sender, flow.destination): flow.receiver for flow in matrix(plan)}
+    expected = checks.expectations(plan, topology)
+    compared = [one for one in expected if not one.forged and (one.flow.sender, one.flow.destination) in pairs]
+    assert len(compared) > 3 * 558
+    for one in compared:
+        receiver = pairs[one.flow.sender, one.flow.destination]
+        assert (one.declared, one.flow.receiver) == (receiver is not None, receiver)
+        assert (one.predicted.disposition is Disposition.DELIVERED) == one.declared
+    assert checks.prediction_holds(expected)
 
 
 # --- broken on purpose -----------------------------------------------------------------------------------------------
