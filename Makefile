@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help demo test lint venv packages bootstrap golden bench bench-engine clean
+.PHONY: help demo test lint venv packages bootstrap golden bench bench-engine bench-commands clean
 
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
@@ -12,6 +12,7 @@ help:
 	@echo "make golden     rewrite the golden files; read the diff"
 	@echo "make bench      what a POD costs a packet, against plain routing: bench/results.md (6 minutes)"
 	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
+	@echo "make bench-commands  every command on a full POD against starting Python, as ratios: bench/commands.md"
 
 demo: packages venv
 	@$(RUN) -m nat_pod lab demo dev
@@ -33,6 +34,9 @@ bench: packages venv
 
 bench-engine: venv
 	@PATH="$$(.ci/pulumi/install):$$PATH" $(RUN) -m bench.engine
+
+bench-commands: venv
+	@$(RUN) -m bench.commands
 
 venv: .venv/ready
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,8 +29,10 @@ from nat_pod.handbuilt import NOTES, reconstruct
 from nat_pod.import_draft import draft
 from nat_pod.plan import SIDES, PodPlan
 from nat_pod.pod import plan_pod
+from nat_pod.proof import prove
 from nat_pod.stack import file_at, read_stack, read_stack_at, stack_names
 from nat_pod.trace import Disposition, Packet, trace
+from nat_pod.trace_text import proof_dict, proof_text, trace_text, verdict_text
 from nat_pod.vnic_list import read_vnics
 
 OK, FINDINGS, USAGE = 0, 1, 2
@@ -38,7 +41,8 @@ OK, FINDINGS, USAGE = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names and comments on a terminal that is not UTF-8
+        # A value from a stack file may hold what a terminal without UTF-8 cannot show: \xe4 instead of a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
@@ -81,9 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--vm", choices=SIDES, required=True, help="which NAT VM")
     rules.add_argument("--article", action="store_true", help="the same mappings as the article's iptables lines")
     tracing = add("trace", _trace, "follow a packet through both NAT VMs and back, and say where it dies")
-    tracing.add_argument("sender", metavar="FROM", help="customer1/vm1, management/mgmt, or customer1/10.0.0.77")
-    tracing.add_argument("receiver", metavar="TO", help="the same, or an address to send to: 198.18.0.9")
-    tracing.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp")
+    tracing.add_argument("sender", metavar="FROM", nargs="?", help="customer1/vm1, or customer1/10.0.0.77")
+    tracing.add_argument("receiver", metavar="TO", nargs="?", help="the same, or an address to send to: 198.18.0.9")
+    tracing.add_argument("--steps", action="store_true", help="every step, in the form of packet-tracer")
+    tracing.add_argument("--all", action="store_true", help="every packet instead of one: what is not as declared")
+    tracing.set_defaults(wrong=tracing.error)
+    tracing.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default icmp")
     tracing.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default 80)")
     words = "show the flows gained, lost and renumbered since a git revision"
     diff = add("diff", _diff, words)
@@ -179,6 +186,11 @@ def _port(text: str) -> int:
 def _load(stack: str) -> tuple[PodConfig, PodPlan]:
     config = read_stack(Path.cwd(), stack).checked()
     return config, plan_pod(config, stack)
+
+
+def _width() -> int:
+    """Columns to write for: the terminal's, 80 where there is none (COLUMNS says otherwise), and never too few."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
 def _print_json(value: object) -> None:
@@ -294,7 +306,13 @@ def _rules(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
+    if arguments.all and (arguments.sender is not None or arguments.steps):
+        arguments.wrong("--all traces every packet: it takes no FROM, no TO and no --steps")
+    if not arguments.all and arguments.receiver is None:
+        arguments.wrong("FROM and TO are missing, or --all")
     _, plan = _load(arguments.stack)
+    if arguments.all:
+        return _trace_all(plan, arguments)
     topology = expected_topology(plan)
     real = {slot.member: slot.real for slot in plan.slots}
     realms = {**plan.customer_cidrs, MANAGEMENT: plan.management_cidr}
@@ -310,11 +328,21 @@ def _trace(arguments: argparse.Namespace) -> int:
     packet = replace(Packet(src=source, dst=destination, protocol=arguments.protocol), **port)
     traced = trace(topology, sender, packet, expected)
     if arguments.json:
-        _print_json(traced.to_dict())
+        _print_json(traced.to_dict(steps=arguments.steps))
     else:
         ports = "" if arguments.protocol == "icmp" else f" port {arguments.port}"
-        print(report.trace_text(traced, f"{sender} ({source}) to {arguments.receiver}: {arguments.protocol}{ports}"))
+        title = f"{sender} ({source}) to {arguments.receiver}: {arguments.protocol}{ports}"
+        print(trace_text(traced, title, every_step=arguments.steps, width=_width()))
     return OK if traced.disposition is Disposition.DELIVERED else FINDINGS
+
+
+def _trace_all(plan: PodPlan, arguments: argparse.Namespace) -> int:
+    proof = prove(plan)
+    if arguments.json:
+        _print_json(proof_dict(proof))
+    else:
+        print(proof_text(proof, arguments.stack, _width()))
+    return FINDINGS if proof.counter_examples else OK
 
 
 def _destination(
@@ -339,7 +367,7 @@ def _no_address(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"disposition": str(Disposition.NO_MAPPING), "why": why, "request": [], "reply": []})
     else:
-        print(f"{Disposition.NO_MAPPING}: {why}")
+        print(verdict_text(Disposition.NO_MAPPING, why, _width()))
     return FINDINGS
 
 

@@ -13,7 +13,7 @@ from nat_pod.config import MANAGEMENT
 from nat_pod.expected import expected_topology
 from nat_pod.flows import declared_flows, flow_between
 from nat_pod.plan import CapacityPlan, NatVmPlan, PodPlan
-from nat_pod.trace import Disposition, Packet, tracer
+from nat_pod.trace import Disposition, Packet, Tracer
 
 Pair = tuple[str, str]
 """A flow's key: the member that sends and the member that answers."""
@@ -149,7 +149,7 @@ def delivered(plan: PodPlan) -> dict[Pair, Way]:
 
     Traced as TCP: the rules know no protocols, and the lab tries the others with packets.
     """
-    follow = tracer(expected_topology(plan))
+    tracer = Tracer(expected_topology(plan))
     servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
     hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
     ways = {}
@@ -157,7 +157,7 @@ def delivered(plan: PodPlan) -> dict[Pair, Way]:
         for host in hosts:
             for flow in (flow_between(host, server), flow_between(server, host)):
                 packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
-                traced = follow(flow.sender, packet, flow.receiver)
+                traced = tracer.trace(flow.sender, packet, flow.receiver)
                 if traced.disposition is Disposition.DELIVERED:
                     ways[flow.sender, str(flow.receiver)] = Way(
                         address=flow.destination,

@@ -6,6 +6,7 @@ them; both take them from here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from netaddr import IPNetwork
@@ -73,6 +74,38 @@ def stranger_addresses(plan: PodPlan) -> dict[str, str]:
         if address is not None:
             strangers[f"{realm}/{STRANGER}"] = address
     return strangers
+
+
+def matrix(plan: PodPlan) -> Iterator[Flow]:
+    """Every ordered pair of a sender and an address in the POD: who shall answer, or that nobody may.
+
+    Senders: all members, and a stranger in each network.  Addresses: all that the NAT VM on the sender's side has,
+    which is every way into the POD.  `why` is "declared", or what the refused pair is an example of.
+    """
+    declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
+    members = {slot.member: slot for slot in plan.slots}
+    servers_at = {slot.nat_vm1 for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")}
+    hosts_at = {slot.nat_vm1: slot.member.split("/")[0] for slot in plan.slots}
+    for sender, source in [*((name, slot.real) for name, slot in members.items()), *stranger_addresses(plan).items()]:
+        realm = sender.split("/")[0]
+        management = realm == MANAGEMENT
+        for vnic in plan.vm(NAT_VM2 if management else NAT_VM1).vnics:
+            for destination in (vnic.primary, *vnic.secondaries):
+                receiver = declared.get((sender, destination))
+                if receiver is not None:
+                    why = "declared"
+                elif sender not in members:
+                    why = "unlisted management host" if management else "stranger"
+                elif management:
+                    why = "unmapped address"
+                elif destination in servers_at:
+                    why = "server not in the customer's list"
+                else:
+                    owner = hosts_at.get(destination)
+                    why = "unmapped address" if owner is None else "customer to customer"
+                    if owner == realm:
+                        why = "customer to itself"
+                yield Flow(sender=sender, source=source, destination=destination, receiver=receiver, why=why)
 
 
 def refused_flows(plan: PodPlan) -> list[Flow]:

@@ -11,7 +11,6 @@ from nat_pod.diff import Difference, FlowChange, Pair, SlotChange, Way
 from nat_pod.handbuilt import NOTES, Finding, Handbuilt
 from nat_pod.import_draft import ASSUMED, Draft
 from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, PodPlan
-from nat_pod.trace import Disposition, Leg, Trace
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], indent: str = "  ") -> str:
@@ -113,25 +112,6 @@ def plan_text(plan: PodPlan, stack: str) -> str:
         ),
     ]
     return "\n".join(sections)
-
-
-def trace_text(traced: Trace, title: str) -> str:
-    """`trace` for people: the hops of both legs, and why the flow dies if it does."""
-    lines = [title, *_leg_lines("request", traced.request)]
-    if traced.reply is not None:
-        lines += _leg_lines("reply", traced.reply)
-    verdict = f"{traced.disposition}: {traced.why}"
-    return "\n".join([*lines, verdict if traced.disposition != Disposition.DELIVERED else f"=> {verdict}"])
-
-
-def _leg_lines(name: str, leg: Leg) -> list[str]:
-    lines = [f"  {name}"]
-    for number, hop in enumerate(leg.hops, 1):
-        lines += [f"         {rule}" for rule in hop.rules]
-        lines.append(f"    {number}. {hop.at}: {hop.src} > {hop.dst}")
-    if leg.reached is None:
-        lines.append(f"    x. {leg.packet.src} > {leg.packet.dst}: {leg.why}")
-    return lines
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------

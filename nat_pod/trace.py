@@ -13,19 +13,22 @@ The same flows are sent as real packets in the lab and compared hop by hop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
-from nat_pod.iptables import render_rule
-from nat_pod.netfilter import Accept, Chain, Dnat, Drop, Goto, Masquerade, Match, Netmap, Rule, Snat, Table
+from nat_pod.chains import Addresses, Header, Places, RuleKey, Span, Verdict, Walker, numbers
+from nat_pod.netfilter import Drop, Masquerade
 from nat_pod.topology import VM_HOST, VM_NAT, Lpg, Route, SecurityRule, Topology, Vm, Vnic
 
 ECHO_REQUEST, ECHO_REPLY = 8, 0
 _PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
 _EPHEMERAL_PORT = 50000
+_NAT_VMS = {"natVm1": "nat_vm1", "natVm2": "nat_vm2"}
+_NEW, _NEW_DNAT = frozenset(("NEW",)), frozenset(("NEW", "DNAT"))
+_KNOWN = frozenset(("ESTABLISHED", "DNAT", "SNAT"))
 _MOST_HOPS = 16  # a delivered packet crosses four machines; more is a loop
 
 
@@ -33,8 +36,8 @@ class Disposition(StrEnum):
     """What becomes of a flow.  `DELIVERED` only when the request reaches its end and the reply comes back."""
 
     DELIVERED = "delivered"
-    NO_MAPPING = "no-mapping"  # dropped by a NAT VM's guard: nothing translated it
-    NO_PRIVATE_IP = "no-private-ip"  # the VCN delivers to no VNIC: nobody has that address
+    NO_MAPPING = "no-mapping"
+    NO_PRIVATE_IP = "no-private-ip"
     NO_ROUTE = "no-route"
     NOT_PEERED = "not-peered"
     SECURITY_RULE = "security-rule"
@@ -44,6 +47,27 @@ class Disposition(StrEnum):
     ANSWERED_BY_NAT_VM = "answered-by-nat-vm"
     WRONG_MACHINE = "wrong-machine"
     LOOP = "loop"
+
+    @property
+    def meaning(self) -> str:
+        """One line for people."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Disposition.DELIVERED: "the request reaches its end, and the reply comes back to the sender",
+    Disposition.NO_MAPPING: "a NAT VM's guard drops it: no rule translates this source and destination",
+    Disposition.NO_PRIVATE_IP: "the VCN has nobody to deliver to: no VNIC has that address",
+    Disposition.NO_ROUTE: "no route rule leads to that address",
+    Disposition.NOT_PEERED: "the route leads to an LPG whose peering does not stand",
+    Disposition.SECURITY_RULE: "no security rule of the VNIC or its subnet lets it pass",
+    Disposition.SOURCE_DEST_CHECK: "the VNIC's source/destination check is on, and the address is not its own",
+    Disposition.RP_FILTER: "the kernel drops it: it would answer by another VNIC (rp_filter)",
+    Disposition.NOT_FORWARDING: "it reaches a machine that it is not for, and that does not forward",
+    Disposition.ANSWERED_BY_NAT_VM: "the NAT VM itself takes it: looks like an answer, is none",
+    Disposition.WRONG_MACHINE: "another machine than the one asked for answers, or gets the reply",
+    Disposition.LOOP: "it goes round and never arrives",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,22 +84,36 @@ class Packet:
     def reply(self) -> Packet:
         """The answer to this packet."""
         answered = ECHO_REPLY if self.icmp_type == ECHO_REQUEST else self.icmp_type
-        return replace(self, src=self.dst, dst=self.src, sport=self.dport, dport=self.sport, icmp_type=answered)
+        return Packet(
+            src=self.dst,
+            dst=self.src,
+            protocol=self.protocol,
+            sport=self.dport,
+            dport=self.sport,
+            icmp_type=answered,
+        )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One decision on the way.  `rule` is what decided, as its owner would write it."""
+    """One decision on the way.
 
-    at: str
+    machine: the box it is made at, as in hops; a VCN's decisions are the sender's before the packet reaches a VNIC,
+    then the receiver's.  rule: what decided, as its owner would write it.  chains: those the packet went through.
+    before, after: the header, source and destination; they differ where it was translated.
+    passed: False where it dies.
+    """
+
+    machine: str
     phase: str
-    src: str
-    dst: str
-    rule: str = ""
+    rule: str
+    before: tuple[str, str]
+    after: tuple[str, str]
+    chains: tuple[str, ...] = ()
+    passed: bool = True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hop:
+class Hop(NamedTuple):
     """The packet between two machines that may change it, with the rules that the sender applied."""
 
     at: str
@@ -84,9 +122,12 @@ class Hop:
     rules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Leg:
-    """One direction of a flow.  `reached` is the machine it ended in, None when it died; `why` is a sentence."""
+class Leg(NamedTuple):
+    """One direction of a flow.  `reached` is the machine it ended in, None when it died; `why` is a sentence.
+
+    `alike`: source and destination intervals (first, last); each packet of them that this sender may send meets the
+    same decisions.  `untranslated`: a NAT VM passed it on without a translation.  `steps` is empty unless asked for.
+    """
 
     hops: tuple[Hop, ...]
     steps: tuple[Step, ...]
@@ -94,10 +135,11 @@ class Leg:
     why: str
     reached: str | None
     packet: Packet  # as it arrived, or as it died
+    alike: tuple[tuple[int, int], tuple[int, int]]
+    untranslated: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """A flow: what became of it, and both legs (`reply` None when the request did not arrive)."""
 
     disposition: Disposition
@@ -105,61 +147,71 @@ class Trace:
     request: Leg
     reply: Leg | None
 
-    def to_dict(self) -> dict[str, object]:
-        """The form of `trace --json`."""
-        return {
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The request, and the reply if there is one."""
+        return (self.request,) if self.reply is None else (self.request, self.reply)
+
+    def to_dict(self, *, steps: bool = False) -> dict[str, object]:
+        """The form of `trace --json`, and with `steps` of `trace --steps --json`."""
+        entry: dict[str, object] = {
             "disposition": str(self.disposition),
             "why": self.why,
             "request": [_hop_dict(hop) for hop in self.request.hops],
             "reply": [] if self.reply is None else [_hop_dict(hop) for hop in self.reply.hops],
         }
-
-
-class UnknownRuleError(Exception):
-    """A rule the tracer has no meaning for.  Guessing would make the prediction worthless."""
+        if steps:
+            entry["steps"] = [_step_dict(step, leg is self.reply) for leg in self.legs for step in leg.steps]
+        return entry
 
 
 def trace(topology: Topology, sender: str, packet: Packet, expected: str | None = None) -> Trace:
-    """Follow `packet` from the machine `sender`, and the answer back.
+    """Follow `packet` from the machine `sender`, and the answer back, with every step.
 
     expected: the machine that should answer; another one answering is WRONG_MACHINE.  None: whoever has the address.
     """
-    return tracer(topology)(sender, packet, expected)
+    return Tracer(topology).trace(sender, packet, expected, steps=True)
 
 
-def tracer(topology: Topology) -> Callable[[str, Packet, str | None], Trace]:
+class Tracer:
     """`trace` for many flows through one topology: what depends on the topology alone is looked up once."""
-    walk = _Walk(topology)
 
-    def trace_one(sender: str, packet: Packet, expected: str | None) -> Trace:
-        walk.forget()
-        return _trace(walk, sender, packet, expected)
+    def __init__(self, topology: Topology) -> None:
+        self._walk = _Walk(topology)
 
-    return trace_one
+    def trace(self, sender: str, packet: Packet, expected: str | None = None, *, steps: bool = False) -> Trace:
+        """Request and reply; no flow passed the network before."""
+        request = self.request(sender, packet, steps=steps)
+        if request.reached is None:
+            return Trace(disposition=request.disposition, why=request.why, request=request, reply=None)
+        if expected is not None and request.reached != expected:
+            why = f"{label(request.reached)} has that address too and answers, not {label(expected)}"
+            return Trace(disposition=Disposition.WRONG_MACHINE, why=why, request=request, reply=None)
+        reply = self._walk.leg(request.reached, request.packet.reply(), steps)
+        if reply.reached is None:
+            return Trace(disposition=reply.disposition, why=f"the reply: {reply.why}", request=request, reply=reply)
+        back = reply.packet
+        if reply.reached != sender or (back.dst, back.src) != (packet.src, packet.dst):
+            why = f"the reply reaches {label(reply.reached)} as {back.src} > {back.dst}"
+            return Trace(disposition=Disposition.WRONG_MACHINE, why=why, request=request, reply=reply)
+        return Trace(disposition=Disposition.DELIVERED, why="both ways arrive", request=request, reply=reply)
 
+    def request(self, sender: str, packet: Packet, *, steps: bool = False) -> Leg:
+        """The request alone."""
+        if packet.protocol == "icmp" and packet.icmp_type is None:
+            packet = replace(packet, icmp_type=ECHO_REQUEST)
+        self._walk.forget()
+        return self._walk.leg(sender, packet, steps)
 
-def _trace(walk: _Walk, sender: str, packet: Packet, expected: str | None) -> Trace:
-    if packet.protocol == "icmp" and packet.icmp_type is None:
-        packet = replace(packet, icmp_type=ECHO_REQUEST)
-    request = walk.leg(sender, packet)
-    if request.reached is None:
-        return Trace(disposition=request.disposition, why=request.why, request=request, reply=None)
-    if expected is not None and request.reached != expected:
-        why = f"{label(request.reached)} has that address too and answers, not {label(expected)}"
-        return Trace(disposition=Disposition.WRONG_MACHINE, why=why, request=request, reply=None)
-    reply = walk.leg(request.reached, request.packet.reply())
-    if reply.reached is None:
-        return Trace(disposition=reply.disposition, why=f"the reply: {reply.why}", request=request, reply=reply)
-    back = reply.packet.reply()
-    if reply.reached != sender or (back.src, back.dst) != (packet.src, packet.dst):
-        why = f"the reply reaches {label(reply.reached)} as {reply.packet.src} > {reply.packet.dst}"
-        return Trace(disposition=Disposition.WRONG_MACHINE, why=why, request=request, reply=reply)
-    return Trace(disposition=Disposition.DELIVERED, why="both ways arrive", request=request, reply=reply)
+    @property
+    def used(self) -> dict[str, frozenset[RuleKey]]:
+        """By NAT VM the rules that a packet matched so far."""
+        return {vm: frozenset(walker.used) for vm, walker in self._walk.walkers.items()}
 
 
 def label(vm: str) -> str:
     """A machine's name in hops: nat_vm1, nat_vm2, the server's bare name, customer1/vm1."""
-    return {"natVm1": "nat_vm1", "natVm2": "nat_vm2"}.get(vm, vm.removeprefix("management/"))
+    return _NAT_VMS.get(vm) or vm.removeprefix("management/")
 
 
 def _hop_dict(hop: Hop) -> dict[str, str]:
@@ -169,121 +221,308 @@ def _hop_dict(hop: Hop) -> dict[str, str]:
     return entry
 
 
+def _step_dict(step: Step, reply: bool) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "leg": "reply" if reply else "request",
+        "at": step.machine,
+        "phase": step.phase,
+        "rule": step.rule,
+        "before": {"src": step.before[0], "dst": step.before[1]},
+        "after": {"src": step.after[0], "dst": step.after[1]},
+        "passed": step.passed,
+    }
+    if step.chains:
+        entry["chains"] = list(step.chains)
+    return entry
+
+
 class _DeadError(Exception):
     """The packet ends here."""
 
-    def __init__(self, disposition: Disposition, why: str) -> None:
+    def __init__(self, disposition: Disposition, phase: str, why: str, chains: tuple[str, ...] = ()) -> None:
         super().__init__(why)
         self.disposition = disposition
+        self.phase = phase
         self.why = why
+        self.chains = chains
 
 
-@dataclass
+def _places(topology: Topology) -> Places:
+    """The addresses that nothing in the network but the rules of the NAT VMs tells apart.
+
+    Two of one place are in the same prefixes of every route, security rule, subnet and VCN, and the same VNICs have
+    them.
+    """
+    cidrs = {cidr for vcn in topology.vcns.values() for cidr in vcn.cidrs}
+    cidrs |= {subnet.cidr for subnet in topology.subnets.values()}
+    tables = [subnet.routes for subnet in topology.subnets.values()]
+    tables += [lpg.routes for lpg in topology.lpgs.values() if lpg.routes is not None]
+    cidrs |= {route.destination for routes in tables for route in routes}
+    cidrs |= _peers(topology)
+    cidrs |= {cidr for vm in topology.vms.values() for cidr, _ in vm.routes}
+    holders: dict[int, str] = {}
+    for vnic in topology.vnics.values():
+        for position, address in enumerate(vnic.addresses):
+            # The primary address is one by itself: it is what the guest has.
+            value = int(IPAddress(address))
+            holders[value] = f"{holders.get(value)} {vnic.name} {position == 0}"
+    return Places([numbers(cidr)[:2] for cidr in cidrs] + _runs(holders))
+
+
+def _peers(topology: Topology) -> set[str]:
+    """The networks that security rules name."""
+    lists = {subnet.security for subnet in topology.subnets.values()}
+    lists |= {vnic.security for vnic in topology.vnics.values()}
+    return {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
+
+
+def _runs(holders: dict[int, str]) -> list[tuple[int, int]]:
+    """Addresses in a row that the same VNIC has."""
+    runs: list[tuple[int, int]] = []
+    for address in sorted(holders):
+        if runs and runs[-1][1] == address - 1 and holders[address - 1] == holders[address]:
+            runs[-1] = (runs[-1][0], address)
+        else:
+            runs.append((address, address))
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossing:
+    """A way through a VCN: the VNIC that receives, where a stateful rule keeps the flow, and for which packets.
+
+    kept: a reply that passed only because its request was kept, which says nothing of other packets.
+    """
+
+    arrival: Vnic
+    leaves: bool
+    enters: bool
+    kept: bool
+    src: Span
+    dst: Span
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where a VCN sends a packet: the VNIC, whether through an LPG, and the rule in words."""
+
+    arrival: Vnic
+    via_lpg: bool
+    how: str
+
+
 class _Walk:
     """The network with the state that a flow leaves behind in it."""
 
-    topology: Topology
-    # NAT VM -> {packet as it arrives: packet as it leaves}, both directions: conntrack.
-    conntrack: dict[str, dict[tuple[str, str, str, int, int], tuple[str, str]]] = field(default_factory=dict)
-    # VNICs with stateful rules: (vnic, packet) of flows they let pass.
-    tracked: set[tuple[str, tuple[str, str, str, int, int]]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        # NAT VM -> {packet as it arrives: packet as it leaves}, both directions: conntrack.
+        self.conntrack: dict[str, dict[tuple[str, int, int, int, int], tuple[int, int]]] = {}
+        # VNIC with stateful rules -> packets of flows they let pass.
+        self.tracked: dict[str, set[tuple[str, int, int, int, int]]] = {}
+        self.walkers = {vm.name: Walker(vm.rules) for vm in topology.vms.values() if vm.rules is not None}
+        self.places = _places(topology)
+        self.sources = Places(numbers(cidr)[:2] for cidr in _peers(topology))
+        # VNICs that the same rules hold for, numbered.
+        kinds: dict[tuple[object, ...], int] = {}
+        self.policies = {
+            vnic.name: kinds.setdefault((vnic.subnet, vnic.nsgs, vnic.security), len(kinds))
+            for vnic in topology.vnics.values()
+        }
+        self.values: dict[str, int] = {}
+        vcns = {vnic.name: topology.subnets[vnic.subnet].vcn for vnic in topology.vnics.values()}
         self.holder = {
-            (self.topology.subnets[vnic.subnet].vcn, address): vnic
-            for vnic in self.topology.vnics.values()
+            (vcns[vnic.name], self.value(address)): vnic
+            for vnic in topology.vnics.values()
             for address in vnic.addresses
         }
-        self.networks: dict[str, tuple[int, int, int]] = {}
-        self.numbers: dict[str, int] = {}
+        self.runs = {
+            vcn: Places(_runs({address: vnic.name for (held, address), vnic in self.holder.items() if held == vcn}))
+            for vcn in topology.vcns
+        }
+        self.texts: dict[int, str] = {}
+        self.prefixes: dict[str, tuple[int, int, int]] = {}
+        self.local = {vm.name: self._local_addresses(vm) for vm in topology.vms.values()}
+        self.own = {vnic.name: Addresses(map(self.value, vnic.addresses)) for vnic in topology.vnics.values()}
+        # What is known already: for the place of a destination the VNIC that a guest sends by, and for the places of
+        # source and destination a way through a VCN.
+        self.guests: dict[tuple[str, int], tuple[Vnic, str, Span]] = {}
+        self.crossings: dict[tuple[object, ...], _Crossing] = {}
 
     def forget(self) -> None:
         """Make the network one that no flow has passed yet."""
         self.conntrack.clear()
         self.tracked.clear()
 
-    def inside(self, address: str, cidr: str) -> int | None:
-        """The prefix length of `cidr` when it contains `address`, else None."""
-        if cidr not in self.networks:
-            network = IPNetwork(cidr)
-            self.networks[cidr] = (network.first, network.last, network.prefixlen)
-        if address not in self.numbers:
-            self.numbers[address] = int(IPAddress(address))
-        first, last, prefix = self.networks[cidr]
-        return prefix if first <= self.numbers[address] <= last else None
+    def text(self, value: int) -> str:
+        if value not in self.texts:
+            self.texts[value] = str(IPAddress(value))
+        return self.texts[value]
 
-    def leg(self, sender: str, packet: Packet) -> Leg:
+    def value(self, address: str) -> int:
+        if address not in self.values:
+            self.values[address] = int(IPAddress(address))
+        return self.values[address]
+
+    def inside(self, address: Span, cidr: str) -> int | None:
+        """The prefix length of `cidr` when it contains the address, else None."""
+        if cidr not in self.prefixes:
+            self.prefixes[cidr] = numbers(cidr)
+        first, last, prefix = self.prefixes[cidr]
+        return prefix if address.inside(first, last) else None
+
+    def pair(self, header: Header) -> tuple[str, str]:
+        return self.text(header.src.value), self.text(header.dst.value)
+
+    def leg(self, sender: str, packet: Packet, with_steps: bool) -> Leg:
+        header = Header(
+            Span(self.value(packet.src)),
+            Span(self.value(packet.dst)),
+            packet.protocol,
+            packet.sport,
+            packet.dport,
+            packet.icmp_type,
+        )
+        steps = _Steps(self, header) if with_steps else None
         hops: list[Hop] = []
-        steps: list[Step] = []
         vm = self.topology.vms[sender]
         last = sender
         rules: tuple[str, ...] = ()
-        reached = None
+        reached = untranslated = None
         disposition, why = Disposition.DELIVERED, ""
         try:
-            out = self.guest_route(vm, packet.dst)
+            out = self.guest_route(vm, header, steps)
             for _ in range(_MOST_HOPS):
-                arrival = self.through_vcn(out, packet, steps)
+                arrival = self.through_vcn(out, header, steps)
                 vm = self.topology.vms[arrival.vm]
                 if vm.kind in (VM_HOST, VM_NAT):
-                    at = f"{label(last)} -> {label(vm.name)}"
-                    hops.append(Hop(at=at, src=packet.src, dst=packet.dst, rules=rules))
+                    src, dst = self.pair(header)
+                    hops.append(Hop(at=f"{label(last)} -> {label(vm.name)}", src=src, dst=dst, rules=rules))
                     last, rules = vm.name, ()
                 if vm.kind == VM_NAT:
-                    out, packet, rules = self.nat(vm, arrival, packet, steps)
-                elif packet.dst in self.local_addresses(vm):
+                    out, rules, translated = self.nat(vm, arrival, header, steps)
+                    if not translated:
+                        untranslated = vm.name
+                elif self.is_local(vm, header):
                     reached = vm.name
+                    if steps is not None:
+                        steps.add("delivery", f"{label(vm.name)} has {self.text(header.dst.value)}")
                     break
                 else:
                     if not vm.forwarding:
                         raise _DeadError(
                             Disposition.NOT_FORWARDING,
-                            f"{label(vm.name)} has no address {packet.dst} and forwards nothing",
+                            "delivery",
+                            f"{label(vm.name)} has no address {self.text(header.dst.value)} and forwards nothing",
                         )
-                    out = self.guest_route(vm, packet.dst)
+                    out = self.guest_route(vm, header, steps)
             else:
-                raise _DeadError(Disposition.LOOP, f"still on its way after {_MOST_HOPS} machines")
+                raise _DeadError(Disposition.LOOP, "routing decision", f"still on its way after {_MOST_HOPS} machines")
         except _DeadError as dead:
             disposition, why = dead.disposition, dead.why
-            steps.append(Step(at=label(vm.name), phase="dropped", src=packet.src, dst=packet.dst, rule=why))
+            if steps is not None:
+                steps.add(dead.phase, why, chains=dead.chains, passed=False)
+        src, dst = self.pair(header)
         return Leg(
-            hops=tuple(hops), steps=tuple(steps), disposition=disposition, why=why, reached=reached, packet=packet
+            hops=tuple(hops),
+            steps=() if steps is None else tuple(steps.made),
+            disposition=disposition,
+            why=why,
+            reached=reached,
+            packet=Packet(
+                src=src,
+                dst=dst,
+                protocol=header.protocol,
+                sport=header.sport,
+                dport=header.dport,
+                icmp_type=header.icmp_type,
+            ),
+            alike=(header.src.origin(), header.dst.origin()),
+            untranslated=untranslated,
         )
 
     # --- the VCN -----------------------------------------------------------------------------------------------
 
-    def through_vcn(self, out: Vnic, packet: Packet, steps: list[Step]) -> Vnic:
+    def through_vcn(self, out: Vnic, header: Header, steps: _Steps | None) -> Vnic:
         """From the VNIC that sends to the VNIC that receives."""
-
-        def step(at: str, phase: str, rule: str) -> None:
-            steps.append(Step(at=at, phase=phase, src=packet.src, dst=packet.dst, rule=rule))
-
-        if not out.skip_source_dest_check and packet.src not in out.addresses:
+        if steps is not None:
+            steps.machine = label(out.vm)
+        if not out.skip_source_dest_check and not self.own[out.name].has(header.src):
             raise _DeadError(
                 Disposition.SOURCE_DEST_CHECK,
+                "source check",
                 f"VNIC {out.name} may send only from its own addresses ({', '.join(out.addresses)}), "
-                f"not from {packet.src}: the source/destination check is on",
+                f"not from {self.text(header.src.value)}: the source/destination check is on",
             )
-        step(out.name, "source/destination check", "off" if out.skip_source_dest_check else "own address")
+        if steps is not None:
+            off = "skipped" if out.skip_source_dest_check else "own address"
+            steps.add("source check", f"VNIC {out.name}: {off}")
+        key = (
+            self.policies[out.name],
+            self.sources.number(header.src),
+            self.places.number(header.dst),
+            header.protocol,
+            header.dport,
+            header.icmp_type,
+        )
+        known = self.crossings.get(key)
+        if known is None or steps is not None:
+            # With intervals of its own, so that what is kept is narrowed by this one way and nothing before it.
+            alone = header.alone()
+            try:
+                known = self.cross(out, alone, steps)
+            finally:
+                header.src.narrow(alone.src.low, alone.src.high)
+                header.dst.narrow(alone.dst.low, alone.dst.high)
+            if not known.kept:
+                self.crossings[key] = known
+        else:
+            header.src.narrow(known.src.low, known.src.high)
+            header.dst.narrow(known.dst.low, known.dst.high)
+        if known.leaves:
+            self.tracked.setdefault(out.name, set()).add(header.reply_key())
+        if known.enters:
+            self.tracked.setdefault(known.arrival.name, set()).add(header.reply_key())
+        return known.arrival
+
+    def cross(self, out: Vnic, header: Header, steps: _Steps | None) -> _Crossing:
+        """The way through the VCN as rules and private IPs give it."""
+        way = self.way(out, header)
+        if steps is not None:
+            steps.add("VCN route", f"subnet {out.subnet}: {way.how}")
+        # A VNIC sees who is at the other end only inside its own VCN; through an LPG there is no NSG to name.
+        arrival = way.arrival
+        leaves = self.secure(out, "EGRESS", header, None if way.via_lpg else arrival, steps)
+        if steps is not None:
+            steps.machine = label(arrival.vm)
+        enters = self.secure(arrival, "INGRESS", header, None if way.via_lpg else out, steps)
+        if not arrival.skip_source_dest_check and not self.own[arrival.name].has(header.dst):
+            raise _DeadError(
+                Disposition.SOURCE_DEST_CHECK,
+                "destination check",
+                f"VNIC {arrival.name} takes only packets for its own addresses, not for "
+                f"{self.text(header.dst.value)}: the source/destination check is on",
+            )
+        if steps is not None:
+            what = "skipped" if arrival.skip_source_dest_check else "own address"
+            steps.add("destination check", f"VNIC {arrival.name}: {what}")
+        return _Crossing(
+            arrival=arrival,
+            leaves=leaves is not None and not leaves.stateless,
+            enters=enters is not None and not enters.stateless,
+            kept=leaves is None or enters is None,
+            src=header.src,
+            dst=header.dst,
+        )
+
+    def way(self, out: Vnic, header: Header) -> _Way:
+        """Where the VCN of `out` sends it."""
         subnet = self.topology.subnets[out.subnet]
         # Neighbours in one subnet never meet its route table (OCI docs: intra-VCN routing, not intra-subnet).
-        routes = () if self.inside(packet.dst, subnet.cidr) is not None else subnet.routes
-        arrival, via_lpg, how = self.route(subnet.vcn, routes, packet.dst, f"subnet {subnet.name}")
-        step(subnet.name, "route", how)
-        # A VNIC sees who is at the other end only inside its own VCN; through an LPG there is no NSG to name.
-        self.secure(out, "EGRESS", packet, None if via_lpg else arrival, step)
-        self.secure(arrival, "INGRESS", packet, None if via_lpg else out, step)
-        if not arrival.skip_source_dest_check and packet.dst not in arrival.addresses:
-            raise _DeadError(
-                Disposition.SOURCE_DEST_CHECK,
-                f"VNIC {arrival.name} takes only packets for its own addresses, not for {packet.dst}: "
-                "the source/destination check is on",
-            )
-        step(arrival.name, "delivery", f"private IP {packet.dst}" if packet.dst in arrival.addresses else "as next hop")
-        return arrival
+        routes = () if self.inside(header.dst, subnet.cidr) is not None else subnet.routes
+        return self.route(subnet.vcn, routes, header.dst, f"subnet {subnet.name}")
 
-    def route(self, vcn: str, routes: tuple[Route, ...], dst: str, where: str) -> tuple[Vnic, bool, str]:
-        """Who gets it: the VNIC, whether through an LPG, and the rule in words."""
+    def route(self, vcn: str, routes: tuple[Route, ...], dst: Span, where: str) -> _Way:
         local = max(
             (prefix for cidr in self.topology.vcns[vcn].cidrs if (prefix := self.inside(dst, cidr)) is not None),
             default=None,
@@ -295,209 +534,225 @@ class _Walk:
                 best = (prefix, route)
         if best is None or (local is not None and best[0] < local):
             if local is None:
-                raise _DeadError(Disposition.NO_ROUTE, f"{where} has no route rule for {dst}")
-            return self.held(vcn, dst), False, f"local to VCN {vcn}"
+                why = f"{where} has no route rule for {self.text(dst.value)}"
+                raise _DeadError(Disposition.NO_ROUTE, "VCN route", why)
+            return _Way(self.held(vcn, dst), False, f"local to VCN {vcn}")
         route = best[1]
         if route.private_ip is not None:
-            return self.held(vcn, route.private_ip), False, f"{route.destination} via private IP {route.private_ip}"
+            how = f"{route.destination} via private IP {route.private_ip}"
+            return _Way(self.held(vcn, Span(self.value(route.private_ip))), False, how)
         lpg = self.topology.lpgs.get(route.lpg or "")
         peer = self.topology.lpgs.get(lpg.peer) if lpg is not None and lpg.peer is not None else None
         if peer is None or lpg is None:
-            raise _DeadError(Disposition.NOT_PEERED, f"{route.destination} via LPG {route.lpg}, which is not peered")
-        return self.behind(peer, dst), True, f"{route.destination} via LPG {lpg.name} to VCN {peer.vcn}"
+            why = f"{route.destination} via LPG {route.lpg}, which is not peered"
+            raise _DeadError(Disposition.NOT_PEERED, "VCN route", why)
+        return _Way(self.behind(peer, dst), True, f"{route.destination} via LPG {lpg.name} to VCN {peer.vcn}")
 
-    def behind(self, lpg: Lpg, dst: str) -> Vnic:
+    def behind(self, lpg: Lpg, dst: Span) -> Vnic:
         """Delivery of a packet that comes in by an LPG."""
         if lpg.routes is not None:
-            arrival, again, _ = self.route(lpg.vcn, lpg.routes, dst, f"LPG {lpg.name}")
-            if again:
-                raise _DeadError(Disposition.NO_ROUTE, f"LPG {lpg.name} leads to another LPG: OCI does not transit")
-            return arrival
+            way = self.route(lpg.vcn, lpg.routes, dst, f"LPG {lpg.name}")
+            if way.via_lpg:
+                why = f"LPG {lpg.name} leads to another LPG: OCI does not transit"
+                raise _DeadError(Disposition.NO_ROUTE, "VCN route", why)
+            return way.arrival
         if all(self.inside(dst, cidr) is None for cidr in self.topology.vcns[lpg.vcn].cidrs):
-            raise _DeadError(Disposition.NO_ROUTE, f"{dst} is not in VCN {lpg.vcn} behind LPG {lpg.name}")
+            why = f"{self.text(dst.value)} is not in VCN {lpg.vcn} behind LPG {lpg.name}"
+            raise _DeadError(Disposition.NO_ROUTE, "VCN route", why)
         return self.held(lpg.vcn, dst)
 
-    def held(self, vcn: str, address: str) -> Vnic:
+    def held(self, vcn: str, address: Span) -> Vnic:
         """The VNIC with a private IP."""
-        vnic = self.holder.get((vcn, address))
+        self.runs[vcn].narrow(address)
+        vnic = self.holder.get((vcn, address.value))
         if vnic is None:
-            raise _DeadError(Disposition.NO_PRIVATE_IP, f"no VNIC in VCN {vcn} has the private IP {address}")
+            why = f"no VNIC in VCN {vcn} has the private IP {self.text(address.value)}"
+            raise _DeadError(Disposition.NO_PRIVATE_IP, "VCN route", why)
         return vnic
 
     def secure(
-        self, vnic: Vnic, direction: str, packet: Packet, other: Vnic | None, step: Callable[[str, str, str], None]
-    ) -> None:
-        """Security rules of one VNIC in one direction; raises when none lets the packet pass."""
-        if (vnic.name, _tuple(packet)) in self.tracked:
-            step(vnic.name, f"security {direction.lower()}", "reply of a flow that a stateful rule let pass")
-            return
-        rules = (*vnic.security, *self.topology.subnets[vnic.subnet].security)
-        for rule in rules:
-            if rule.direction == direction and self.secures(rule, direction, packet, other):
-                if not rule.stateless:
-                    self.tracked.add((vnic.name, _tuple(packet.reply())))
-                words = "" if rule.protocol == "all" else f" {_PROTOCOL_NUMBERS.get(rule.protocol, rule.protocol)}"
-                step(vnic.name, f"security {direction.lower()}", f"{rule.peer}{words} {rule.description}".strip())
-                return
-        side = f"from {packet.src}" if direction == "INGRESS" else f"to {packet.dst}"
-        raise _DeadError(
-            Disposition.SECURITY_RULE,
-            f"no {direction.lower()} security rule of VNIC {vnic.name} lets a packet {side} pass",
-        )
+        self, vnic: Vnic, direction: str, header: Header, other: Vnic | None, steps: _Steps | None
+    ) -> SecurityRule | None:
+        """The security rule of one VNIC in one direction that lets the packet pass; raises when there is none.
 
-    def secures(self, rule: SecurityRule, direction: str, packet: Packet, other: Vnic | None) -> bool:
-        if rule.protocol != "all" and _PROTOCOL_NUMBERS.get(rule.protocol) != packet.protocol:
+        None: none does, but a stateful one let the request pass.
+        """
+        phase = f"security {direction.lower()}"
+        peer = header.src if direction == "INGRESS" else header.dst
+        rules = (*vnic.security, *self.topology.subnets[vnic.subnet].security)
+        rule = next((r for r in rules if r.direction == direction and self.permitted(r, peer, header, other)), None)
+        # What a machine sends to itself is no reply to it.
+        kept = None if other is vnic else self.tracked.get(vnic.name)
+        if kept is not None and (rule is None or steps is not None):
+            header.src.pin()
+            header.dst.pin()
+            if header.key() in kept:
+                if steps is not None:
+                    steps.add(phase, f"VNIC {vnic.name}: reply of a flow that a stateful rule let pass")
+                return None
+        if rule is None:
+            side = "from" if direction == "INGRESS" else "to"
+            raise _DeadError(
+                Disposition.SECURITY_RULE,
+                phase,
+                f"no {direction.lower()} security rule of VNIC {vnic.name} lets a packet {side} "
+                f"{self.text(peer.value)} pass",
+            )
+        if steps is not None:
+            words = "" if rule.protocol == "all" else f" {_PROTOCOL_NUMBERS.get(rule.protocol, rule.protocol)}"
+            kind = "stateless" if rule.stateless else "stateful"
+            said = f" ({rule.description})" if rule.description else ""
+            steps.add(phase, f"VNIC {vnic.name}: {rule.peer}{words} {kind}{said}")
+        return rule
+
+    def permitted(self, rule: SecurityRule, peer: Span, header: Header, other: Vnic | None) -> bool:
+        if rule.protocol != "all" and _PROTOCOL_NUMBERS.get(rule.protocol) != header.protocol:
             return False
-        if rule.icmp_type is not None and rule.icmp_type != packet.icmp_type:
+        if rule.icmp_type is not None and rule.icmp_type != header.icmp_type:
             return False
         if rule.destination_ports is not None:
             low, high = rule.destination_ports
-            if not low <= packet.dport <= high:
+            if not low <= header.dport <= high:
                 return False
         if rule.peer_is_nsg:
             return other is not None and rule.peer in other.nsgs
-        return self.inside(packet.src if direction == "INGRESS" else packet.dst, rule.peer) is not None
+        return self.inside(peer, rule.peer) is not None
 
     # --- the guest ---------------------------------------------------------------------------------------------
 
-    def guest_route(self, vm: Vm, dst: str) -> Vnic:
-        """The VNIC by which a machine sends towards `dst`: its own routes, its subnets, else the primary VNIC."""
-        best = (-1, self.topology.vnics[vm.vnics[0]])
-        connected = [(self.topology.subnets[self.topology.vnics[name].subnet].cidr, name) for name in vm.vnics]
-        for cidr, name in [*connected, *vm.routes]:
-            prefix = self.inside(dst, cidr)
-            if prefix is not None and prefix > best[0]:
-                best = (prefix, self.topology.vnics[name])
-        return best[1]
+    def guest_route(self, vm: Vm, header: Header, steps: _Steps | None) -> Vnic:
+        """The VNIC by which a machine sends: its own routes, its subnets, else the primary VNIC."""
+        vnic, how = self.leaving(vm, header.dst)
+        if steps is not None:
+            steps.machine = label(vm.name)
+            steps.add("routing decision" if vm.kind == VM_NAT else "guest route", f"{how} by VNIC {vnic.name}")
+        return vnic
 
-    def local_addresses(self, vm: Vm) -> set[str]:
+    def leaving(self, vm: Vm, address: Span) -> tuple[Vnic, str]:
+        key = (vm.name, self.places.number(address))
+        if key not in self.guests:
+            alone = Span(address.value)
+            best, found, how = -1, self.topology.vnics[vm.vnics[0]], "default route"
+            connected = [(self.topology.subnets[self.topology.vnics[name].subnet].cidr, name) for name in vm.vnics]
+            for cidr, name in [*connected, *vm.routes]:
+                prefix = self.inside(alone, cidr)
+                if prefix is not None and prefix > best:
+                    best, found, how = prefix, self.topology.vnics[name], f"{cidr}"
+            self.guests[key] = (found, how, alone)
+        vnic, how, alone = self.guests[key]
+        address.narrow(alone.low, alone.high)
+        return vnic, how
+
+    def is_local(self, vm: Vm, header: Header) -> bool:
+        return self.local[vm.name].has(header.dst)
+
+    def _local_addresses(self, vm: Vm) -> Addresses:
         """Addresses the guest itself has.  A NAT VM's secondary private IPs are not configured in the guest."""
         vnics = [self.topology.vnics[name] for name in vm.vnics]
-        if vm.kind == VM_NAT:
-            return {vnic.addresses[0] for vnic in vnics}
-        return {address for vnic in vnics for address in vnic.addresses}
+        kept = slice(1) if vm.kind == VM_NAT else slice(None)
+        return Addresses(self.value(address) for vnic in vnics for address in vnic.addresses[kept])
 
-    def nat(self, vm: Vm, arrival: Vnic, packet: Packet, steps: list[Step]) -> tuple[Vnic, Packet, tuple[str, ...]]:
-        """A NAT VM's netfilter: the VNIC and the packet that leave, and the rules that changed it."""
+    def nat(self, vm: Vm, arrival: Vnic, header: Header, steps: _Steps | None) -> tuple[Vnic, tuple[str, ...], bool]:
+        """A NAT VM's netfilter changes the header: the VNIC it leaves by, the rules, and whether anything did."""
         name = label(vm.name)
-
-        def step(phase: str, rule: str) -> None:
-            steps.append(Step(at=name, phase=phase, src=packet.src, dst=packet.dst, rule=rule))
-
-        back = self.guest_route(vm, packet.src)
-        if vm.strict_rp_filter and back.name != arrival.name:
-            raise _DeadError(
-                Disposition.RP_FILTER,
-                f"{name} took it on {arrival.name} but would answer by {back.name}: rp_filter drops it",
-            )
-        flows = self.conntrack.setdefault(vm.name, {})
-        known = flows.get(_tuple(packet))
-        applied = []
+        if vm.strict_rp_filter:
+            back, _ = self.leaving(vm, header.src)
+            if back.name != arrival.name:
+                raise _DeadError(
+                    Disposition.RP_FILTER,
+                    "reverse-path filter",
+                    f"{name} took it on {arrival.name} but would answer by {back.name}: rp_filter drops it",
+                )
+        flows = self.conntrack.get(vm.name)
+        known = None
+        if flows is not None:
+            # What comes by a second time is compared as it is: nothing is said of other packets.
+            header.src.pin()
+            header.dst.pin()
+            known = flows.get(header.key())
+        original, answer = header.key(), header.reply_key()
+        applied: list[str] = []
         if known is not None:
-            state = {"ESTABLISHED", "DNAT", "SNAT"}
-            translated = replace(packet, src=known[0], dst=known[1])
-            step("conntrack", f"known flow, becomes {translated.src} > {translated.dst}")
+            state = _KNOWN
+            header.src.become(known[0])
+            header.dst.become(known[1])
+            if steps is not None:
+                steps.add("conntrack", "known flow, reply direction")
         else:
-            state = {"NEW"}
-            translated = packet
-            hit = self.first_match(vm, "nat", "PREROUTING", packet, state)
+            state = _NEW
+            if steps is not None:
+                steps.add("conntrack", "new flow")
+            verdict = self.rules(vm, "nat", "PREROUTING", header, state)
+            hit = verdict.hit
             if hit is not None:
-                translated = replace(packet, dst=_new_address(hit[1].target, packet.dst))
-                state.add("DNAT")
-                applied.append(render_rule(hit[0].name, hit[1]))
-                step("PREROUTING", applied[-1])
-        original, packet = packet, translated
-        if packet.dst in self.local_addresses(vm):
-            self.filter(vm, "INPUT", packet, state, step)
+                hit.translate(header.dst)
+                state = _NEW_DNAT
+                applied.append(hit.text)
+            if steps is not None:
+                steps.add("PREROUTING", "no rule matches" if hit is None else hit.text, chains=verdict.chains)
+        if self.is_local(vm, header):
+            if steps is not None:
+                steps.add("routing decision", f"{name} itself has {self.text(header.dst.value)}")
+            self.filter(vm, "INPUT", header, state, steps)
             raise _DeadError(
-                Disposition.ANSWERED_BY_NAT_VM, f"{packet.dst} is {name} itself, and its INPUT rules let the packet in"
+                Disposition.ANSWERED_BY_NAT_VM,
+                "delivery",
+                f"{self.text(header.dst.value)} is {name} itself, and its INPUT rules let the packet in",
             )
         if not vm.forwarding:
-            raise _DeadError(Disposition.NOT_FORWARDING, f"{name} does not forward: net.ipv4.ip_forward is not 1")
-        self.filter(vm, "FORWARD", packet, state, step)
-        out = self.guest_route(vm, packet.dst)
+            why = f"{name} does not forward: net.ipv4.ip_forward is not 1"
+            raise _DeadError(Disposition.NOT_FORWARDING, "routing decision", why)
+        out = self.guest_route(vm, header, steps)
+        self.filter(vm, "FORWARD", header, state, steps)
+        translated = known is not None or "DNAT" in state
         if known is None:
-            hit = self.first_match(vm, "nat", "POSTROUTING", packet, state)
+            verdict = self.rules(vm, "nat", "POSTROUTING", header, state)
+            hit = verdict.hit
             if hit is not None:
-                target = hit[1].target
-                new = out.addresses[0] if isinstance(target, Masquerade) else _new_address(target, packet.src)
-                packet = replace(packet, src=new)
-                applied.append(render_rule(hit[0].name, hit[1]))
-                step("POSTROUTING", applied[-1])
-            flows[_tuple(original)] = (packet.src, packet.dst)
-            flows[_tuple(packet.reply())] = (original.dst, original.src)
-        return out, packet, tuple(applied)
+                if isinstance(hit.rule.target, Masquerade):
+                    header.src.become(self.value(out.addresses[0]))
+                else:
+                    hit.translate(header.src)
+                applied.append(hit.text)
+            if steps is not None:
+                steps.add("POSTROUTING", "no rule matches" if hit is None else hit.text, chains=verdict.chains)
+            flows = self.conntrack.setdefault(vm.name, {})
+            flows[original] = (header.src.value, header.dst.value)
+            flows[header.reply_key()] = (answer[1], answer[2])
+        return out, tuple(applied), translated
 
-    def filter(self, vm: Vm, builtin: str, packet: Packet, state: set[str], step: Callable[[str, str], None]) -> None:
-        hit = self.first_match(vm, "filter", builtin, packet, state)
-        if hit is None:
-            step(builtin, "no rule of ours; the platform's own rules and policy decide")
-            return
-        text = render_rule(hit[0].name, hit[1])
-        if isinstance(hit[1].target, Drop):
+    def rules(self, vm: Vm, table: str, builtin: str, header: Header, state: frozenset[str]) -> Verdict:
+        walker = self.walkers.get(vm.name)
+        return Verdict(None, ()) if walker is None else walker.verdict(table, builtin, header, state)
+
+    def filter(self, vm: Vm, builtin: str, header: Header, state: frozenset[str], steps: _Steps | None) -> None:
+        verdict = self.rules(vm, "filter", builtin, header, state)
+        hit = verdict.hit
+        if hit is not None and isinstance(hit.rule.target, Drop):
+            src, dst = self.pair(header)
             raise _DeadError(
                 Disposition.NO_MAPPING,
-                f"{label(vm.name)} drops {packet.src} > {packet.dst} in {builtin}: {hit[1].comment or text}",
+                builtin,
+                f"{label(vm.name)} drops {src} > {dst} in {builtin}: {hit.rule.comment or hit.text}",
+                verdict.chains,
             )
-        step(builtin, text)
-
-    def first_match(
-        self, vm: Vm, table_name: str, builtin: str, packet: Packet, state: set[str]
-    ) -> tuple[Chain, Rule] | None:
-        """The first terminating rule behind a built-in chain, None when the packet falls through."""
-        if vm.rules is None:
-            return None
-        table: Table = vm.rules.nat if table_name == "nat" else vm.rules.filter
-        chain = table.hooked(builtin)
-        while chain is not None:
-            entered = chain
-            chain = None
-            for rule in entered.rules:
-                if not self.matches(rule.match, packet, state):
-                    continue
-                match rule.target:
-                    case Goto(name):
-                        chain = table.chain(name)
-                    case Accept() | Drop() if table_name == "filter":
-                        return entered, rule
-                    case Dnat() if table_name == "nat" and builtin == "PREROUTING":
-                        return entered, rule
-                    case Snat() | Masquerade() if table_name == "nat" and builtin == "POSTROUTING":
-                        return entered, rule
-                    case Netmap() if table_name == "nat":
-                        return entered, rule
-                    case _:
-                        raise UnknownRuleError(f"{render_rule(entered.name, rule)} in {builtin} of {table_name}")
-                break
-        return None
-
-    def matches(self, match: Match, packet: Packet, state: set[str]) -> bool:
-        unknown = set(match.ctstate) - {"NEW", "ESTABLISHED", "RELATED", "INVALID", "DNAT", "SNAT"}
-        if unknown:
-            raise UnknownRuleError(f"ctstate {', '.join(sorted(unknown))}")
-        return (
-            (match.in_interface is None)  # only lo is ever named, and a packet on the wire is not from lo
-            and (match.source is None or self.inside(packet.src, match.source) is not None)
-            and (match.destination is None or self.inside(packet.dst, match.destination) is not None)
-            and (match.protocol is None or match.protocol == packet.protocol)
-            and (match.source_port is None or match.source_port == packet.sport)
-            and (match.destination_port is None or match.destination_port == packet.dport)
-            and (match.icmp_type is None or match.icmp_type == packet.icmp_type)
-            and (not match.ctstate or bool(state & set(match.ctstate)))
-        )
+        if steps is not None:
+            nobody = "no rule of ours; the platform's own rules and policy decide"
+            steps.add(builtin, nobody if hit is None else hit.text, chains=verdict.chains)
 
 
-def _tuple(packet: Packet) -> tuple[str, str, str, int, int]:
-    """What conntrack knows a packet by."""
-    return (packet.protocol, packet.src, packet.dst, packet.sport, packet.dport)
+class _Steps:
+    """The steps of one leg, as they are made."""
 
+    def __init__(self, walk: _Walk, header: Header) -> None:
+        self.machine = ""
+        self.made: list[Step] = []
+        self._walk = walk
+        self._header = header
+        self._last = walk.pair(header)
 
-def _new_address(target: object, address: str) -> str:
-    """The address a translation gives."""
-    match target:
-        case Dnat(to) | Snat(to):
-            return to
-        case Netmap(to):
-            network = IPNetwork(to)
-            return str(IPAddress(network.first | (int(IPAddress(address)) & int(network.hostmask))))
-    raise UnknownRuleError(f"{target} is no address translation")
+    def add(self, phase: str, rule: str, *, chains: tuple[str, ...] = (), passed: bool = True) -> None:
+        """One decision; the header is looked at after it."""
+        now = self._walk.pair(self._header)
+        self.made.append(Step(self.machine, phase, rule, self._last, now, chains, passed))
+        self._last = now

@@ -84,6 +84,8 @@ COMMANDS = {
     "rules-natVm2-article": ["rules", "dev", "--vm", "natVm2", "--article"],
     "trace-case-1": ["trace", "dev", "customer1/vm1", "management/mgmt"],
     "trace-case-6-tcp": ["trace", "dev", "management/mgmt", "customer1/vm2", "--protocol", "tcp", "--port", "443"],
+    "trace-case-6-steps": ["trace", "dev", "management/mgmt", "customer1/vm2", "--steps"],
+    "trace-all": ["trace", "dev", "--all"],
     "allocate": ["allocate", "dev"],
 }
 
@@ -255,21 +257,36 @@ def test_a_packet_that_dies_says_where_and_why_and_ends_with_1(run, name):
     (sender, receiver), (disposition, why) = DEAD[name]
     status, out, err = run("trace", "dev", sender, receiver)
     assert (status, err) == (1, "")
-    assert out.splitlines()[-1] == f"{disposition}: {why}"
+    said, meaning = (" ".join(part.split()) for part in out.split("=> ")[1].rsplit("(", 1))
+    assert said == f"{disposition}: {why}"
+    assert meaning
     status, out, err = run("trace", "dev", sender, receiver, "--json")
     assert (status, err) == (1, "")
     traced = json.loads(out)
     assert (traced["disposition"], traced["why"], traced["reply"]) == (disposition, why, [])
 
 
-def test_a_packet_that_dies_shows_the_hops_before_it_did(run):
+def test_a_packet_that_dies_shows_the_steps_of_the_machine_where_it_does(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = run("trace", "dev", "customer1/vm1", "customer2/vm2")
     assert out == (
         "customer1/vm1 (10.0.0.100) to customer2/vm2: icmp\n"
         "  request\n"
         "    1. customer1/vm1 -> nat_vm1: 10.0.0.100 > 198.18.0.3\n"
-        "    x. 10.0.0.100 > 198.18.0.3: nat_vm1 drops 10.0.0.100 > 198.18.0.3 in FORWARD: no mapping translated it\n"
-        "no-mapping: nat_vm1 drops 10.0.0.100 > 198.18.0.3 in FORWARD: no mapping translated it\n"
+        "    at nat_vm1: 10.0.0.100 > 198.18.0.3\n"
+        "    5. security ingress      VNIC natVm1-vnic-1: 10.0.0.0/24 stateless (from\n"
+        "                               customer1)\n"
+        "    6. destination check     VNIC natVm1-vnic-1: skipped\n"
+        "    7. conntrack             new flow\n"
+        "    8. PREROUTING            NATPOD-PRE > NATPOD-C-customer1 > NATPOD-SERVERS\n"
+        "                             no rule matches\n"
+        "    9. routing decision      198.18.0.0/27 by VNIC natVm1-vnic-1\n"
+        "   10. FORWARD               NATPOD-FORWARD\n"
+        "                             DROPPED: nat_vm1 drops 10.0.0.100 > 198.18.0.3 in\n"
+        "                               FORWARD: no mapping translated it\n"
+        "=> no-mapping: nat_vm1 drops 10.0.0.100 > 198.18.0.3 in FORWARD: no mapping\n"
+        "   translated it\n"
+        "   (a NAT VM's guard drops it: no rule translates this source and destination)\n"
     )
 
 
@@ -329,7 +346,10 @@ def test_a_name_that_is_nobodys_is_answered_with_those_that_are(run, sender, rec
         ["plan", "dev", "--jsno"],
         ["rules", "dev"],
         ["rules", "dev", "--vm", "natVm3"],
+        ["trace", "dev"],
         ["trace", "dev", "customer1/vm1"],
+        ["trace", "dev", "customer1/vm1", "--all"],
+        ["trace", "dev", "--all", "--steps"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--protocol", "sctp"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "0"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "65536"],

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from nat_pod.chains import UnknownRuleError
 from nat_pod.config import PodConfig
 from nat_pod.expected import expected_topology, with_host
 from nat_pod.netfilter import (
@@ -27,7 +28,7 @@ from nat_pod.netfilter import (
 )
 from nat_pod.pod import plan_pod
 from nat_pod.topology import Route, SecurityRule, Subnet, Topology, Vm
-from nat_pod.trace import Disposition, Packet, UnknownRuleError, trace, tracer
+from nat_pod.trace import Disposition, Packet, Tracer, trace
 
 CUSTOMER1 = "customer1/vm1"
 MGMT = "management/mgmt"
@@ -62,10 +63,11 @@ def mgmt_to(destination: str) -> Packet:
 
 def test_many_flows_through_one_topology_leave_nothing_behind_for_one_another(topology):
     """A flow that conntrack knows meets no rule; the second of two equal flows must meet what the first met."""
-    follow = tracer(topology)
+    tracer = Tracer(topology)
     for _ in range(2):
         for destination in ("198.18.0.130", "198.18.0.66", "198.18.0.9"):
-            assert follow(MGMT, mgmt_to(destination), None) == trace(topology, MGMT, mgmt_to(destination))
+            traced = tracer.trace(MGMT, mgmt_to(destination), steps=True)
+            assert traced == trace(topology, MGMT, mgmt_to(destination))
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -317,13 +319,15 @@ def test_neighbours_in_one_subnet_do_not_meet_its_route_table(topology):
     packet = Packet(src="10.0.0.9", dst="10.0.0.100")
     assert trace(near, "management/10.0.0.9", packet, MGMT).disposition is Disposition.DELIVERED
     assert [
-        step.rule for step in trace(near, "management/10.0.0.9", packet).request.steps if step.phase == "route"
-    ] == ["local to VCN management"]
+        step.rule for step in trace(near, "management/10.0.0.9", packet).request.steps if step.phase == "VCN route"
+    ] == ["subnet management: local to VCN management"]
     far = changed(
         with_host(near, "management/10.0.7.9", "10.0.7.9"), "vnics", "management/10.0.7.9-vnic-1", subnet="other"
     )
     steps = trace(far, "management/10.0.0.9", Packet(src="10.0.0.9", dst="10.0.7.9")).request.steps
-    assert next(step.rule for step in steps if step.phase == "route").startswith("10.0.0.0/16 via private IP")
+    assert next(step.rule for step in steps if step.phase == "VCN route").startswith(
+        "subnet management: 10.0.0.0/16 via private IP"
+    )
 
 
 def test_a_host_does_not_forward_what_is_not_for_it(topology):

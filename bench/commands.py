@@ -1,0 +1,119 @@
+"""How long each command takes on a full /21 POD, as a multiple of starting Python and importing: `make bench-commands`.
+
+A command and the floor (`import nat_pod.cli`) take turns, in the same run, each as a process of its own.  User and
+system time are counted, not the clock: what others do on the machine counts less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+from bench.engine import full_pod
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REPORT = Path(__file__).with_suffix(".md")
+FLOOR = ["-c", "import nat_pod.cli"]
+COMMANDS = {
+    "check": ["check", "full"],
+    "allocate": ["allocate", "full"],
+    "plan": ["plan", "full"],
+    "rules": ["rules", "full", "--vm", "natVm1"],
+    "rules --article": ["rules", "full", "--vm", "natVm1", "--article"],
+    "trace": ["trace", "full", "customer1/vm1", "management/server1"],
+    "trace --steps": ["trace", "full", "customer1/vm1", "management/server1", "--steps"],
+    "diff": ["diff", "full", "--base", "HEAD"],
+    "trace --all": ["trace", "full", "--all"],
+}
+REPORT_TEXT = """\
+# How long each command takes on a full /21 POD
+
+Written by `make bench-commands`. Processor time of the command divided by that of `python -c "import nat_pod.cli"`,
+measured in turns in the same run. 1.0: the command costs nothing beyond starting.
+
+| command | masquerade | static |
+|---|---|---|
+{rows}
+
+- POD: 696 slots, 8 servers, the hosts of 10 customers; {flows} declared flows. `diff`: one host of it was removed.
+- Median of {rounds} rounds. The floor took {floor:.2f} s of processor time here.
+- `trace --all` covers every destination outside the sender's own network for 696 members and every source and
+  destination for an unknown sender in each network, by one packet a class.
+- Machine: {machine}.
+"""
+
+
+def main() -> int:
+    """Measure, print the table and write it to commands.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
+    rounds = parser.parse_args().rounds
+    ratios: dict[str, list[float]] = {}
+    floors: list[float] = []
+    for policy in ("masquerade", "static"):
+        with tempfile.TemporaryDirectory(prefix="nat-pod-bench-") as scratch:
+            directory = Path(scratch)
+            _prepare(directory, policy)
+            measured: dict[str, list[float]] = {name: [] for name in COMMANDS}
+            for _ in range(rounds):
+                for name, arguments in COMMANDS.items():
+                    floor = _seconds(directory, FLOOR)
+                    floors.append(floor)
+                    measured[name].append(_seconds(directory, ["-m", "nat_pod", *arguments]) / floor)
+            for name, values in measured.items():
+                ratios.setdefault(name, []).append(median(values))
+                print(f"{policy}, {name}: {ratios[name][-1]:.1f}", file=sys.stderr, flush=True)
+    text = REPORT_TEXT.format(
+        rows="\n".join(f"| `{name}` | {one:.1f} | {two:.1f} |" for name, (one, two) in ratios.items()),
+        flows=f"{2 * 8 * 688:,}",
+        rounds=rounds,
+        floor=median(floors),
+        machine=f"{os.cpu_count()} processors, load {os.getloadavg()[1]:.1f}; Python {platform.python_version()}",
+    )
+    print(text, end="")
+    REPORT.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _prepare(directory: Path, policy: str) -> None:
+    """A checkout with the full POD, in which one host is then removed: what `diff` has to find."""
+    shutil.copy(REPOSITORY / "Pulumi.yaml", directory)
+    config = {**full_pod("198.18.8.0/21"), "nat-pod:sourceNat": policy}
+    stack = directory / "Pulumi.full.yaml"
+    stack.write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
+    git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.com", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "full"]):
+        subprocess.run([*git, *arguments], cwd=directory, check=True)
+    del config["nat-pod:customers"]["customer0"]["hosts"]["vm0"]
+    config["nat-pod:addresses"]["customer0/vm0"]["released"] = True
+    stack.write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
+
+
+def _seconds(directory: Path, arguments: list[str]) -> float:
+    """Processor time of one Python process and of what it starts."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main())
