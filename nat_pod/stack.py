@@ -112,7 +112,10 @@ def _merge(name: str, path: Path, source: str, defaults: dict[object, object], o
 
 def load_text(text: str) -> object:
     """YAML text as plain values.  Raises yaml.YAMLError, also for a key that stands twice."""
-    return yaml.load(text, _UniqueKeys)
+    try:
+        return yaml.load(text, _Fast)
+    except yaml.YAMLError:
+        return yaml.load(text, _Plain)  # the same refusal in words that do not depend on what is installed
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _where(error: Exception) -> tuple[str, None, str]:
     return place, None, f"is not YAML that can be read: {reason}"
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(yaml.constructor.SafeConstructor):
     """PyYAML keeps the last of two equal keys in silence: a customer written twice would lose its first hosts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -176,3 +179,11 @@ class _UniqueKeys(yaml.SafeLoader):
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _Plain(_UniqueKeys, yaml.SafeLoader):
+    """PyYAML's own parser."""
+
+
+class _Fast(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's parser where PyYAML was built with it: a full /21 POD's file in a fifth of the time."""
