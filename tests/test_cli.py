@@ -106,6 +106,8 @@ def test_the_json_of_a_command_is_the_golden_one(run, golden, name):
 HELP = [
     [],
     ["check"],
+    ["pods"],
+    ["new-pod"],
     ["allocate"],
     ["plan"],
     ["rules"],
@@ -333,6 +335,11 @@ def test_a_name_that_is_nobodys_is_answered_with_those_that_are(run, sender, rec
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "0"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "65536"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "http"],
+        ["pods", "dev"],
+        ["new-pod"],
+        ["new-pod", "prod", "--size", "26"],
+        ["new-pod", "prod", "--size", "15"],
+        ["new-pod", "prod", "--size", "large"],
         ["lab"],
         ["lab", "pu", "dev"],
     ],
@@ -509,7 +516,7 @@ def test_an_interruption_ends_with_130(run, monkeypatch):
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nat_pod.cli.stack_names", interrupt)
+    monkeypatch.setattr("nat_pod.cli.read_pods", interrupt)
     assert run("check") == (130, "", "")
 
 

@@ -41,9 +41,10 @@ ALLOWED = {
     "flows": {"config", "plan"},
     "diff": {"config", "expected", "flows", "plan", "trace"},
     "report": {"config", "diff", "limits", "plan", "trace"},
+    "pods": {"addressing", "config", "errors", "limits", "pod", "report", "stack"},
     "cli": {
-        "addressing", "article", "book", "config", "diff", "errors", "expected", "flows", "guest", "iptables", "plan",
-        "pod", "report", "stack", "trace",
+        "article", "book", "config", "diff", "errors", "expected", "flows", "guest", "iptables", "plan",
+        "pod", "pods", "report", "stack", "trace",
     },
     "__main__": {"cli"},
 }  # fmt: skip
