@@ -17,7 +17,7 @@ from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, guest, iptables, report
+from nat_pod import article, book, drawing, guest, iptables, mermaid, report
 from nat_pod.config import MANAGEMENT, PodConfig, read_draft
 from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     allocate = add("allocate", _allocate, "give new members a slot in the address book of the stack file")
     allocate.add_argument("--reuse", action="store_true", help="hand out slots that are kept as released")
     plan = add("plan", _plan, "show addresses, mappings, routes and the capacity left")
+    plan.add_argument("--flow", nargs=2, metavar=("FROM", "TO"), help="the flow in the picture (default: the first)")
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="for a document or a pull request, with Mermaid pictures")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="draw the POD and the way of a flow into a file")
+    form.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(wrong=plan.error)
     rules = add("rules", _rules, "print the rule set of a NAT VM")
     rules.add_argument("--vm", choices=SIDES, required=True, help="which NAT VM")
     rules.add_argument("--article", action="store_true", help="the same mappings as the article's iptables lines")
@@ -89,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, words)
     diff.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
     diff.add_argument("--markdown", action="store_true", help="for a pull request")
-    for sub in (check, pods, new, plan, rules, tracing, allocate, diff):
+    for sub in (check, pods, new, rules, tracing, allocate, diff):
         sub.add_argument("--json", action="store_true", help="for programs")
     _add_lab(commands)
     return parser
@@ -236,12 +242,40 @@ def _allocate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.flow and not (arguments.markdown or arguments.svg):
+        arguments.wrong("argument --flow: is for a picture: give --markdown or --svg FILE too")
     _, plan = _load(arguments.stack)
     if arguments.json:
         _print_json(report.plan_dict(plan))
+    elif arguments.markdown:
+        flow = _flow(plan, arguments.flow)
+        pictures = [("Networks", mermaid.networks(plan, arguments.stack))]
+        if flow is not None:
+            pictures.append((f"From {flow.sender.member} to {flow.receiver.member}", mermaid.packets(flow)))
+        print(report.plan_markdown(plan, arguments.stack, pictures))
+    elif arguments.svg:
+        text = drawing.draw(plan, arguments.stack, _flow(plan, arguments.flow))
+        try:
+            arguments.svg.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise NatPodError(f"{arguments.svg}: cannot be written: {error.strerror}") from None
+        print(f"{arguments.svg}: written")
     else:
         print(report.plan_text(plan, arguments.stack))
     return OK
+
+
+def _flow(plan: PodPlan, names: Sequence[str] | None) -> drawing.Way | None:
+    """The flow that a picture shows; without one asked for, the first that is declared, if there is any."""
+    names = names or drawing.first_flow(plan)
+    if names is None:
+        return None
+    slots = {slot.member: slot for slot in plan.slots}
+    for name in names:
+        if name not in slots:
+            known = ", ".join(list(slots)[:6]) + (" ..." if len(slots) > 6 else "")
+            raise NatPodError(f"--flow: {name}: is no member of this POD ({known})")
+    return drawing.way(plan, slots[names[0]], slots[names[1]])
 
 
 def _rules(arguments: argparse.Namespace) -> int:

@@ -41,10 +41,12 @@ ALLOWED = {
     "flows": {"config", "plan"},
     "diff": {"config", "expected", "flows", "plan", "trace"},
     "report": {"config", "diff", "limits", "plan", "trace"},
+    "drawing": {"config", "expected", "flows", "plan", "trace"},
+    "mermaid": {"config", "drawing", "plan"},
     "pods": {"addressing", "config", "errors", "limits", "pod", "report", "stack"},
     "cli": {
-        "article", "book", "config", "diff", "errors", "expected", "flows", "guest", "iptables", "plan",
-        "pod", "pods", "report", "stack", "trace",
+        "article", "book", "config", "diff", "drawing", "errors", "expected", "flows", "guest", "iptables", "mermaid",
+        "plan", "pod", "pods", "report", "stack", "trace",
     },
     "__main__": {"cli"},
 }  # fmt: skip
