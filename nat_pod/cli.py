@@ -17,7 +17,7 @@ from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, drawing, guest, iptables, mermaid, report
+from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report
 from nat_pod.config import MANAGEMENT, PodConfig, read_draft
 from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
@@ -91,11 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     tracing.add_argument("receiver", metavar="TO", help="the same, or an address to send to: 198.18.0.9")
     tracing.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp")
     tracing.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default 80)")
+    words = "print what a customer's (or management's) own engineer must set up, and the addresses to use"
+    hand = add("handover", _handover, words)
+    hand.add_argument("neighbour", metavar="CUSTOMER", help="a customer of the stack file, or `management`")
+    hand.add_argument("--outputs", metavar="FILE", type=Path, help="what `pulumi stack output --json` printed: OCIDs")
     words = "show the flows gained, lost and renumbered since a git revision"
     diff = add("diff", _diff, words)
     diff.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
     diff.add_argument("--markdown", action="store_true", help="for a pull request")
-    for sub in (check, pods, new, rules, tracing, allocate, diff):
+    for sub in (check, pods, new, rules, tracing, allocate, diff, hand):
         sub.add_argument("--json", action="store_true", help="for programs")
     _add_lab(commands)
     return parser
@@ -376,6 +380,21 @@ def _is_address(text: str) -> bool:
     except (AddrFormatError, ValueError):
         return False
     return True
+
+
+# --- handover ------------------------------------------------------------------------------------------------------
+
+
+def _handover(arguments: argparse.Namespace) -> int:
+    _, plan = _load(arguments.stack)
+    sheet = handover.handover(plan, arguments.stack, arguments.neighbour)
+    if arguments.outputs is not None:
+        sheet = handover.with_outputs(sheet, plan, arguments.outputs)
+    if arguments.json:
+        _print_json(handover.sheet_dict(sheet))
+    else:
+        print(handover.sheet_markdown(sheet))
+    return OK
 
 
 # --- diff ----------------------------------------------------------------------------------------------------------

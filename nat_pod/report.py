@@ -81,14 +81,12 @@ def plan_markdown(plan: PodPlan, stack: str, pictures: Sequence[tuple[str, str]]
         ("NAT VMs", f"2 x {_shape(plan)}"),
         *_plan_facts(plan),
     ]
-    parts = [f"## POD `{stack}`", "", _markdown_row(["", ""]), _markdown_row(["---", "---"])]
-    parts += [_markdown_row(fact) for fact in facts]
+    parts = [f"## POD `{stack}`", "", markdown_table(["", ""], facts)]
     for heading, text in pictures:
         parts += ["", f"### {heading}", "", "```mermaid", text, "```"]
     for title, header, rows in _plan_tables(plan):
         if len(rows) <= _MOST_OPEN_ROWS:
-            parts += ["", f"### {title}", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
-            parts += [_markdown_row(row) for row in rows]
+            parts += ["", f"### {title}", "", markdown_table(header, rows)]
         else:
             parts += ["", _folded(f"{title} ({len(rows)})", header, rows)]
     return "\n".join(parts)
@@ -332,11 +330,15 @@ def _rerouted_row(flow: FlowChange) -> list[str]:
 
 
 def _folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"<details><summary>{title}</summary>", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
-    lines += [_markdown_row(row) for row in rows[:_MOST_ROWS]]
+    lines = [f"<details><summary>{title}</summary>", "", markdown_table(header, rows[:_MOST_ROWS])]
     if len(rows) > _MOST_ROWS:
         lines += ["", f"and {len(rows) - _MOST_ROWS} more, which the same command without `--markdown` lists"]
     return "\n".join([*lines, "", "</details>"])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as GitHub's Markdown has it."""
+    return "\n".join(_markdown_row(row) for row in (header, ["---"] * len(header), *rows))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

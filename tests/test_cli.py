@@ -112,6 +112,7 @@ HELP = [
     ["plan"],
     ["rules"],
     ["trace"],
+    ["handover"],
     ["diff"],
     ["lab"],
     ["lab", "up"],
@@ -335,6 +336,7 @@ def test_a_name_that_is_nobodys_is_answered_with_those_that_are(run, sender, rec
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "0"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "65536"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "http"],
+        ["handover", "dev"],
         ["pods", "dev"],
         ["new-pod"],
         ["new-pod", "prod", "--size", "26"],
@@ -363,6 +365,7 @@ STACK_COMMANDS = [
     ["plan", "dve"],
     ["rules", "dve", "--vm", "natVm1"],
     ["trace", "dve", "customer1/vm1", "management/mgmt"],
+    ["handover", "dve", "customer1"],
 ]
 
 

@@ -43,10 +43,11 @@ ALLOWED = {
     "report": {"config", "diff", "limits", "plan", "trace"},
     "drawing": {"config", "expected", "flows", "plan", "trace"},
     "mermaid": {"config", "drawing", "plan"},
+    "handover": {"config", "errors", "expected", "flows", "plan", "report", "topology", "trace"},
     "pods": {"addressing", "config", "errors", "limits", "pod", "report", "stack"},
     "cli": {
-        "article", "book", "config", "diff", "drawing", "errors", "expected", "flows", "guest", "iptables", "mermaid",
-        "plan", "pod", "pods", "report", "stack", "trace",
+        "article", "book", "config", "diff", "drawing", "errors", "expected", "flows", "guest", "handover", "iptables",
+        "mermaid", "plan", "pod", "pods", "report", "stack", "trace",
     },
     "__main__": {"cli"},
 }  # fmt: skip
