@@ -191,7 +191,7 @@ COMMON = {
     "-s": network,
     "-d": network,
     "--ctstate": STATES,
-    "--comment": word(r'"[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._:/-]{1,255}'),
+    "--comment": word(r'"[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._:/][A-Za-z0-9._:/-]{0,254}'),
 }
 PORT = word(r"[0-9]{1,5}")
 # What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
@@ -201,7 +201,7 @@ OPTIONS = {
         COMMON,
         **{
             "-j": word("ACCEPT|DROP"),
-            "-i": word(r"[A-Za-z0-9_.-]{1,15}"),
+            "-i": word(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"),
             "-p": word("tcp|udp|icmp"),
             "--sport": PORT,
             "--dport": PORT,
@@ -320,7 +320,8 @@ class Document:
 
     def _read_hook(self, hook):
         """Read one [table, builtin chain, own chain]."""
-        table, builtin, chain = hook if isinstance(hook, list) and len(hook) == 3 else (None, None, None)
+        strings = isinstance(hook, list) and len(hook) == 3 and all(isinstance(word, str) for word in hook)
+        table, builtin, chain = hook if strings else (None, None, None)
         if builtin not in BUILTINS.get(table, ()) or chain not in self.lines[table] or builtin in self.hooks[table]:
             raise AgentError("hook %r: needs a table, a built-in chain hooked once, and a declared chain" % (hook,))
         self.hooks[table][builtin] = chain

@@ -26,6 +26,7 @@ class Problem:
     def __str__(self) -> str:
         shown = "" if self.value is None else f": {_shorten(self.value)}"
         line = f"{self.path}{shown}: {self.rule}"
+        line = _visible(line)
         return f"{line}\n    run: {self.command}" if self.command else line
 
 
@@ -41,6 +42,11 @@ class ConfigError(NatPodError):
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+
+
+def _visible(text: str) -> str:
+    """One line in which nothing hides: a line separator or a right-to-left mark pasted into a file shows as \\u2028."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _shorten(value: object) -> str:

@@ -90,6 +90,10 @@ TWINS = {
     "an interface in nat": ("nat", "-A NATPOD-PRE -i ens3 -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
     "an interface name with more": (
         "filter", "-A NATPOD-FORWARD -i ens3;reboot -j DROP", "-A NATPOD-FORWARD -i ens3 -j DROP"),
+    "an interface called like an option": (
+        "filter", "-A NATPOD-FORWARD -i -g -j DROP", "-A NATPOD-FORWARD -i g- -j DROP"),
+    "a comment called like an option": (
+        "nat", "-A NATPOD-PRE -m comment --comment -j -j ACCEPT", "-A NATPOD-PRE -m comment --comment j- -j ACCEPT"),
     "an option nobody knows": ("filter", "-A NATPOD-FORWARD -o ens3 -j DROP", "-A NATPOD-FORWARD -i ens3 -j DROP"),
     "a module nobody knows": (
         "filter", "-A NATPOD-FORWARD -m u32 -j DROP", "-A NATPOD-FORWARD -m conntrack --ctstate NEW -j DROP"),
@@ -236,6 +240,7 @@ ENVELOPES = {
     "hooks that are no list": signed(hooks={}),
     "a hook that is no list": signed(hooks=["FORWARD"]),
     "a hook of wrong things": signed(hooks=[[1, [], {}]]),
+    "a hook into a chain that is no text": signed(hooks=[["filter", "FORWARD", {}]]),
 }
 
 
