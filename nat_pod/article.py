@@ -28,7 +28,9 @@ def article_lines(config: PodConfig, vm: str) -> list[str]:
             lines.append(_dnat(source.address, slots[wanted.name][side], slots[wanted.name][1 - side]))
     masquerade = config.source_nat == MASQUERADE
     for member in inner:
-        arriving = [primary_of_other] if masquerade else sorted(slots[other.name][1 - side] for other in outer)
+        # A server list keeps a customer's packets on NAT VM1: NAT VM2 sees none from it.
+        callers = outer if vm == NAT_VM1 else [host for host in outer if _may(config, host.customer, member.name)]
+        arriving = [primary_of_other] if masquerade else sorted(slots[other.name][1 - side] for other in callers)
         lines.extend(_dnat(source, slots[member.name][side], member.address) for source in arriving)
     if masquerade:
         lines.append(f"iptables -t nat -A POSTROUTING -o {PRIMARY_INTERFACE} -j MASQUERADE")

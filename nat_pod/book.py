@@ -173,6 +173,23 @@ def write(path: Path, text: str) -> None:
         raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
 
 
+def create(path: Path, text: str) -> None:
+    """Write a new file; one that is there stays as it is.  Raises NatPodError when it cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8", newline="") as stream:
+            try:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise NatPodError(f"{path.name}: is there already and stays as it is; take another name") from None
+    except OSError as error:
+        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
+
+
 def _nodes(text: str) -> tuple[yaml.MappingNode, yaml.Node | None]:
     """The `config` mapping and the book in it: a mapping, an empty scalar, or None when there is no such key."""
     root = yaml.compose(text, yaml.SafeLoader)

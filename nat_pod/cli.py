@@ -7,6 +7,7 @@ Exit status 0: fine; 1: findings (problems in a stack file, a flow that does not
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -17,22 +18,27 @@ from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report
-from nat_pod.config import MANAGEMENT, PodConfig, read_draft
+from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report, saved_rules
+from nat_pod.config import MANAGEMENT, PodConfig, is_customer_name, read_draft
 from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.expected import expected_topology, with_host
+from nat_pod.handbuilt import NOTES, reconstruct
+from nat_pod.import_draft import draft
 from nat_pod.plan import SIDES, CapacityPlan, PodPlan
 from nat_pod.pod import plan_pod
 from nat_pod.pods import new_pod, overlapping, overlaps, pods_dict, pods_text, read_pods, write_new
 from nat_pod.stack import file_at, read_stack, read_stack_at
 from nat_pod.trace import Disposition, Packet, trace
+from nat_pod.vnic_list import read_vnics
 
 OK, FINDINGS, USAGE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and comments on a terminal that is not UTF-8
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
@@ -99,10 +105,65 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, words)
     diff.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
     diff.add_argument("--markdown", action="store_true", help="for a pull request")
-    for sub in (check, pods, new, rules, tracing, allocate, diff, hand):
+    importing = _add_import(add)
+    for sub in (check, pods, new, rules, tracing, allocate, diff, hand, importing):
         sub.add_argument("--json", action="store_true", help="for programs")
     _add_lab(commands)
     return parser
+
+
+def _add_import(add: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    words = "make a stack file of a POD that was built by hand, and list what does not fit"
+    sub = add("import", _import, words, stack=False)
+    for number, whom in ((1, "the customers"), (2, "management")):
+        sub.add_argument(
+            f"--vm{number}",
+            metavar="FILE",
+            required=True,
+            help=f"output of iptables-save, or the iptables commands, of the NAT VM that faces {whom}",
+        )
+    for number in (1, 2):
+        sub.add_argument(
+            f"--vnics{number}",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help=f"JSON of /opc/v2/vnics/ on NAT VM{number}, of `oci compute instance list-vnics` or of "
+            "`oci network private-ip list`; more than once for several",
+        )
+    sub.add_argument(
+        "--customer",
+        metavar="NAME=CIDR",
+        type=_customer_network,
+        action="append",
+        default=[],
+        help="a customer and its network, which rules do not say; once for each",
+    )
+    sub.add_argument(
+        "--stack",
+        metavar="NAME",
+        type=_stack_name,
+        help="write Pulumi.NAME.yaml (default: print it on standard output)",
+    )
+    return sub
+
+
+def _customer_network(text: str) -> tuple[str, IPNetwork]:
+    name, _, network = text.partition("=")
+    try:
+        first, last = saved_rules.network(network)
+    except ValueError:
+        first, last = 0, 0
+    cidr = IPNetwork((first, 33 - (last - first + 1).bit_length()))
+    if not is_customer_name(name) or str(cidr) != network:
+        raise argparse.ArgumentTypeError(f"{text} is no name with a network, e.g. customer1=10.0.0.0/24")
+    return name, cidr
+
+
+def _stack_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a stack, e.g. prod")
+    return text
 
 
 def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -429,6 +490,52 @@ def _plan_at(directory: Path, name: str, revision: str) -> PodPlan | None:
         return plan  # nat-pod is installed elsewhere: its bootstrap has no history here
     user_data = file_at(directory, guest.ARTEFACT.relative_to(checkout).as_posix(), revision)
     return plan if user_data is None else with_user_data(plan, user_data.strip())
+
+
+# --- import --------------------------------------------------------------------------------------------------------
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    path = Path.cwd() / f"Pulumi.{arguments.stack}.yaml"
+    if arguments.stack and path.exists():
+        raise NatPodError(f"{path.name}: is there already and stays as it is; take another name")
+    tables = {
+        vm: saved_rules.read_saved(_read_bytes(file), file)
+        for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
+    }
+    vnics = {
+        vm: read_vnics([(file, _read_bytes(file)) for file in files])
+        for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
+        if files
+    }
+    customers = dict(arguments.customer)
+    if len(customers) < len(arguments.customer):
+        raise NatPodError("--customer: a name stands there twice; a customer has one network")
+    pod = reconstruct(tables, vnics)
+    found = draft(pod, customers, arguments.stack or "new") if pod.flows and pod.pairs else None
+    if found is not None and arguments.stack:
+        book.create(path, found.text())
+    if arguments.json:
+        _print_json(report.import_dict(pod, found, path.name if found is not None and arguments.stack else None))
+    else:
+        # Without --stack the file is what standard output is for.
+        print(report.import_text(pod, found), file=sys.stdout if arguments.stack else sys.stderr)
+        if found is not None:
+            print(f"\nwritten: {path.name}" if arguments.stack else found.text(), end="\n" if arguments.stack else "")
+    if found is None:
+        why = "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD?"
+        if pod.flows:
+            why = "both NAT VMs share their subnets; in nat-pod each VNIC has a /27 of its own"
+        raise NatPodError(f"{why} (nothing was written)")
+    return FINDINGS if any(finding.kind not in NOTES for finding in found.findings) else OK
+
+
+def _read_bytes(name: str) -> bytes:
+    try:
+        with Path(name).open("rb") as stream:  # a pipe will do: <(ssh nat-vm1 sudo iptables-save)
+            return stream.read(saved_rules.MOST_BYTES + 1)
+    except OSError as error:
+        raise NatPodError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 # --- lab -----------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ _VROUTER_ADDRESSES = 2
 
 # Never a target: a mapping to 169.254.169.254 hands the NAT VM's own metadata, with its instance certificates, to a
 # remote peer (measured); the others are not unicast addresses of a VCN.
-_NEVER_MAPPED = tuple(IPNetwork(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+NEVER_MAPPED = tuple(IPNetwork(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -584,7 +584,7 @@ def _check_networks(
     for path, network in named + of_customers:
         if network.prefixlen not in limits.VCN_PREFIXES:
             reader.add(path, str(network), "must be a /16 to a /30, as every VCN, e.g. 10.0.0.0/24")
-        for never in _NEVER_MAPPED:
+        for never in NEVER_MAPPED:
             if overlap(network, never):
                 reader.add(path, str(network), f"overlaps {never}, which is never the address of a VM in a VCN")
         if cidr is not None and overlap(network, cidr):
@@ -725,6 +725,16 @@ def _members(management: ManagementConfig, customers: Iterable[CustomerConfig]) 
     for customer in customers:
         for name, address in customer.hosts.items():
             yield Member(f"{customer.name}/{name}", address, customer.name)
+
+
+def is_customer_name(text: str) -> bool:
+    """Whether a customer can be called this."""
+    return bool(_NAME.fullmatch(text)) and len(text) <= limits.CHAIN_MEMBER_NAME and text not in _OWN_NAMES
+
+
+def is_member_name(text: str) -> bool:
+    """Whether a host or a server can be called this."""
+    return bool(_NAME.fullmatch(text)) and len(text) <= limits.MEMBER_NAME and text != _STRANGER
 
 
 def _join(path: str, key: object) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 from nat_pod import limits
-from nat_pod.config import MANAGEMENT, MASQUERADE
+from nat_pod.config import MANAGEMENT, MASQUERADE, NAMESPACE
 from nat_pod.diff import Difference, FlowChange, Pair, SlotChange, Way
+from nat_pod.handbuilt import NOTES, Finding, Handbuilt
+from nat_pod.import_draft import ASSUMED, Draft
 from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, PodPlan
 from nat_pod.trace import Disposition, Leg, Trace
 
@@ -353,3 +355,56 @@ def _some(addresses: tuple[str, ...]) -> str:
     if len(addresses) <= 3:
         return ", ".join(addresses) or "-"
     return f"{addresses[0]} to {addresses[-1]} ({len(addresses)})"
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+def import_dict(pod: Handbuilt, draft: Draft | None, file: str | None) -> dict[str, object]:
+    """The form of `import --json`.  draft: None when nothing could be made of the rules."""
+    findings = pod.findings if draft is None else draft.findings
+    return {
+        "file": file,
+        "flows": len(pod.flows),
+        "config": None if draft is None else draft.config,
+        "toFillIn": [] if draft is None else draft.to_fill_in,
+        "withoutSlot": [] if draft is None else draft.without_slot,
+        "assumed": [] if draft is None else draft.assumed,
+        "findings": [
+            {"kind": str(f.kind), "vm": f.vm, "line": f.line, "rule": f.rule or None, "why": f.why} for f in findings
+        ],
+    }
+
+
+def import_text(pod: Handbuilt, draft: Draft | None) -> str:
+    """`import` for people: what was found, what is left to do, and each thing that does not fit."""
+    customers = 0 if draft is None else len(draft.config["customers"])
+    sections = [
+        f"{', '.join(f'{count} rules on {vm}' for vm, count in pod.rules.items())}: {_count(len(pod.flows), 'flow')}",
+        f"  {_count(len(pod.hosts), 'host')} of {_count(customers, 'customer')}, {_count(len(pod.servers), 'server')}, "
+        f"{_count(len(pod.pairs), 'VNIC pair')}, source NAT {pod.source_nat}",
+    ]
+    if draft is not None:
+        sections += ["", f"To fill in ({len(draft.to_fill_in)})", *(f"  {path}" for path in draft.to_fill_in)]
+        if draft.without_slot:
+            title = (
+                f"Without a slot ({len(draft.without_slot)}), until `python -m nat_pod allocate STACK` gives them one"
+            )
+            sections += ["", title, *(f"  {member}" for member in draft.without_slot)]
+        rows = [
+            [f"{NAMESPACE}:{path}", draft.value(path), draft.comments[path].removeprefix(f"{ASSUMED}: ")]
+            for path in draft.assumed
+        ]
+        sections += ["", f"Assumed ({len(rows)})", table(["setting", "value", "because"], rows)]
+    findings = pod.findings if draft is None else draft.findings
+    for title, notes in (("Does not fit", False), ("Left out, and harmless", True)):
+        listed = [finding for finding in findings if (finding.kind in NOTES) is notes]
+        if listed:
+            sections += ["", f"{title} ({len(listed)})", *(line for finding in listed for line in _finding(finding))]
+    return "\n".join(sections)
+
+
+def _finding(finding: Finding) -> list[str]:
+    place = "" if finding.line is None else f" line {finding.line}"
+    where = f"{finding.vm}{place}: " if finding.vm else ""
+    return [f"  {finding.kind}: {where}{finding.why}"] + ([f"      {finding.rule}"] if finding.rule else [])

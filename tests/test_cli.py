@@ -114,6 +114,7 @@ HELP = [
     ["trace"],
     ["handover"],
     ["diff"],
+    ["import"],
     ["lab"],
     ["lab", "up"],
     ["lab", "check"],
