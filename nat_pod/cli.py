@@ -321,7 +321,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     elif arguments.svg:
         text = drawing.draw(plan, arguments.stack, _flow(plan, arguments.flow))
         try:
-            arguments.svg.write_text(text, encoding="utf-8")
+            arguments.svg.write_text(text, encoding="utf-8", errors="replace")  # a stack's name may be no UTF-8
         except OSError as error:
             raise NatPodError(f"{arguments.svg}: cannot be written: {error.strerror}") from None
         print(f"{arguments.svg}: written")

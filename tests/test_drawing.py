@@ -366,7 +366,7 @@ def run(monkeypatch, capsys):
 @pytest.mark.parametrize("stack", ["dev", "ten"])
 def test_plan_as_markdown_is_the_golden_one(run, golden, stack):
     status, out, err = run("plan", stack, "--markdown")
-    assert (status, err) == (0, "")
+    assert (status, err, out.isascii()) == (0, "", True)
     golden(f"plan-{stack}.md", out)
 
 

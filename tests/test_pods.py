@@ -51,7 +51,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def test_the_pods_of_this_repository_are_the_golden_ones(run, golden):
     status, out, err = run("pods")
-    assert (status, err) == (0, "")
+    assert (status, err, out.isascii(), max(map(len, out.splitlines())) <= 80) == (0, "", True, True)
     golden("pods.txt", out)
     status, out, err = run("pods", "--json")
     assert (status, err) == (0, "")
