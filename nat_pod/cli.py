@@ -19,18 +19,18 @@ from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, guest, iptables, report, saved_rules
-from nat_pod.addressing import overlap
+from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report, saved_rules
 from nat_pod.config import MANAGEMENT, PodConfig, is_customer_name, read_draft
 from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.expected import expected_topology, with_host
 from nat_pod.handbuilt import NOTES, reconstruct
 from nat_pod.import_draft import draft
-from nat_pod.plan import SIDES, PodPlan
+from nat_pod.plan import SIDES, CapacityPlan, PodPlan
 from nat_pod.pod import plan_pod
+from nat_pod.pods import new_pod, overlapping, overlaps, pods_dict, pods_text, read_pods, write_new
 from nat_pod.proof import prove
-from nat_pod.stack import file_at, read_stack, read_stack_at, stack_names
+from nat_pod.stack import file_at, read_stack, read_stack_at
 from nat_pod.trace import Disposition, Packet, trace
 from nat_pod.trace_text import proof_dict, proof_text, trace_text, verdict_text
 from nat_pod.vnic_list import read_vnics
@@ -78,9 +78,21 @@ def _parser() -> argparse.ArgumentParser:
 
     check = add("check", _check, "validate stack files, alone and against each other", stack=False)
     check.add_argument("stacks", metavar="STACK", nargs="*", help="stacks to check (default: all of this directory)")
+    pods = add(
+        "pods", _pods, "list the PODs of this directory, what is left in each, and the next free range", stack=False
+    )
+    new = add("new-pod", _new_pod, "write a stack file for a new POD, in the next free range", stack=False)
+    new.add_argument("name", metavar="NAME", help="the new stack's name: `prod` for Pulumi.prod.yaml")
+    new.add_argument("--size", type=_prefix, default=22, help="prefix length of its range, 16 to 25 (default: 22)")
     allocate = add("allocate", _allocate, "give new members a slot in the address book of the stack file")
     allocate.add_argument("--reuse", action="store_true", help="hand out slots that are kept as released")
     plan = add("plan", _plan, "show addresses, mappings, routes and the capacity left")
+    plan.add_argument("--flow", nargs=2, metavar=("FROM", "TO"), help="the flow in the picture (default: the first)")
+    form = plan.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="for a document or a pull request, with Mermaid pictures")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="draw the POD and the way of a flow into a file")
+    form.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(wrong=plan.error)
     rules = add("rules", _rules, "print the rule set of a NAT VM")
     rules.add_argument("--vm", choices=SIDES, required=True, help="which NAT VM")
     rules.add_argument("--article", action="store_true", help="the same mappings as the article's iptables lines")
@@ -92,12 +104,16 @@ def _parser() -> argparse.ArgumentParser:
     tracing.set_defaults(wrong=tracing.error)
     tracing.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default icmp")
     tracing.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default 80)")
+    words = "print what a customer's (or management's) own engineer must set up, and the addresses to use"
+    hand = add("handover", _handover, words)
+    hand.add_argument("neighbour", metavar="CUSTOMER", help="a customer of the stack file, or `management`")
+    hand.add_argument("--outputs", metavar="FILE", type=Path, help="what `pulumi stack output --json` printed: OCIDs")
     words = "show the flows gained, lost and renumbered since a git revision"
     diff = add("diff", _diff, words)
     diff.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
     diff.add_argument("--markdown", action="store_true", help="for a pull request")
     importing = _add_import(add)
-    for sub in (check, plan, rules, tracing, allocate, diff, importing):
+    for sub in (check, pods, new, rules, tracing, allocate, diff, hand, importing):
         sub.add_argument("--json", action="store_true", help="for programs")
     _add_lab(commands)
     return parser
@@ -183,6 +199,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _prefix(text: str) -> int:
+    if not re.fullmatch(r"/?\d{1,2}", text) or not 16 <= int(text.removeprefix("/")) <= 25:
+        raise argparse.ArgumentTypeError(f"{text} is not the size of a POD (16 to 25, e.g. 21)")
+    return int(text.removeprefix("/"))
+
+
 def _load(stack: str) -> tuple[PodConfig, PodPlan]:
     config = read_stack(Path.cwd(), stack).checked()
     return config, plan_pod(config, stack)
@@ -202,20 +224,23 @@ def _print_json(value: object) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     directory = Path.cwd()
-    names = list(dict.fromkeys(arguments.stacks)) or stack_names(directory)
+    every = read_pods(directory)
+    names = list(dict.fromkeys(arguments.stacks)) or list(every)
     if not names:
-        raise NatPodError(f"there is no Pulumi.<stack>.yaml in {directory}; start from Pulumi.dev.yaml of nat-pod")
-    plans: dict[str, PodPlan] = {}
-    configs: dict[str, PodConfig] = {}
-    findings: dict[str, list[Problem]] = {}
-    for name in sorted({*names, *stack_names(directory)}):
-        try:
-            configs[name], plans[name] = _load(name)
-        except ConfigError as error:
-            if name in names:
-                findings[name] = list(error.problems)
+        raise _no_stacks(directory)
     for name in names:
-        findings.setdefault(name, []).extend(_across(name, configs))
+        if name not in every:
+            read_stack(directory, name)  # says so, and which stacks there are
+    findings = {name: [*every[name].problems, *overlaps(name, every)] for name in names}
+    used: dict[str, CapacityPlan] = {}
+    for name in names:
+        pod = every[name]
+        if pod.config is None or pod.problems:
+            continue
+        try:
+            used[name] = plan_pod(pod.config, name).capacity
+        except ConfigError as error:
+            findings[name] += error.problems
     if arguments.json:
         _print_json({name: {"problems": [_problem_dict(p) for p in findings[name]]} for name in names})
     else:
@@ -223,26 +248,43 @@ def _check(arguments: argparse.Namespace) -> int:
             if findings[name]:
                 print(ConfigError(f"Pulumi.{name}.yaml", findings[name]))
             else:
-                capacity = plans[name].capacity
-                print(f"Pulumi.{name}.yaml: fine, {capacity.used} of {capacity.slots} slots used")
-    return FINDINGS if any(findings[name] for name in names) else OK
+                print(f"Pulumi.{name}.yaml: fine, {used[name].used} of {used[name].slots} slots used")
+    return FINDINGS if any(findings.values()) else OK
 
 
-def _across(name: str, configs: dict[str, PodConfig]) -> list[Problem]:
-    """Ranges that two PODs share: both would answer for the same unique addresses."""
-    if name not in configs:
-        return []
-    mine = configs[name].cidr
-    return [
-        Problem("nat-pod:cidr", str(mine), f"overlaps {config.cidr} of Pulumi.{other}.yaml; each POD has its own range")
-        for other, config in configs.items()
-        if other != name and overlap(mine, config.cidr)
-    ]
+def _no_stacks(directory: Path) -> NatPodError:
+    return NatPodError(f"there is no Pulumi.<stack>.yaml in {directory}; start from Pulumi.dev.yaml of nat-pod")
 
 
 def _problem_dict(problem: Problem) -> dict[str, object]:
     value = problem.value if problem.value is None or isinstance(problem.value, str | int) else repr(problem.value)
     return {"path": problem.path, "value": value, "rule": problem.rule, "command": problem.command or None}
+
+
+def _pods(arguments: argparse.Namespace) -> int:
+    directory = Path.cwd()
+    every = read_pods(directory)
+    if not every:
+        raise _no_stacks(directory)
+    if arguments.json:
+        _print_json(pods_dict(every))
+    else:
+        print(pods_text(every))
+    return FINDINGS if any(pod.problems or overlapping(name, every) for name, pod in every.items()) else OK
+
+
+def _new_pod(arguments: argparse.Namespace) -> int:
+    new = new_pod(Path.cwd(), arguments.name, arguments.size)
+    write_new(new)
+    if arguments.json:
+        _print_json({"file": new.path.name, "cidr": new.cidr, "slots": new.slots, "fillIn": list(new.fill_in)})
+        return OK
+    print(f"written  {new.path.name}: {new.cidr}, {new.slots} slots")
+    for path in new.fill_in:
+        print(f"fill in  {path}")
+    print(f"then     python -m nat_pod check {arguments.name}     # names what is still wrong, each with its rule")
+    print(f"         python -m nat_pod allocate {arguments.name}")
+    return OK
 
 
 # --- allocate, plan, rules -----------------------------------------------------------------------------------------
@@ -277,12 +319,40 @@ def _allocate(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.flow and not (arguments.markdown or arguments.svg):
+        arguments.wrong("argument --flow: is for a picture: give --markdown or --svg FILE too")
     _, plan = _load(arguments.stack)
     if arguments.json:
         _print_json(report.plan_dict(plan))
+    elif arguments.markdown:
+        flow = _flow(plan, arguments.flow)
+        pictures = [("Networks", mermaid.networks(plan, arguments.stack))]
+        if flow is not None:
+            pictures.append((f"From {flow.sender.member} to {flow.receiver.member}", mermaid.packets(flow)))
+        print(report.plan_markdown(plan, arguments.stack, pictures))
+    elif arguments.svg:
+        text = drawing.draw(plan, arguments.stack, _flow(plan, arguments.flow))
+        try:
+            arguments.svg.write_text(text, encoding="utf-8", errors="replace")  # a stack's name may be no UTF-8
+        except OSError as error:
+            raise NatPodError(f"{arguments.svg}: cannot be written: {error.strerror}") from None
+        print(f"{arguments.svg}: written")
     else:
         print(report.plan_text(plan, arguments.stack))
     return OK
+
+
+def _flow(plan: PodPlan, names: Sequence[str] | None) -> drawing.Way | None:
+    """The flow that a picture shows; without one asked for, the first that is declared, if there is any."""
+    names = names or drawing.first_flow(plan)
+    if names is None:
+        return None
+    slots = {slot.member: slot for slot in plan.slots}
+    for name in names:
+        if name not in slots:
+            known = ", ".join(list(slots)[:6]) + (" ..." if len(slots) > 6 else "")
+            raise NatPodError(f"--flow: {name}: is no member of this POD ({known})")
+    return drawing.way(plan, slots[names[0]], slots[names[1]])
 
 
 def _rules(arguments: argparse.Namespace) -> int:
@@ -399,6 +469,21 @@ def _is_address(text: str) -> bool:
     except (AddrFormatError, ValueError):
         return False
     return True
+
+
+# --- handover ------------------------------------------------------------------------------------------------------
+
+
+def _handover(arguments: argparse.Namespace) -> int:
+    _, plan = _load(arguments.stack)
+    sheet = handover.handover(plan, arguments.stack, arguments.neighbour)
+    if arguments.outputs is not None:
+        sheet = handover.with_outputs(sheet, plan, arguments.outputs)
+    if arguments.json:
+        _print_json(handover.sheet_dict(sheet))
+    else:
+        print(handover.sheet_markdown(sheet))
+    return OK
 
 
 # --- diff ----------------------------------------------------------------------------------------------------------

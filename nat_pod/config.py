@@ -327,6 +327,11 @@ _EXAMPLES = {
 }
 
 
+def claimed_range(mapping: Mapping[str, object]) -> IPNetwork | None:
+    """The POD's own range in a configuration that may be wrong elsewhere; None when none can be read."""
+    return _pod_cidr(_Reader(""), mapping.get("cidr"))
+
+
 def _pod_cidr(reader: _Reader, value: object) -> IPNetwork | None:
     cidr = reader.network("cidr", value, "198.18.0.0/22")
     if cidr is None:

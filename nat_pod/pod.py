@@ -69,7 +69,7 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
         security=_security(config),
         slots=_slots(config),
         neighbours=_neighbours(config),
-        capacity=_capacity(config),
+        capacity=capacity(config),
         may_reach=_may_reach(config),
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
     )
@@ -221,7 +221,8 @@ def _may_reach(config: PodConfig) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _capacity(config: PodConfig) -> CapacityPlan:
+def capacity(config: PodConfig) -> CapacityPlan:
+    """What is left of slots and VNICs; released slots are not."""
     used = len(set(config.book.values()) | set(config.released.values()))
     return CapacityPlan(
         slots=config.layout.capacity,

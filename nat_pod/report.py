@@ -64,35 +64,77 @@ def plan_dict(plan: PodPlan) -> dict[str, object]:
 
 def plan_text(plan: PodPlan, stack: str) -> str:
     """`plan` for people."""
+    facts, tables = _plan_facts(plan), _plan_tables(plan)
+    sections = [
+        f"POD {stack}: {plan.cidr}, source NAT {plan.source_nat}, 2 x {_shape(plan)}",
+        *(f"  {name:7} {value}" for name, value in facts),
+    ]
+    for title, header, rows in tables:
+        sections += ["", title, table(header, rows)]
+    return "\n".join(sections)
+
+
+def plan_markdown(plan: PodPlan, stack: str, pictures: Sequence[tuple[str, str]]) -> str:
+    """`plan` for a document or a pull request.  pictures: a heading and Mermaid text each."""
+    facts = [
+        ("range", plan.cidr),
+        ("source NAT", plan.source_nat),
+        ("NAT VMs", f"2 x {_shape(plan)}"),
+        *_plan_facts(plan),
+    ]
+    parts = [f"## POD `{stack}`", "", markdown_table(["", ""], facts)]
+    for heading, text in pictures:
+        parts += ["", f"### {heading}", "", "```mermaid", text, "```"]
+    for title, header, rows in _plan_tables(plan):
+        if len(rows) <= _MOST_OPEN_ROWS:
+            parts += ["", f"### {title}", "", markdown_table(header, rows)]
+        else:
+            parts += ["", _folded(f"{title} ({len(rows)})", header, rows)]
+    return "\n".join(parts)
+
+
+_MOST_OPEN_ROWS = 12
+
+
+def _shape(plan: PodPlan) -> str:
+    return plan.shape if plan.ocpus is None else f"{plan.shape}, {plan.ocpus} OCPUs, {plan.memory_gbs} GB"
+
+
+def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
     capacity = plan.capacity
-    shape = plan.shape if plan.ocpus is None else f"{plan.shape}, {plan.ocpus} OCPUs, {plan.memory_gbs} GB"
     drops = f"shared by the whole POD, first drops from about {limits.FLOWS_BEFORE_DROPS}"
     shared = drops if plan.source_nat == MASQUERADE else "for each host"
-    sections = [
-        f"POD {stack}: {plan.cidr}, source NAT {plan.source_nat}, 2 x {shape}",
-        f"  slots   {capacity.used} of {capacity.slots} used, {capacity.free} free "
-        f"({limits.SLOTS_PER_PAIR} a VNIC pair; {capacity.vnics_used} of {capacity.vnics_limit} VNICs a VM)",
-        f"  flows   {limits.FLOWS_PER_ADDRESS} at a time to one server and port, {shared}",
-        f"  rules   {', '.join(f'{vm.rules.rule_count()} on {vm.key}' for vm in plan.vms)}",
-        "",
-        "VNICs (source/destination check off)",
-        table(
+    return [
+        (
+            "slots",
+            f"{capacity.used} of {capacity.slots} used, {capacity.free} free "
+            f"({limits.SLOTS_PER_PAIR} a VNIC pair; {capacity.vnics_used} of {capacity.vnics_limit} VNICs a VM)",
+        ),
+        ("flows", f"{limits.FLOWS_PER_ADDRESS} at a time to one server and port, {shared}"),
+        ("rules", ", ".join(f"{vm.rules.rule_count()} on {vm.key}" for vm in plan.vms)),
+    ]
+
+
+def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Title, header, rows."""
+    subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
+    return [
+        (
+            "VNICs (source/destination check off)",
             ["VNIC", "subnet", "primary", "secondary private IPs"],
             [
-                [vnic.key, _subnet(plan, vnic.key), vnic.primary, _some(vnic.secondaries)]
+                [vnic.key, subnets[vnic.key], vnic.primary, _some(vnic.secondaries)]
                 for vm in plan.vms
                 for vnic in vm.vnics
             ],
         ),
-        "",
-        "Mappings: customers reach a server at its address on NAT VM1, management a host at its address on NAT VM2",
-        table(
+        (
+            "Mappings: customers reach a server at its address on NAT VM1, management a host at its address on NAT VM2",
             ["member", "real address", "on NAT VM1", "on NAT VM2"],
             [[slot.member, slot.real, slot.nat_vm1, slot.nat_vm2] for slot in plan.slots],
         ),
-        "",
-        "Route rules of the POD",
-        table(
+        (
+            "Route rules of the POD",
             ["side", "destination", "target"],
             [
                 [side, rule.destination, f"LPG of {rule.customer}" if rule.customer else f"vRouter {rule.private_ip}"]
@@ -100,9 +142,8 @@ def plan_text(plan: PodPlan, stack: str) -> str:
                 for rule in plan.routes[side]
             ],
         ),
-        "",
-        "Routes that the neighbours add",
-        table(
+        (
+            "Routes that the neighbours add",
             ["in the VCN of", "destination", "target"],
             [
                 [name, destination, "the vRouter" if name == MANAGEMENT else "its LPG to the POD"]
@@ -111,7 +152,6 @@ def plan_text(plan: PodPlan, stack: str) -> str:
             ],
         ),
     ]
-    return "\n".join(sections)
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------
@@ -273,11 +313,15 @@ def _rerouted_row(flow: FlowChange) -> list[str]:
 
 
 def _folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"<details><summary>{title}</summary>", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
-    lines += [_markdown_row(row) for row in rows[:_MOST_ROWS]]
+    lines = [f"<details><summary>{title}</summary>", "", markdown_table(header, rows[:_MOST_ROWS])]
     if len(rows) > _MOST_ROWS:
         lines += ["", f"and {len(rows) - _MOST_ROWS} more, which the same command without `--markdown` lists"]
     return "\n".join([*lines, "", "</details>"])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as GitHub's Markdown has it."""
+    return "\n".join(_markdown_row(row) for row in (header, ["---"] * len(header), *rows))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -286,10 +330,6 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _subnet(plan: PodPlan, key: str) -> str:
-    return next(subnet.cidr for subnet in plan.subnets if subnet.key == key)
 
 
 def _some(addresses: tuple[str, ...]) -> str:

@@ -127,7 +127,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise NatPodError(f"{path.name}: cannot be read: {error.strerror}") from None
+        raise ConfigError(path.name, [Problem("file", None, f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(path.name, [Problem(*_where(error))]) from None
     return _mapping(text, path.name)

@@ -108,10 +108,13 @@ def test_the_json_of_a_command_is_the_golden_one(run, golden, name):
 HELP = [
     [],
     ["check"],
+    ["pods"],
+    ["new-pod"],
     ["allocate"],
     ["plan"],
     ["rules"],
     ["trace"],
+    ["handover"],
     ["diff"],
     ["import"],
     ["lab"],
@@ -354,6 +357,12 @@ def test_a_name_that_is_nobodys_is_answered_with_those_that_are(run, sender, rec
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "0"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "65536"],
         ["trace", "dev", "customer1/vm1", "management/mgmt", "--port", "http"],
+        ["handover", "dev"],
+        ["pods", "dev"],
+        ["new-pod"],
+        ["new-pod", "prod", "--size", "26"],
+        ["new-pod", "prod", "--size", "15"],
+        ["new-pod", "prod", "--size", "large"],
         ["lab"],
         ["lab", "pu", "dev"],
     ],
@@ -377,6 +386,7 @@ STACK_COMMANDS = [
     ["plan", "dve"],
     ["rules", "dve", "--vm", "natVm1"],
     ["trace", "dve", "customer1/vm1", "management/mgmt"],
+    ["handover", "dve", "customer1"],
 ]
 
 
@@ -530,7 +540,7 @@ def test_an_interruption_ends_with_130(run, monkeypatch):
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nat_pod.cli.stack_names", interrupt)
+    monkeypatch.setattr("nat_pod.cli.read_pods", interrupt)
     assert run("check") == (130, "", "")
 
 

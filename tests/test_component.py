@@ -3,6 +3,7 @@
 What an engine does with the options (replacement, deletion) is not shown here: Pulumi's mocks only create.
 """
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Any, cast
 import pulumi
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, stack_mapping
 from pulumi.runtime import mocks
 from pulumi.runtime.stack import run_pulumi_func
 
 from nat_pod.args import NatPodArgs
 from nat_pod.component import NatPod
+from nat_pod.config import PodConfig
 from nat_pod.errors import ConfigError
+from nat_pod.handover import handover, with_outputs
 from nat_pod.lab import oci_types as oci
 from nat_pod.lab.program import DeployError, Deployment, Registration, deploy, run_apart
 from nat_pod.lab.region import Region
+from nat_pod.pod import plan_pod
 
 POD = "nat-pod-dev"
 
@@ -439,6 +443,19 @@ def test_outputs(deployed: tuple[Region, Deployment]) -> None:
             },
         },
     }
+
+
+def test_the_outputs_are_what_handover_reads(deployed: tuple[Region, Deployment], tmp_path: Path) -> None:
+    region, deployment = deployed
+    path = tmp_path / "outputs.json"
+    path.write_text(json.dumps(deployment.outputs), encoding="utf-8")
+    plan = plan_pod(PodConfig.from_mapping(stack_mapping("dev"), "dev"), "dev")
+    for neighbour, expected in (
+        ("customer2", ocid(region, oci.LPG, "customer2")),
+        ("management", ocid(region, oci.SUBNET, "vrouter")),
+    ):
+        sheet = with_outputs(handover(plan, "dev", neighbour), plan, path)
+        assert (sheet.ocid, sheet.deployed) == (expected, True)
 
 
 def test_a_pinned_availability_domain_and_a_flex_shape(project: Path) -> None:
