@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help demo test lint venv packages bootstrap golden bench-engine clean
+.PHONY: help demo test lint venv packages bootstrap golden bench-engine bench-change clean
 
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
@@ -11,6 +11,7 @@ help:
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
 	@echo "make golden     rewrite the golden files; read the diff"
 	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
+	@echo "make bench-change  1,000 edits of mappings under hundreds of flows: bench/change.md (10 minutes)"
 
 demo: packages venv
 	@$(RUN) -m nat_pod lab demo dev
@@ -29,6 +30,9 @@ golden: venv
 
 bench-engine: venv
 	@PATH="$$(.ci/pulumi/install):$$PATH" $(RUN) -m bench.engine
+
+bench-change: packages venv
+	@$(RUN) -m bench.change
 
 venv: .venv/ready
 
