@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help demo test lint venv packages bootstrap golden bench bench-engine bench-commands clean
+.PHONY: help demo test lint venv packages bootstrap golden bench bench-engine bench-commands bench-change clean
 
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench      what a POD costs a packet, against plain routing: bench/results.md (6 minutes)"
 	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
 	@echo "make bench-commands  every command on a full POD against starting Python, as ratios: bench/commands.md"
+	@echo "make bench-change  1,000 edits of mappings under hundreds of flows: bench/change.md (10 minutes)"
 
 demo: packages venv
 	@$(RUN) -m nat_pod lab demo dev
@@ -37,6 +38,9 @@ bench-engine: venv
 
 bench-commands: venv
 	@$(RUN) -m bench.commands
+
+bench-change: packages venv
+	@$(RUN) -m bench.change
 
 venv: .venv/ready
 

@@ -28,6 +28,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -48,6 +49,9 @@ PLATFORM_CHAINS = ("InstanceServices", "BareMetalInstanceServices")
 BUILTINS = {"filter": ("FORWARD", "INPUT"), "nat": ("PREROUTING", "POSTROUTING")}
 TABLES = ("filter", "nat")  # in the order in which they are loaded
 DOCUMENT_LIMIT = 4 << 20  # bytes unpacked; a full POD has about 200 kB
+PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
+UNDER_WAY = 0.2  # seconds in which a packet that is between two VMs arrives
+FLOWS = 1 << 20  # the most that conntrack is given room for
 MTU = 9000  # what OCI gives the primary VNIC by DHCP; the kernel's 1500 would split or drop what peers send
 
 
@@ -102,6 +106,15 @@ def load(path):
         return None
 
 
+def keep(path, text, problems):
+    """Save what the next boot or round goes by.  This round works without it: a full disk is reported, no more."""
+    try:
+        if load(path) != text:
+            save(path, text)
+    except OSError as error:
+        problems.append("%s cannot be saved, next round tries again: %s" % (path, error))
+
+
 def load_json(path):
     """A JSON object from our own run folder, {} where there is none or it cannot be read."""
     try:
@@ -114,12 +127,19 @@ def load_json(path):
 # --- IMDS ------------------------------------------------------------------------------------------------------------
 
 
+def too_slow(*_):
+    """End an answer of IMDS that trickles: the socket's own timeout starts anew with each byte."""
+    raise OSError("no whole answer in %d seconds" % PATIENCE)
+
+
 def imds(path):
     """Text that IMDS v2 has at `path`, None for 404.  Raises AgentError when IMDS does not answer sensibly."""
     reason = ""
+    signal.signal(signal.SIGALRM, too_slow)
     for pause in (1, 2, 0):
         connection = http.client.HTTPConnection(IMDS, timeout=3)
         try:
+            signal.alarm(PATIENCE)
             connection.request("GET", "/opc/v2/" + path, headers={"Authorization": "Bearer Oracle"})
             answer = connection.getresponse()
             body = answer.read(DOCUMENT_LIMIT)
@@ -131,6 +151,7 @@ def imds(path):
         except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
             reason = str(error) or type(error).__name__
         finally:
+            signal.alarm(0)
             connection.close()
         time.sleep(pause)
     raise AgentError("IMDS http://%s/opc/v2/%s: %s" % (IMDS, path, reason))
@@ -428,8 +449,8 @@ def live_rules():
         elif line.startswith(":"):
             chains[line[1:].split()[0]] = []
         elif line.startswith("["):
-            counters, _, chain, rule = line.split(" ", 3)
-            chains[chain].append((rule, counters))
+            counters, _, chain, rule = (line + " ").split(" ", 3)  # somebody's rule may be empty: it only counts
+            chains[chain].append((rule.strip(), counters))
     return tables
 
 
@@ -586,14 +607,25 @@ def addresses(flow, direction):
     return struct.unpack("!I", pair[IP_SRC])[0], struct.unpack("!I", pair[IP_DST])[0]
 
 
+def forget(channel, ends, others):
+    """Delete the flow with these addresses and ports, unless there is none."""
+    payload = attribute(TUPLE_ORIG | 0x8000, ends) + b"".join(attribute(kind, others[kind]) for kind in sorted(others))
+    try:
+        for _ in ask(channel, CT_DELETE, ACK, payload):
+            pass
+    except FileNotFoundError:
+        pass  # it ended by itself
+
+
 def delete_stale_flows(document, own):
     """Delete the flows whose translation is not what the document would give them now; returns how many.
 
     This covers removed, changed and added mappings, and flows that began while rules were missing.  Flows that
-    would be translated just the same live on.  `own` is the VM's own addresses: what it sends itself never met
-    PREROUTING, and MASQUERADE chooses one of them.
+    would be translated just the same live on.  `own` has the VM's own addresses: what it sends itself never met
+    PREROUTING, and MASQUERADE chooses one that `own` says True for.
     """
     stale, known = [], {}
+    hiding = {address for address in own if own[address]} or own
     channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
     try:
         channel.settimeout(30)
@@ -606,20 +638,17 @@ def delete_stale_flows(document, own):
             if original not in known:
                 known[original] = document.translate(original[0], original[1], own)
             source, destination = known[original]
-            if reply[0] != destination or (reply[1] not in own if source is None else reply[1] != source):
+            if reply[0] != destination or (reply[1] not in hiding if source is None else reply[1] != source):
                 stale.append(flow)
+        # With its id: a new flow with the same addresses and ports is not the one that was judged.
         for flow in stale:
-            # With its id: a new flow with the same addresses and ports is not the one that was judged.
-            payload = b"".join(
-                attribute(kind | (0x8000 if kind == TUPLE_ORIG else 0), flow[kind])
-                for kind in (TUPLE_ORIG, CT_ID, CT_ZONE)
-                if kind in flow
-            )
-            try:
-                for _ in ask(channel, CT_DELETE, ACK, payload):
-                    pass
-            except FileNotFoundError:
-                pass  # it ended by itself
+            forget(channel, flow[TUPLE_ORIG], {kind: flow[kind] for kind in (CT_ID, CT_ZONE) if kind in flow})
+        # An answer that was under way begins the flow anew from its far end, where that may open one, and what was
+        # cut goes on as its answers.  Nothing else can have these addresses and ports by now.
+        if stale:
+            time.sleep(UNDER_WAY)
+        for flow in stale:
+            forget(channel, flow[TUPLE_REPLY], {kind: flow[kind] for kind in (CT_ZONE,) if kind in flow})
     finally:
         channel.close()
     return len(stale)
@@ -640,6 +669,13 @@ def ipv4(link):
         for info in link.get("addr_info", ())
         if info.get("family") == "inet"
     ]
+
+
+def own_addresses():
+    """{address: whether it is one of the interface that the default route leaves by}."""
+    routes = [line.split() for line in (load("/proc/net/route") or "").splitlines()]
+    out = {route[0] for route in routes if route[1] == "00000000"}
+    return {number(address.partition("/")[0]): link["ifname"] in out for link in interfaces() for address in ipv4(link)}
 
 
 def read_vnics(text):
@@ -698,12 +734,31 @@ def apply_settings(path, notes):
         if not found:
             notes.append("%s: this kernel has no such setting" % key)
         for name in found:
-            try:
-                if load(name).split() != value.split():
-                    with open(name, "w") as out:
-                        out.write(value + "\n")
-            except OSError as error:
-                notes.append("%s = %s: %s" % (key, value, error))
+            set_kernel(name, value, notes)
+
+
+def set_kernel(name, value, notes):
+    """Write one file of /proc/sys, unless it says so already."""
+    try:
+        if (load(name) or "").split() != value.split():
+            with open(name, "w") as out:
+                out.write(value + "\n")
+    except OSError as error:
+        notes.append("%s = %s: %s" % (name[len("/proc/sys/") :].replace("/", "."), value, error))
+
+
+def size_conntrack(notes):
+    """Give conntrack the room that the VM's memory allows.
+
+    A full table drops every new flow; a flow takes up to 512 bytes (256 measured, and the extension for NAT), and one
+    for each 8 kB of memory is a sixteenth of it.  As many buckets as flows: long buckets cost half as much again per
+    new flow, and overflow in the end.  The kernel makes buckets in steps of 512; any other number would read back
+    differently, and the whole table would be hashed anew in each round.
+    """
+    memory = re.search(r"MemTotal: +([0-9]+) kB", load("/proc/meminfo") or "")
+    flows = min(int(memory.group(1)) // 8 & ~511, FLOWS) if memory else 1 << 17
+    for name in ("max", "buckets"):
+        set_kernel("/proc/sys/net/netfilter/nf_conntrack_" + name, str(flows), notes)
 
 
 # --- the rounds ------------------------------------------------------------------------------------------------------
@@ -718,22 +773,22 @@ def settle_rules(document, problems):
     """
     loaded = load_json(LOADED)
     if loaded.get("generation") == document.generation and loaded.get("fingerprint") == fingerprint(live_rules()):
-        if load(GOOD_RULES) != document.value:
-            save(GOOD_RULES, document.value)
+        keep(GOOD_RULES, document.value, problems)
         return
     rehearse(document)
+    own = own_addresses()
     if os.path.exists(LOADED):
         os.remove(LOADED)
     found = apply(document)
-    if load(GOOD_RULES) != document.value:
-        save(GOOD_RULES, document.value)
-    own = {number(address.partition("/")[0]) for link in interfaces() for address in ipv4(link)}
     try:
         flows = delete_stale_flows(document, own)
     except OSError as error:
         problems.append("flows of other rules could not be deleted, next round tries again: %s" % error)
+        flows = None
+    keep(GOOD_RULES, document.value, problems)
+    if flows is None:
         return
-    save(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}))
+    keep(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}), problems)
     why = "again, they had been changed" if loaded.get("generation") == document.generation else "now"
     say(
         5,
@@ -767,8 +822,22 @@ def settle(candidates, problems, notes):
         except AgentError as problem:
             problems.append("generation %s: %s" % (document.generation, problem))
     apply_settings(SETTINGS, notes)
+    size_conntrack(notes)
     if guarded:
         apply_settings(FORWARDING, notes)
+    else:
+        stop_forwarding(problems)
+
+
+def stop_forwarding(problems):
+    """Nothing of the candidates works: forward only if rules of ours are there from before, whatever the image set."""
+    try:
+        first = live_rules().get("filter", {}).get("FORWARD", [])[:1]
+        if not first or not enters_own(first[0][0]):
+            set_kernel("/proc/sys/net/ipv4/ip_forward", "0", problems)
+            problems.append("no rules are loaded: nothing is forwarded")
+    except AgentError as problem:
+        problems.append(str(problem))
 
 
 def finish(vm, wanted, vnics, problems, notes):
@@ -830,8 +899,7 @@ def poll():
         if listed is not None:
             try:
                 vnics = read_vnics(listed)
-                if load(GOOD_VNICS) != listed:
-                    save(GOOD_VNICS, listed)
+                keep(GOOD_VNICS, listed, problems)
             except AgentError as problem:
                 problems.append(str(problem))
         if vnics is None and load(GOOD_VNICS) is not None:

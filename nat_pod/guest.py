@@ -19,10 +19,12 @@ import base64
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import re
 import string
 import sys
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,14 +232,20 @@ def without_comments(text: str) -> str:
 
 
 def without_docstrings(source: str) -> str:
-    """A Python source without the docstrings of its module, classes and functions; for the reason above."""
+    """A Python source without docstrings and comments, indented by one blank a level; for the reason above."""
     drop: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             docstring = node.body[0]
             if len(node.body) > 1:  # a body must not become empty
                 drop.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-    return "".join(line + "\n" for count, line in enumerate(source.splitlines(), 1) if count not in drop)
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and column:
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    kept = (line for count, line in enumerate(lines, 1) if count not in drop)
+    return "".join(" " * ((len(line) - len(line.lstrip())) // 4) + line.lstrip() + "\n" for line in kept)
 
 
 def unpack_user_data(value: str) -> str:

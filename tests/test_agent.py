@@ -398,6 +398,11 @@ def test_counters_stay_with_a_rule_however_iptables_quotes_it():
     assert '[7:700] -A NATPOD-FORWARD -m comment --comment "x" -j DROP' in made.splitlines()
 
 
+def test_a_rule_of_somebody_else_s_may_be_empty(monkeypatch):
+    monkeypatch.setattr(agent, "run", lambda command: "*filter\n:FORWARD ACCEPT [0:0]\n[7:700] -A FORWARD\nCOMMIT\n")
+    assert agent.live_rules() == {"filter": {"FORWARD": [("", "[7:700]")]}}
+
+
 # --- what it would translate -----------------------------------------------------------------------------------------
 
 NAT = [
@@ -574,6 +579,8 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "apply", lambda document: done.append("apply") or agent.fingerprint({}))
     monkeypatch.setattr(agent, "delete_stale_flows", lambda document, own: done.append("flows") or 0)
     monkeypatch.setattr(agent, "apply_settings", lambda path, notes: done.append(Path(path).name))
+    monkeypatch.setattr(agent, "size_conntrack", lambda notes: None)
+    monkeypatch.setattr(agent, "set_kernel", lambda name, value, notes: done.append(f"{Path(name).name}={value}"))
     return done
 
 
@@ -594,8 +601,18 @@ def test_a_round_goes_from_the_guard_to_forwarding(world):
 
 
 def test_without_rules_nothing_is_forwarded(world):
+    assert settle() == ["no rules are loaded: nothing is forwarded"]
+    assert world == ["settings", "ip_forward=0"]
+
+
+def test_rules_that_are_there_from_before_go_on_forwarding_when_no_document_works(world, monkeypatch):
+    monkeypatch.setattr(agent, "live_rules", lambda: {"filter": {"FORWARD": [rule("-j NATPOD-FORWARD")]}})
     assert settle() == []
     assert world == ["settings"]
+    # A guard that is not first guards nothing.
+    live = {"filter": {"FORWARD": [rule("-j ACCEPT"), rule("-j NATPOD-FORWARD")]}}
+    monkeypatch.setattr(agent, "live_rules", lambda: live)
+    assert settle() == ["no rules are loaded: nothing is forwarded"]
 
 
 def test_flows_that_cannot_be_deleted_do_not_keep_the_rules_from_working_and_are_tried_again(world, monkeypatch):
@@ -647,6 +664,33 @@ def test_a_document_that_fails_half_way_is_replaced_by_the_last_good_one(world, 
     assert [entry for entry in world if len(entry) == 16] == [bad.generation, good.generation]
     assert agent.load(agent.GOOD_RULES) == good.value
     assert agent.load_json(agent.LOADED)["generation"] == good.generation
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "flows"),
+    [
+        ("MemTotal:       49152000 kB\n", 1_048_576),
+        ("MemTotal:        8388608 kB\n", 1_048_576),
+        ("MemTotal:        8388000 kB\n", 1_048_064),
+        ("MemTotal:         983040 kB\nMemFree: 1 kB\n", 122_880),
+        (None, 131_072),
+    ],
+)
+def test_the_connection_table_takes_a_sixteenth_of_the_memory_at_most(monkeypatch, meminfo, flows):
+    """At 512 bytes a flow; in steps of 512, which the kernel does not round."""
+    written = {}
+    monkeypatch.setattr(agent, "load", {"/proc/meminfo": meminfo}.get)
+    monkeypatch.setattr(agent, "set_kernel", lambda name, value, notes: written.update({name: value}))
+    agent.size_conntrack([])
+    prefix = "/proc/sys/net/netfilter/nf_conntrack_"
+    assert written == {prefix + "max": str(flows), prefix + "buckets": str(flows)}
+    assert flows % 512 == 0
+
+
+def test_nothing_but_the_status_reads_the_clock():
+    source = SOURCE.read_text()
+    assert "time.time" not in source
+    assert source.count("gmtime") == 1
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

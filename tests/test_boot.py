@@ -362,6 +362,17 @@ def test_what_the_vm_itself_sends_is_left_alone(shared):
     assert "; 0 flows deleted" in shared.poll().stderr
 
 
+def test_masquerade_hides_behind_the_primary_vnic_s_address_and_no_other(shared):
+    """A host's own address on NAT VM1 may be the second VNIC's: `static` gives it that, `masquerade` does not."""
+    shared.deploy(rules(MAPPINGS, "-d 10.0.1.100/32 -j SNAT --to-source 198.18.0.34"))
+    assert shared.poll().returncode == 0
+    assert shared.ping("198.18.0.3", flow=90)
+    assert "198.18.0.130>198.18.0.3 10.0.1.100>198.18.0.34" in shared.flows()
+    shared.deploy(rules(MAPPINGS))
+    assert shared.poll().returncode == 0
+    assert "198.18.0.130>198.18.0.3 10.0.1.100>198.18.0.34" not in shared.flows()
+
+
 def no_flow_is_stale(lab, hooks, text: str, comment: str, ends: list[tuple[str, str]]) -> None:
     lab.deploy(text, hooks=hooks)
     assert lab.poll().returncode == 0

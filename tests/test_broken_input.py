@@ -244,6 +244,7 @@ def vm(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "FORWARDING", str(tmp_path / "none"))
     monkeypatch.setattr(agent, "PLATFORM", str(tmp_path / "none"))
     monkeypatch.setattr(agent, "say", lambda level, text: None)
+    monkeypatch.setattr(agent, "set_kernel", lambda name, value, notes: None)  # the kernel is this machine's
     monkeypatch.setattr(agent.time, "sleep", lambda seconds: None)
 
     def fake(command, text=None):

@@ -5,12 +5,19 @@ import base64
 import bz2
 import gzip
 import json
+import random
+import re
+import string
 
 import pytest
 import yaml
 
+from bench import engine
 from nat_pod import guest
+from nat_pod.config import PodConfig
+from nat_pod.errors import ConfigError
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
+from nat_pod.pod import plan_pod
 
 HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-PRE")]
 RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*nat\n:NATPOD-PRE - [0:0]\nCOMMIT\n"
@@ -44,7 +51,7 @@ def test_the_cloud_config_is_yaml_with_nothing_left_to_fill_in():
     assert not any(content.startswith("$") for content in files.values())
     assert files["/etc/sysctl.d/90-nat-pod.conf"].count("rp_filter = 0") == 3
     # Forwarding is the agent's to switch on: nothing that runs at boot by itself may do it.
-    assert [path for path, content in files.items() if "ip_forward" in content] == ["/etc/nat-pod/forwarding.conf"]
+    assert [path for path, content in files.items() if "ip_forward =" in content] == ["/etc/nat-pod/forwarding.conf"]
     commands = config["runcmd"]
     masked = commands.index("systemctl mask firewalld.service || true")
     assert masked < commands.index("systemctl start nat-pod-agent.service || true")
@@ -68,8 +75,11 @@ def test_the_deployed_agent_is_the_source_without_comments():
     ("source", "expected"),
     [
         ('#!/bin/x\n"""Doc."""\nx = 1\n', "#!/bin/x\nx = 1\n"),
-        ('def f():\n    """Doc\n    more."""\n    # why\n    return 1  # stays\n', "def f():\n    return 1  # stays\n"),
-        ('class E(Exception):\n    """All there is."""\n', 'class E(Exception):\n    """All there is."""\n'),
+        (
+            'def f():\n    """Doc\n    more."""\n    # why\n    return "# stays"  # why\n',
+            'def f():\n return "# stays"\n',
+        ),
+        ('class E(Exception):\n    """All there is."""\n', 'class E(Exception):\n """All there is."""\n'),
     ],
 )
 def test_without_comments_and_docstrings(source, expected):
@@ -166,3 +176,53 @@ def test_bytes_are_counted_as_utf8():
 
 def test_the_bootstrap_leaves_half_of_the_metadata_to_the_rules():
     assert len(guest.render_user_data()) <= 14_000
+
+
+# --- a full POD ------------------------------------------------------------------------------------------------------
+
+
+def full_pod(policy: str, letters: int = 0) -> dict[str, object]:
+    """All 696 slots of a /21: 8 servers and 688 hosts with random addresses; so many random letters in each name."""
+    dice = random.Random(21)
+    stack = {key.removeprefix("nat-pod:"): value for key, value in engine.full_pod("198.18.8.0/21").items()}
+    stack = {key: value for key, value in stack.items() if not key.startswith("oci:")} | {"sourceNat": policy}
+    names = {}
+    for number, (customer, settings) in enumerate(sorted(stack["customers"].items())):
+        settings["cidr"] = f"10.{number + 1}.0.0/20"
+        addresses = dice.sample(range(2, 4000), len(settings["hosts"]))
+        hosts = {}
+        for old, address in zip(settings["hosts"], addresses, strict=True):
+            name = "".join(dice.choices(string.ascii_lowercase, k=letters))
+            name += f"{dice.choice(['app', 'batch', 'cache', 'db', 'queue', 'web'])}{len(hosts):02}"
+            names[f"{customer}/{old}"] = f"{customer}/{name}"
+            hosts[name] = f"10.{number + 1}.{address >> 8}.{address & 255}"
+        settings["hosts"] = hosts
+    stack["addresses"] = {names.get(name, name): pair for name, pair in stack["addresses"].items()}
+    return stack
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+def test_a_full_21_with_random_hosts_and_eight_servers_fits(policy):
+    plan = plan_pod(PodConfig.from_mapping(full_pod(policy), "full"), "full")
+    assert len(plan.slots) == 696
+    assert [server.member for server in plan.slots if server.member.startswith("management/")][7:] == [
+        "management/server7"
+    ]
+    for vm in plan.vms:
+        used = guest.metadata_bytes(vm.metadata)
+        assert used <= METADATA_BYTES - METADATA_OVERHEAD_BYTES, {key: len(text) for key, text in vm.metadata.items()}
+
+
+def test_a_full_21_whose_names_are_too_long_is_refused_before_anything_is_made():
+    with pytest.raises(ConfigError) as refused:
+        plan_pod(PodConfig.from_mapping(full_pod("static", 20), "full"), "full")
+    problem = re.search(
+        r"metadata of natVm1: (\d+) bytes \(user_data (\d+), .*nat-pod-rules (\d+)\), (\d+) more than fit: "
+        r"OCI takes 32000, of which 1000 are kept free; use fewer members",
+        str(refused.value),
+    )
+    assert problem
+    used, bootstrap, document, over = map(int, problem.groups())
+    assert used - over == 31_000
+    assert bootstrap == len(guest.render_user_data())
+    assert bootstrap + document < used

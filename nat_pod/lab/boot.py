@@ -3,6 +3,7 @@
     python -m nat_pod.lab.boot boot DISK         power on
     python -m nat_pod.lab.boot start DISK UNIT   what `systemctl start UNIT` does: waits, gives its exit status
     python -m nat_pod.lab.boot timers DISK       runs the services of enabled timers, until killed
+    python -m nat_pod.lab.boot rounds DISK       runs the agent once for each line of standard input, see `rounds`
 
 Run it inside the VM's network namespace, as root there (of the machine or of a user namespace).  DISK is an existing
 directory, the VM's disk: what the VM writes to /etc, /var, /root and /usr/local stays there over reboots.  It also
@@ -36,14 +37,18 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"}
 MOUNTED = "NAT_POD_LAB_MOUNTED"
 UNITS = Path("/etc/systemd/system")
+AGENT = Path("/usr/local/sbin/nat-pod-agent")
 FIRST_BOOT_DONE = Path("/var/lib/cloud/instance/boot-finished")
 IMDS = "169.254.169.254"
 
@@ -434,13 +439,46 @@ def boot(disk: Path) -> int:
     return status
 
 
+def rounds() -> int:
+    """One run of the VM's agent for each line of standard input, and a line with what came of it.
+
+    There: {"verb": "poll", "prelude": Python that runs first, with `agent` in scope}; so a test makes a step fail, or
+    the agent die at it.  Back: {"status": the exit status, negative for a signal, "stderr", "seconds"}.  Python and
+    the agent are loaded once, and each run is a fork: what is measured is the round itself.
+    """
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
+    agent = ModuleType("nat_pod_agent")
+    SourceFileLoader("nat_pod_agent", str(AGENT)).exec_module(agent)
+    for line in sys.stdin:
+        request = json.loads(line)
+        began = time.monotonic()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
+            try:
+                exec(request.get("prelude", ""), {"agent": agent})
+                os._exit(agent.main([request["verb"]]))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(70)
+        os.close(writing)
+        with os.fdopen(reading, errors="replace") as output:
+            said = output.read()  # until the last program that the round started is gone, too
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps({"status": status, "stderr": said, "seconds": time.monotonic() - began}), flush=True)
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Run one verb."""
     try:
         match arguments:
             case ["systemctl", *rest]:
                 return systemctl(rest)
-            case [("boot" | "start" | "timers") as verb, disk, *rest] if len(rest) == (verb == "start"):
+            case [("boot" | "start" | "timers" | "rounds") as verb, disk, *rest] if len(rest) == (verb == "start"):
                 if MOUNTED not in os.environ:
                     os.environ[MOUNTED] = "1"
                     own_mounts = ["unshare", "--mount", "--propagation", "private"]
@@ -449,11 +487,11 @@ def main(arguments: list[str]) -> int:
                 if verb == "boot":
                     return boot(folder)
                 enter(folder)
-                return start(rest[0]) if verb == "start" else run_timers()
+                return start(rest[0]) if verb == "start" else rounds() if verb == "rounds" else run_timers()
     except (BootError, OSError) as error:
         print(f"boot: {error}", file=sys.stderr)
         return 1
-    print("usage: python -m nat_pod.lab.boot boot DISK | start DISK UNIT | timers DISK", file=sys.stderr)
+    print("usage: python -m nat_pod.lab.boot boot DISK | start DISK UNIT | timers DISK | rounds DISK", file=sys.stderr)
     return 2
 
 

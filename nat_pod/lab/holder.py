@@ -36,6 +36,7 @@ from nat_pod.lab.fabric import (
     vcn_namespace,
     vm_namespace,
 )
+from nat_pod.lab.load import Load
 from nat_pod.lab.netns import LabError
 from nat_pod.lab.probe import Flow, Prober, Servers
 from nat_pod.topology import VM_NAT, Topology
@@ -54,6 +55,8 @@ class Operations:
     def __init__(self, topology: Topology, tell: Callable[[str], None]) -> None:
         self._topology = topology
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._rounds: dict[str, subprocess.Popen[str]] = {}
+        self._load: Load | None = None
         self._turn = threading.Lock()
         self._build(tell)
 
@@ -98,6 +101,38 @@ class Operations:
         """Let a NAT VM's agent poll now, as its timer would: exit status, and what it printed."""
         disk = self._disk(vm)
         return _finished(self._boot_command(vm, "start", str(disk), _AGENT), _BOOT_SECONDS)
+
+    def round(self, vm: str) -> dict[str, Any]:
+        """One round of a NAT VM's agent without the start of Python: exit status, what it printed, seconds it took.
+
+        The first call stops the VM's timer: from then on rounds come when they are asked for.
+        """
+        disk = self._disk(vm)
+        if vm not in self._rounds:
+            timers = self._processes.pop(f"{vm} timers")
+            timers.terminate()
+            timers.wait()
+            self._rounds[vm] = subprocess.Popen(
+                self._boot_command(vm, "rounds", str(disk)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        process = self._rounds[vm]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write('{"verb": "poll"}\n')
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise LabError(f"{vm}: the process that runs its agent ended")
+        return dict(json.loads(line))
+
+    def load(self, action: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON, as the action takes and gives it
+        """Flows that stay open: `load.Load`'s open, close, mark or report."""
+        if action not in ("open", "close", "mark", "report"):
+            raise LabError(f"flows cannot be told to {action}")
+        if self._load is None:
+            self._load = Load(self._topology)
+            self._load.start()
+        return getattr(self._load, action)(**arguments)
 
     def metadata(self, vm: str, metadata: dict[str, str]) -> None:
         """Replace a NAT VM's instance metadata, as an update in place does on OCI."""
