@@ -44,7 +44,7 @@ def test_the_cloud_config_is_yaml_with_nothing_left_to_fill_in():
     assert not any(content.startswith("$") for content in files.values())
     assert files["/etc/sysctl.d/90-nat-pod.conf"].count("rp_filter = 0") == 3
     # Forwarding is the agent's to switch on: nothing that runs at boot by itself may do it.
-    assert [path for path, content in files.items() if "ip_forward" in content] == ["/etc/nat-pod/forwarding.conf"]
+    assert [path for path, content in files.items() if "ip_forward =" in content] == ["/etc/nat-pod/forwarding.conf"]
     commands = config["runcmd"]
     masked = commands.index("systemctl mask firewalld.service || true")
     assert masked < commands.index("systemctl start nat-pod-agent.service || true")
@@ -68,12 +68,20 @@ def test_the_deployed_agent_is_the_source_without_comments():
     ("source", "expected"),
     [
         ('#!/bin/x\n"""Doc."""\nx = 1\n', "#!/bin/x\nx = 1\n"),
-        ('def f():\n    """Doc\n    more."""\n    # why\n    return 1  # stays\n', "def f():\n    return 1  # stays\n"),
+        (
+            'def f():\n    """Doc\n    more."""\n    # why\n    return "# stays"  # goes\n',
+            'def f():\n    return "# stays"\n',
+        ),
         ('class E(Exception):\n    """All there is."""\n', 'class E(Exception):\n    """All there is."""\n'),
     ],
 )
 def test_without_comments_and_docstrings(source, expected):
     assert guest.without_comments(guest.without_docstrings(source)) == expected
+
+
+def test_indentation_is_narrowed_and_nothing_else():
+    source = "if a:\n    if b:\n        c = '    d'\n      # odd\n"
+    assert guest.narrow(source) == "if a:\n if b:\n  c = '    d'\n   # odd\n"
 
 
 def test_a_document_survives_the_round_trip_and_is_the_same_bytes_each_time():
