@@ -111,6 +111,7 @@ HELP = [
     ["rules"],
     ["trace"],
     ["diff"],
+    ["status"],
     ["lab"],
     ["lab", "up"],
     ["lab", "check"],
