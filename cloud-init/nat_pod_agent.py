@@ -804,12 +804,13 @@ def utc():
 def report():
     """The last round's status with what is read only when somebody wants to know it.
 
-    rules    our rules as `iptables-save -c` prints them, [packets:bytes] first; in nat a packet is a new flow
+    counted  "MEMBER TARGET" or, of rules without a member's name, "CHAIN TARGET": packets; in nat they are first
+             packets of flows
     open     "from ADDRESS" before, "to ADDRESS" behind the translation: [flows, packets, bytes] of what passes now
     fullest  most flows from one translated source to one address, protocol and port; it has 64,512 ports for them
     stale    flows that the rules would translate differently now
     """
-    found, links, ends, ports, kept, stale = load_json(STATUS), interfaces(), {}, {}, {}, 0
+    found, links, ends, ports, kept, counted, stale = load_json(STATUS), interfaces(), {}, {}, {}, {}, 0
     own, document = own_addresses(links), good_rules([])
     up = [address for link in links if "LOWER_UP" in link["flags"] for address in ipv4(link)]
     for vnic in found.get("vnics", ()):
@@ -834,11 +835,12 @@ def report():
     rows = [line.split() for line in (load("/proc/net/stat/nf_conntrack") or "").splitlines()]
     for name in ("insert_failed", "drop", "early_drop"):
         kept[name] = sum(int(row[rows[0].index(name)], 16) for row in rows[1:])
-    rules = [line for line in run(["iptables-save", "--counters"]).splitlines() if " -A " + OWN in line]
-    fullest = sorted(ports, key=ports.get)[-1:]
-    found.update(
-        now=utc(), conntrack=kept, open=ends, fullest={key: ports[key][0] for key in fullest}, stale=stale, rules=rules
-    )
+    rule = r'\[(\d+):.* -A (NATPOD-\S+) .*?(?:--comment "?([^ "]+/[^ "]+)"? )?-(?:g|j ([A-Z]+))'
+    for packets, chain, member, target in re.findall(rule, run(["iptables-save", "--counters"])):
+        key = "%s %s" % (member or chain, target or "goto")
+        counted[key] = counted.get(key, 0) + int(packets)
+    fullest = {key: ports[key][0] for key in sorted(ports, key=ports.get)[-1:]}
+    found.update(now=utc(), conntrack=kept, open=ends, fullest=fullest, stale=stale, counted=counted)
     return found
 
 

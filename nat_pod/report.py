@@ -170,7 +170,7 @@ def _report_dict(report: Report, status: Status, vm: str) -> dict[str, object]:
         "forwarding": report.forwarding,
         "vnics": [asdict(vnic) for vnic in report.vnics],
         "conntrack": report.conntrack,
-        "dropped": report.dropped,
+        "dropped": {"FORWARD": _dropped(report, FORWARD), "INPUT": _dropped(report, INPUT)},
         "openFlows": _open(report),
         "staleFlows": report.stale,
         "fullest": None if report.fullest is None else dict(zip(("where", "flows"), report.fullest, strict=True)),
@@ -217,9 +217,13 @@ def _vm_rows(status: Status) -> list[list[object]]:
         row("conntrack", lambda _, report: f"{report.conntrack.get('count')} of {report.conntrack.get('max')}"),
         row("open flows", lambda _, report: _open(report)),
         row("stale flows", lambda _, report: report.stale),
-        row("dropped, sent through", lambda _, report: report.dropped.get(FORWARD, 0)),
-        row("dropped, sent to it", lambda _, report: report.dropped.get(INPUT, 0)),
+        row("dropped, sent through", lambda _, report: _dropped(report, FORWARD)),
+        row("dropped, sent to it", lambda _, report: _dropped(report, INPUT)),
     ]
+
+
+def _dropped(report: Report, chain: str) -> int:
+    return report.counted.get(f"{chain} DROP", 0)
 
 
 def _open(report: Report) -> int:

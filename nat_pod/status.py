@@ -37,7 +37,6 @@ FULL = 0.8
 
 _MOST_BYTES = 16 << 20  # unpacked; a full POD's report has less than a megabyte
 _PACKED = re.compile(r" report ([A-Za-z0-9+/=]+)\s*$", re.MULTILINE)
-_RULE = re.compile(r'\[(\d+):\d+\] -A (\S+) (?:.*--comment (?:"([^"]*)"|(\S+)) )?.*?-([gj]) (\S+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +65,10 @@ class Report:
     """What one NAT VM reports.  Times are seconds since 1970, by the VM's clock.
 
     `made` is when the report was written, `round` when the agent last ran.  `since` has the time of the last change
-    of `wanted`, `applied` and `error`.  `counted` is by rule comment, then `to` (DNAT), `from` (SNAT) or `tried`
-    (goto), in first packets of flows; `dropped` by chain, in packets; `open` by (`from` or `to`, address).  `fullest`
-    is the translated source that has most flows to one address and port, in words, and how many.
+    of `wanted`, `applied` and `error`.  `counted` has packets by member, or chain for rules without one, and target:
+    `customer1/vm1 DNAT`, `customer1/vm1 goto`, `NATPOD-FORWARD DROP`; in nat they are first packets of flows.  `open`
+    is by (`from` or `to`, address).  `fullest` is the translated source that has most flows to one address and port, in
+    words, and how many.
     """
 
     vm: str | None
@@ -82,8 +82,7 @@ class Report:
     vnics: tuple[Vnic, ...]
     forwarding: bool
     conntrack: dict[str, int]
-    counted: dict[str, dict[str, int]]
-    dropped: dict[str, int]
+    counted: dict[str, int]
     open: dict[tuple[str, str], Use]
     stale: int
     fullest: tuple[str, int] | None
@@ -281,13 +280,12 @@ def _member(name: str, real: str, reports: Mapping[str, Report | None]) -> Membe
     report = reports[NAT_VM2 if name.startswith("management/") else NAT_VM1]
     if report is None:
         return Member(name=name)
-    counted = report.counted.get(name, {})
     nothing = Use()
     return Member(
         name=name,
-        tried=counted.get("tried", 0),
-        opened=counted.get("from"),
-        received=counted.get("to", 0),
+        tried=report.counted.get(f"{name} goto", 0),
+        opened=report.counted.get(f"{name} SNAT"),
+        received=report.counted.get(f"{name} DNAT", 0),
         open=report.open.get(("from", real), nothing) + report.open.get(("to", real), nothing),
     )
 
@@ -306,20 +304,6 @@ def _report(found: object) -> Report:
 def _trusting(found: object) -> Report:
     if not isinstance(found, dict):
         raise TypeError("no JSON object")
-    counted: dict[str, dict[str, int]] = {}
-    dropped: dict[str, int] = {}
-    for line in found["rules"]:
-        rule = _RULE.match(line)
-        if rule is None:
-            continue
-        packets, chain, target = int(rule[1]), rule[2], rule[6]
-        if target == "DROP":
-            dropped[chain] = dropped.get(chain, 0) + packets
-        kind = {"DNAT": "to", "SNAT": "from"}.get(target, "tried" if rule[5] == "g" else "")
-        comment = rule[3] or rule[4]
-        if kind and comment:
-            kinds = counted.setdefault(comment, {})
-            kinds[kind] = kinds.get(kind, 0) + packets
     ends = {tuple(key.split(" ", 1)): Use(*(int(count) for count in use)) for key, use in found["open"].items()}
     return Report(
         vm=_text(found["vm"]),
@@ -335,8 +319,7 @@ def _trusting(found: object) -> Report:
         ),
         forwarding=found["forwarding"] is True,
         conntrack={name: int(count) for name, count in found["conntrack"].items()},
-        counted=counted,
-        dropped=dropped,
+        counted={name: int(packets) for name, packets in found["counted"].items()},
         open={(way, address): use for (way, address), use in ends.items()},
         stale=int(found["stale"]),
         fullest=next(((_in_words(where), int(flows)) for where, flows in found["fullest"].items()), None),
