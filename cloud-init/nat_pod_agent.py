@@ -786,7 +786,7 @@ def finish(vm, wanted, vnics, problems, notes):
         "forwarding": load("/proc/sys/net/ipv4/ip_forward") == "1\n",
     }
     changed = [key for key in state if state[key] != old.get(key)]
-    due = changed or not 0 <= time.time() - old["reported"] < REPORT_SECONDS
+    due = changed or not 0 <= time.time() - old.get("reported", 0) < REPORT_SECONDS
     since = dict(old.get("since", {}), **dict.fromkeys(changed, now))
     state.update(time=now, since=since, reported=time.time() if due else old["reported"])
     text = json.dumps(state, sort_keys=True)

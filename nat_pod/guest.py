@@ -21,7 +21,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import string
 import sys
 import tokenize
@@ -148,7 +147,7 @@ def render_user_data() -> str:
 def render_cloud_config() -> str:
     """The cloud-config as the sources in `cloud-init/` give it, before packing."""
     values = {name: (SOURCES / file).read_text(encoding="utf-8") for name, file in _FILES.items()}
-    values["agent"] = narrow(without_docstrings(values["agent"]))
+    values["agent"] = without_docstrings(values["agent"])
     # A JSON string is a YAML string, whatever is in it.
     quoted = {name: json.dumps(without_comments(value)) for name, value in values.items()}
     template = (SOURCES / "cloud-config.yaml").read_text(encoding="utf-8")
@@ -170,24 +169,20 @@ def without_comments(text: str) -> str:
 
 
 def without_docstrings(source: str) -> str:
-    """A Python source without comments, and without the docstrings of module, classes and functions; as above."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT and not token.string.startswith("#!"):
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column].rstrip()
+    """A Python source without docstrings and comments, indented by one blank a level; for the reason above."""
     drop: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             docstring = node.body[0]
             if len(node.body) > 1:  # a body must not become empty
                 drop.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-    return "".join(line + "\n" for count, line in enumerate(lines, 1) if count not in drop)
-
-
-def narrow(source: str) -> str:
-    """A Python source with one blank for each four of indentation: 300 bytes of user_data."""
-    return re.sub(r"(?m)^(?: {4})+", lambda indent: indent[0][::4], source)
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and column:
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    kept = (line for count, line in enumerate(lines, 1) if count not in drop)
+    return "".join(" " * ((len(line) - len(line.lstrip())) // 4) + line.lstrip() + "\n" for line in kept)
 
 
 def unpack_user_data(value: str) -> str:
