@@ -405,7 +405,7 @@ def _report_of(vm: str, text: str | None) -> status.Report | str:
         return "none was given"
     try:
         found = status.read_report(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return str(error)
     if found.vm not in (None, vm):
         raise NatPodError(f"--report {vm}: that is a report of {found.vm}")

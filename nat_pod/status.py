@@ -159,7 +159,7 @@ def compare(
                 Finding(vm.key, f"no report: {report}", "python -m nat_pod status --help says how to get one")
             )
         else:
-            findings += _agent(report, vm, now) + _generation(report, vm) + _vnics(report, vm) + _load(report, vm)
+            findings += _agent(report, vm, now) + _generation(report, vm) + _vnics(report, vm) + _use(report, vm)
     return Status(
         now=now,
         planned={vm.key: vm.generation for vm in plan.vms},
@@ -253,13 +253,13 @@ def _vnics(report: Report, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
-def _load(report: Report, vm: NatVmPlan) -> list[Finding]:
+def _use(report: Report, vm: NatVmPlan) -> list[Finding]:
     """What overflows, or is about to."""
     found = []
     count, most = report.conntrack.get("count", 0), report.conntrack.get("max", 0)
-    if count >= FULL * most:
+    if most and count >= FULL * most:
         what = f"conntrack has {count} of {most} flows"
-        found.append(Finding(vm.key, what, "on the VM: conntrack -S, who opens them; a larger shape has room for more"))
+        found.append(Finding(vm.key, what, "see below who has them; a shape with more memory has room for more"))
     lost = {name: report.conntrack.get(name, 0) for name in ("insert_failed", "drop", "early_drop")}
     if any(lost.values()):
         words = ", ".join(f"{name} {number}" for name, number in lost.items())

@@ -208,6 +208,7 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
         {"conntrack": {"count": 800, "max": 1000}},
         ["conntrack has 800 of 1000 flows"],
     ),
+    "no table yet": ({"conntrack": {"count": 0, "max": 0}}, []),
     "a table with room": ({"conntrack": {"count": 799, "max": 1000}}, []),
     "lost flows": (
         {"conntrack": {"count": 1, "max": 10, "insert_failed": 3, "drop": 2, "early_drop": 0}},
@@ -341,6 +342,13 @@ def test_a_console_without_a_report_is_a_finding_with_its_last_line(run, plan):
     code, out, _ = run("status", "dev", *arguments)
     assert code == 1
     assert "natVm1: no report: there is no report in it; it ends with: [ 9.2]" in out
+
+
+def test_a_file_that_nests_without_end_is_no_report(run, plan):
+    arguments = files(plan)
+    Path("one.log").write_text('{"a":' * 100_000)
+    code, out, err = run("status", "dev", *arguments)
+    assert (code, err, "natVm1: no report: " in out) == (1, "", True)
 
 
 def test_standard_input_is_a_report_too(run, plan, monkeypatch):
