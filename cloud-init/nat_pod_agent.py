@@ -3,7 +3,7 @@
 
     nat-pod-agent poll      one round: rules, sysctl, forwarding, VNICs, status (the timer's job)
     nat-pod-agent restore   last good rules, then forwarding, without any network (before the network, at boot)
-    nat-pod-agent status    what the last round found, with the flows counted per rule
+    nat-pod-agent status    what the last round found, with counters, open flows and VNICs as they are now
 
 Facts this file rests on
 - Python 3.6 (Oracle Linux 8) and the standard library; no package can be installed, the subnet has no way out.
@@ -15,6 +15,8 @@ Facts this file rests on
 - Only a flow's first packet meets the nat table.  A flow that began under other rules, or while rules were missing,
   stays as it began, so after each load every flow that would now be translated differently is deleted.
 - Other programs write netfilter too (starting or stopping firewalld wipes everything): each round compares.
+- What goes to standard error stands in the journal and on the serial console, which OCI keeps (console history): the
+  one way to learn about a VM whose network does not work.  So it says what changed, and all of it now and then.
 """
 
 import base64
@@ -52,6 +54,7 @@ DOCUMENT_LIMIT = 4 << 20  # bytes unpacked; a full POD has about 200 kB
 PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
 UNDER_WAY = 0.2  # seconds in which a packet that is between two VMs arrives
 FLOWS = 1 << 20  # the most that conntrack is given room for
+REPORT_SECONDS = 900  # between reports of a VM on which nothing changes; a console history of 1 MB then goes back hours
 MTU = 9000  # what OCI gives the primary VNIC by DHCP; the kernel's 1500 would split or drop what peers send
 
 
@@ -300,7 +303,7 @@ class Document:
 
     def __init__(self, value, vm=None):
         """Read a document, for `vm` unless that is None.  Raises AgentError at the least doubt."""
-        self.value = value
+        self.value, self.known = value, {}
         head, _, packed = value.partition(":")
         if head != "1":
             raise AgentError("format %r: this agent reads format 1" % head[:20])
@@ -425,6 +428,15 @@ class Document:
         elif rule.get("-j") == "MASQUERADE":
             source = None
         return source, destination
+
+    def gives(self, original, reply, own):
+        """Whether a new flow between the `original` addresses would get these `reply` addresses."""
+        if original not in self.known:
+            self.known[original] = self.translate(original[0], original[1], own)
+        source, destination = self.known[original]
+        return original[0] in own or (
+            reply[0] == destination and (own.get(reply[1], False) if source is None else reply[1] == source)
+        )
 
 
 def within(address, net):
@@ -563,6 +575,8 @@ CT_GET, CT_DELETE = 0x101, 0x102
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 ERROR, DONE = 2, 3
 TUPLE_ORIG, TUPLE_REPLY, TUPLE_IP, IP_SRC, IP_DST, CT_ID, CT_ZONE = 1, 2, 1, 1, 2, 12, 18
+COUNTERS = 9, 10  # of both directions; there with nf_conntrack_acct
+TUPLE_PROTO, PROTOCOL, SOURCE_PORT = 2, 1, 2
 
 
 def attributes(data):
@@ -617,6 +631,22 @@ def forget(channel, ends, others):
         pass  # it ended by itself
 
 
+def conntrack():
+    """A channel to conntrack."""
+    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+    channel.settimeout(30)
+    channel.bind((0, 0))
+    return channel
+
+
+def flows():
+    """All flows, as (attributes, original addresses, reply addresses)."""
+    with conntrack() as channel:
+        for data in ask(channel, CT_GET, DUMP):
+            flow = attributes(data)
+            yield flow, addresses(flow, TUPLE_ORIG), addresses(flow, TUPLE_REPLY)
+
+
 def delete_stale_flows(document, own):
     """Delete the flows whose translation is not what the document would give them now; returns how many.
 
@@ -624,22 +654,8 @@ def delete_stale_flows(document, own):
     would be translated just the same live on.  `own` has the VM's own addresses: what it sends itself never met
     PREROUTING, and MASQUERADE chooses one that `own` says True for.
     """
-    stale, known = [], {}
-    hiding = {address for address in own if own[address]} or own
-    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
-    try:
-        channel.settimeout(30)
-        channel.bind((0, 0))
-        for data in ask(channel, CT_GET, DUMP):
-            flow = attributes(data)
-            original, reply = addresses(flow, TUPLE_ORIG), addresses(flow, TUPLE_REPLY)
-            if original[0] in own:
-                continue
-            if original not in known:
-                known[original] = document.translate(original[0], original[1], own)
-            source, destination = known[original]
-            if reply[0] != destination or (reply[1] not in hiding if source is None else reply[1] != source):
-                stale.append(flow)
+    stale = [flow for flow, original, reply in flows() if not document.gives(original, reply, own)]
+    with conntrack() as channel:
         # With its id: a new flow with the same addresses and ports is not the one that was judged.
         for flow in stale:
             forget(channel, flow[TUPLE_ORIG], {kind: flow[kind] for kind in (CT_ID, CT_ZONE) if kind in flow})
@@ -649,8 +665,6 @@ def delete_stale_flows(document, own):
             time.sleep(UNDER_WAY)
         for flow in stale:
             forget(channel, flow[TUPLE_REPLY], {kind: flow[kind] for kind in (CT_ZONE,) if kind in flow})
-    finally:
-        channel.close()
     return len(stale)
 
 
@@ -671,11 +685,13 @@ def ipv4(link):
     ]
 
 
-def own_addresses():
-    """{address: whether it is one of the interface that the default route leaves by}."""
+def own_addresses(links):
+    """{own address, as a number: whether MASQUERADE may choose it}; it takes one of the default route's interface."""
     routes = [line.split() for line in (load("/proc/net/route") or "").splitlines()]
     out = {route[0] for route in routes if route[1] == "00000000"}
-    return {number(address.partition("/")[0]): link["ifname"] in out for link in interfaces() for address in ipv4(link)}
+    return {
+        number(address.partition("/")[0]): not out or link["ifname"] in out for link in links for address in ipv4(link)
+    }
 
 
 def read_vnics(text):
@@ -776,7 +792,7 @@ def settle_rules(document, problems):
         keep(GOOD_RULES, document.value, problems)
         return
     rehearse(document)
-    own = own_addresses()
+    own = own_addresses(interfaces())
     if os.path.exists(LOADED):
         os.remove(LOADED)
     found = apply(document)
@@ -841,32 +857,86 @@ def stop_forwarding(problems):
 
 
 def finish(vm, wanted, vnics, problems, notes):
-    """Write the status, tell journald, and return the exit status."""
-    counts = {key: (load("/proc/sys/net/netfilter/nf_conntrack_" + key) or "").strip() for key in ("count", "max")}
-    # A note repeats in every round; once in the journal is enough.
+    """Write the status, tell journal and console what changed, and return the exit status."""
+    old, now = load_json(STATUS), utc()
+    # What repeats in every round is said once, and then in the reports.
     for note in notes:
-        if note not in load_json(STATUS).get("notes", ()):
+        if note not in old.get("notes", ()):
             say(4, note)
     for problem in problems:
-        say(3, problem)
-    save(
-        STATUS,
-        json.dumps(
-            {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "vm": vm,
-                "wanted": wanted,
-                "applied": load_json(LOADED).get("generation"),
-                "error": "; ".join(problems) or None,
-                "notes": notes,
-                "vnics": vnics,
-                "conntrack": {key: int(count) if count else None for key, count in counts.items()},
-            },
-            sort_keys=True,
-        )
-        + "\n",
-    )
+        if problem not in (old.get("error") or ""):
+            say(3, problem)
+    state = {
+        "vm": vm,
+        "wanted": wanted,
+        "applied": load_json(LOADED).get("generation"),
+        "error": "; ".join(problems) or None,
+        "notes": notes,
+        "vnics": vnics,
+        "forwarding": load("/proc/sys/net/ipv4/ip_forward") == "1\n",
+    }
+    changed = [key for key in state if state[key] != old.get(key)]
+    due = changed or not 0 <= time.time() - old.get("reported", 0) < REPORT_SECONDS
+    since = dict(old.get("since", {}), **dict.fromkeys(changed, now))
+    state.update(time=now, since=since, reported=time.time() if due else old["reported"])
+    text = json.dumps(state, sort_keys=True)
+    save(STATUS, text)
+    if due:
+        say(5, "%s report %s" % (text, base64.b64encode(bz2.compress(json.dumps(report()).encode())).decode()))
     return 1 if problems else 0
+
+
+def utc():
+    """The time, as text."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def report():
+    """The last round's status with what is read only when somebody wants to know it.
+
+    counted  "MEMBER TARGET" or, of rules without a member's name, "CHAIN TARGET": packets; in nat they are first
+             packets of flows
+    open     "from ADDRESS" before, "to ADDRESS" behind the translation: [flows, packets, bytes] of what passes now
+    fullest  most flows from one translated source to one address, protocol and port; it has 64,512 ports for them
+    stale    flows that the rules would translate differently now
+    """
+    found, links, ends, ports, kept, counted, stale = load_json(STATUS), interfaces(), {}, {}, {}, {}, 0
+    own, document = own_addresses(links), good_rules([])
+    up = [address for link in links if "LOWER_UP" in link["flags"] for address in ipv4(link)]
+    for vnic in found.get("vnics", ()):
+        vnic["up"] = vnic["address"] in up
+    for flow, original, reply in flows():
+        if original[0] in own or reply[0] in own:
+            continue
+        stale += bool(document) and not document.gives(original, reply, own)
+        sender, source, server = [dotted(address) for address in (original[0], reply[1], reply[0])]
+        proto = attributes(attributes(flow[TUPLE_REPLY])[TUPLE_PROTO])
+        port = int.from_bytes(proto.get(SOURCE_PORT, b""), "big")
+        full = "%s > %s protocol %d port %d" % (source, server, proto[PROTOCOL][0], port)
+        for table, key in ((ends, "from " + sender), (ends, "to " + server), (ports, full)):
+            use = table.setdefault(key, [0, 0, 0])
+            use[0] += 1
+            for way in COUNTERS:
+                counters = attributes(flow.get(way, b""))
+                for place in (1, 2):
+                    use[place] += int.from_bytes(counters.get(place, b""), "big")
+    for name in ("count", "max"):
+        kept[name] = int(load("/proc/sys/net/netfilter/nf_conntrack_" + name) or 0)
+    rows = [line.split() for line in (load("/proc/net/stat/nf_conntrack") or "").splitlines()]
+    for name in ("insert_failed", "drop", "early_drop"):
+        kept[name] = sum(int(row[rows[0].index(name)], 16) for row in rows[1:])
+    rule = r'\[(\d+):.* -A (NATPOD-\S+) .*?(?:--comment "?([^ "]+/[^ "]+)"? )?-(?:g|j ([A-Z]+))'
+    for packets, chain, member, target in re.findall(rule, run(["iptables-save", "--counters"])):
+        key = "%s %s" % (member or chain, target or "goto")
+        counted[key] = counted.get(key, 0) + int(packets)
+    fullest = {key: ports[key][0] for key in sorted(ports, key=ports.get)[-1:]}
+    found.update(now=utc(), conntrack=kept, open=ends, fullest=fullest, stale=stale, counted=counted)
+    return found
+
+
+def dotted(address):
+    """A number as an IPv4 address."""
+    return socket.inet_ntoa(struct.pack("!I", address))
 
 
 def poll():
@@ -919,16 +989,10 @@ def restore():
 
 
 def status():
-    """Print the last round's status with the flows each rule has counted; 1 unless what is wanted is loaded."""
-    found = load_json(STATUS)
-    found["flows"] = [
-        {"chain": chain, "rule": rule, "flows": int(counters[1:].partition(":")[0])}
-        for chain, rules in live_rules().get("nat", {}).items()
-        if chain.startswith(OWN)
-        for rule, counters in rules
-    ]
+    """Print the report; 1 unless what is wanted is loaded."""
+    found = report()
     print(json.dumps(found, indent=1, sort_keys=True))
-    return 0 if found.get("applied") and found["applied"] == found.get("wanted") and not found.get("error") else 1
+    return 1 if found.get("error", True) or found["applied"] != found["wanted"] else 0
 
 
 def main(arguments):

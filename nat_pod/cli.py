@@ -13,13 +13,14 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report, saved_rules
+from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report, saved_rules, status
 from nat_pod.config import MANAGEMENT, PodConfig, is_customer_name, read_draft
 from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
@@ -113,7 +114,20 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
     diff.add_argument("--markdown", action="store_true", help="for a pull request")
     importing = _add_import(add)
-    for sub in (check, pods, new, rules, tracing, allocate, diff, hand, importing):
+    words = "compare what both NAT VMs run and count with the stack file"
+    state = add("status", _status, words)
+    state.formatter_class = argparse.RawDescriptionHelpFormatter
+    state.epilog = _HOW_TO_FETCH
+    state.add_argument(
+        "--report",
+        metavar="VM=FILE",
+        action="append",
+        type=_report_source,
+        default=[],
+        help="what natVm1 or natVm2 reported; - is standard input (default: ask the stack's lab)",
+    )
+    state.add_argument("--outputs", metavar="FILE", help="what `pulumi stack output --json` printed: what is deployed")
+    for sub in (check, pods, new, rules, tracing, allocate, diff, hand, importing, state):
         sub.add_argument("--json", action="store_true", help="for programs")
     _add_lab(commands)
     return parser
@@ -191,6 +205,27 @@ def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         if name == "check":
             action.add_argument("--json", action="store_true", help="for programs")
         action.set_defaults(command=_lab, action=name)
+
+
+_HOW_TO_FETCH = """\
+a NAT VM's report from its serial console, without any way into the VM; it may
+be 15 minutes old:
+  oci compute console-history capture --instance-id OCID
+  oci compute console-history get-content --length 1048576 --file one.log \\
+      --instance-console-history-id OCID
+or, where ssh leads to the VM itself, as it is now:
+  ssh opc@198.18.0.130 sudo nat-pod-agent status > two.json
+then:
+  python -m nat_pod status dev --report natVm1=one.log --report natVm2=two.json
+
+exit status 0: both run what the stack file says; 1: findings"""
+
+
+def _report_source(text: str) -> tuple[str, str]:
+    vm, _, file = text.partition("=")
+    if vm not in SIDES or not file:
+        raise argparse.ArgumentTypeError(f"{text} is not natVm1=FILE or natVm2=FILE")
+    return vm, file
 
 
 def _port(text: str) -> int:
@@ -564,6 +599,69 @@ def _read_bytes(name: str) -> bytes:
             return stream.read(saved_rules.MOST_BYTES + 1)
     except OSError as error:
         raise NatPodError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    _, plan = _load(arguments.stack)
+    deployed = None if arguments.outputs is None else _deployed_generations(arguments.outputs)
+    files = dict(arguments.report)
+    if len(files) < len(arguments.report) or list(files.values()).count("-") > 1:
+        raise NatPodError("--report: one for each NAT VM, and only one of them from standard input")
+    texts = {vm: _read(file) for vm, file in files.items()} or _reports_of_lab(arguments.stack)
+    compared = status.compare(plan, {vm: _report_of(vm, texts.get(vm)) for vm in SIDES}, time.time(), deployed)
+    if arguments.json:
+        _print_json(report.status_dict(compared))
+    else:
+        print(report.status_text(compared, arguments.stack))
+    return FINDINGS if compared.findings else OK
+
+
+def _report_of(vm: str, text: str | None) -> status.Report | str:
+    """A VM's report, or why there is none."""
+    if text is None:
+        return "none was given"
+    try:
+        found = status.read_report(text)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    if found.vm not in (None, vm):
+        raise NatPodError(f"--report {vm}: that is a report of {found.vm}")
+    return found
+
+
+def _reports_of_lab(stack: str) -> dict[str, str]:
+    """What the NAT VMs of the stack's lab print.  Raises NatPodError when it is not up."""
+    from nat_pod.lab import sandbox
+
+    key = sandbox.lab_key(stack)
+    if sandbox.find(key) is None:
+        raise NatPodError(
+            f"there is no --report, and the lab of {stack} is not up; run: python -m nat_pod lab up {stack}\n"
+            f"or give what the NAT VMs of the tenancy report: python -m nat_pod status --help"
+        )
+    answers = {vm: sandbox.call(key, "log_in", vm=vm, argv=["nat-pod-agent", "status"]) for vm in SIDES}
+    return {vm: answer["stdout"] + answer["stderr"] for vm, answer in answers.items()}
+
+
+def _read(file: str) -> str:
+    """A file that the user names; - is standard input."""
+    try:
+        return (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode(errors="replace")
+    except OSError as error:
+        raise NatPodError(f"{file}: {error.strerror}") from None
+
+
+def _deployed_generations(file: str) -> dict[str, str]:
+    try:
+        generations = json.loads(_read(file))["generations"]
+        return {vm: str(generations[vm]) for vm in SIDES}
+    except (ValueError, KeyError, TypeError):
+        raise NatPodError(
+            f"{file}: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json"
+        ) from None
 
 
 # --- lab -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
+from textwrap import fill
 
 from nat_pod import limits
 from nat_pod.config import MANAGEMENT, MASQUERADE, NAMESPACE
@@ -11,6 +13,8 @@ from nat_pod.diff import Difference, FlowChange, Pair, SlotChange, Way
 from nat_pod.handbuilt import NOTES, Finding, Handbuilt
 from nat_pod.import_draft import ASSUMED, Draft
 from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, PodPlan
+from nat_pod.rules import FORWARD, INPUT
+from nat_pod.status import Member, Report, Status, duration
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], indent: str = "  ") -> str:
@@ -152,6 +156,110 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
             ],
         ),
     ]
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+def status_dict(status: Status) -> dict[str, object]:
+    """The form of `status --json`; times in seconds before now."""
+    return {
+        "findings": [{"vm": finding.vm, "what": finding.what, "next": finding.next} for finding in status.findings],
+        "natVms": {
+            vm: None if report is None else _report_dict(report, status, vm) for vm, report in status.reports.items()
+        },
+        "members": {
+            member.name: {
+                "tried": member.tried,
+                "opened": member.opened,
+                "received": member.received,
+                "open": None if member.open is None else asdict(member.open),
+            }
+            for member in status.members
+        },
+    }
+
+
+def _report_dict(report: Report, status: Status, vm: str) -> dict[str, object]:
+    return {
+        "planned": status.planned[vm],
+        "wanted": report.wanted,
+        "applied": report.applied,
+        "error": report.error,
+        "notes": list(report.notes),
+        "reportedSecondsAgo": round(status.now - report.made),
+        "lastRoundSecondsAgo": round(status.now - report.round),
+        "sinceSecondsAgo": {name: round(status.now - time) for name, time in report.since.items()},
+        "forwarding": report.forwarding,
+        "vnics": [asdict(vnic) for vnic in report.vnics],
+        "conntrack": report.conntrack,
+        "dropped": {"FORWARD": _dropped(report, FORWARD), "INPUT": _dropped(report, INPUT)},
+        "openFlows": _open(report),
+        "staleFlows": report.stale,
+        "fullest": None if report.fullest is None else dict(zip(("where", "flows"), report.fullest, strict=True)),
+    }
+
+
+def status_text(status: Status, stack: str) -> str:
+    """`status` for people: what is wrong first, then both VMs side by side, then the flows of each member."""
+    verdict = "both NAT VMs run what the stack file says"
+    if status.findings:
+        verdict = f"{_count(len(status.findings), 'finding')}"
+    lines = [f"POD {stack}: {verdict}"]
+    for finding in status.findings:
+        lines += [_wrapped(f"{finding.vm}: {finding.what}"), f"      next: {finding.next}"]
+    lines += ["", table(["", *status.reports], _vm_rows(status)), ""]
+    for vm, report in status.reports.items():
+        if report is not None and report.fullest is not None:
+            where, flows = report.fullest
+            lines.append(_wrapped(f"{vm}, fullest: {flows} of {limits.FLOWS_PER_ADDRESS} ports, {where}"))
+        lines += [_wrapped(f"{vm}, note: {note}") for note in (report.notes if report is not None else ())]
+    header = ["member", "tried", "opened", "received", "open now", "packets", "bytes"]
+    title = "Flows by member since its NAT VM booted, and those open now"
+    return "\n".join([*lines, "", title, table(header, [_member_row(member) for member in status.members])])
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def _vm_rows(status: Status) -> list[list[object]]:
+    def row(name: str, value: Callable[[str, Report], object]) -> list[object]:
+        return [name, *("?" if report is None else value(vm, report) for vm, report in status.reports.items())]
+
+    def ago(time: float | None) -> str:
+        return "-" if time is None else f"{duration(status.now - time)} ago"
+
+    return [
+        row("generation", lambda _, report: report.applied or "none"),
+        row("applied", lambda _, report: ago(report.since.get("applied"))),
+        row("last round", lambda _, report: ago(report.round)),
+        row("report", lambda _, report: ago(report.made)),
+        row("forwarding", lambda _, report: "on" if report.forwarding else "OFF"),
+        row("VNICs up", lambda vm, report: f"{sum(v.up for v in report.vnics)} of {status.vnics_planned[vm]}"),
+        row("conntrack", lambda _, report: f"{report.conntrack.get('count')} of {report.conntrack.get('max')}"),
+        row("open flows", lambda _, report: _open(report)),
+        row("stale flows", lambda _, report: report.stale),
+        row("dropped, sent through", lambda _, report: _dropped(report, FORWARD)),
+        row("dropped, sent to it", lambda _, report: _dropped(report, INPUT)),
+    ]
+
+
+def _dropped(report: Report, chain: str) -> int:
+    return report.counted.get(f"{chain} DROP", 0)
+
+
+def _open(report: Report) -> int:
+    """Flows through the VM: each has one sender."""
+    return sum(use.flows for (way, _), use in report.open.items() if way == "from")
+
+
+def _member_row(member: Member) -> list[object]:
+    if member.open is None:
+        return [member.name, *"??????"]
+    opened = "-" if member.opened is None else member.opened
+    use = member.open
+    return [member.name, member.tried, opened, member.received, use.flows, use.packets, use.bytes]
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------

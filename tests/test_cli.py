@@ -117,6 +117,7 @@ HELP = [
     ["handover"],
     ["diff"],
     ["import"],
+    ["status"],
     ["lab"],
     ["lab", "up"],
     ["lab", "check"],

@@ -175,7 +175,7 @@ def test_bytes_are_counted_as_utf8():
 
 
 def test_the_bootstrap_leaves_half_of_the_metadata_to_the_rules():
-    assert len(guest.render_user_data()) <= 14_000
+    assert len(guest.render_user_data()) <= 15_000
 
 
 # --- a full POD ------------------------------------------------------------------------------------------------------

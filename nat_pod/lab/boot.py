@@ -4,6 +4,7 @@
     python -m nat_pod.lab.boot start DISK UNIT   what `systemctl start UNIT` does: waits, gives its exit status
     python -m nat_pod.lab.boot timers DISK       runs the services of enabled timers, until killed
     python -m nat_pod.lab.boot rounds DISK       runs the agent once for each line of standard input, see `rounds`
+    python -m nat_pod.lab.boot run DISK COMMAND  what somebody who is logged in would run
 
 Run it inside the VM's network namespace, as root there (of the machine or of a user namespace).  DISK is an existing
 directory, the VM's disk: what the VM writes to /etc, /var, /root and /usr/local stays there over reboots.  It also
@@ -19,6 +20,8 @@ What stands in for what
   in `SETTINGS` are refused, too.  Order at boot: enabled services before network-pre.target, DHCP, cloud-init (first
   boot) or the other enabled services, then the service of each enabled timer once.
 - DHCP: `ip` commands.
+- the serial console: the file /var/log/console, with what cloud-init and services with `journal+console` print.  It
+  stays over reboots, as OCI's console history does.
 
 What it does not show: SELinux, sandboxing of services, ordering cycles, timing of a real boot, udev and interface
 names, another kernel or iptables than this machine's.  `systemd-analyze verify` and `cloud-init schema` cover some.
@@ -49,6 +52,7 @@ ENVIRONMENT = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"}
 MOUNTED = "NAT_POD_LAB_MOUNTED"
 UNITS = Path("/etc/systemd/system")
 AGENT = Path("/usr/local/sbin/nat-pod-agent")
+CONSOLE = Path("/var/log/console")
 FIRST_BOOT_DONE = Path("/var/lib/cloud/instance/boot-finished")
 IMDS = "169.254.169.254"
 
@@ -64,7 +68,8 @@ VERBS = ("enable", "disable", "mask", "unmask", "start", "reload", "is-enabled",
 # Settings of units: those this module acts on, and those that make no difference here.
 ACTED_ON = {
     ("Unit", "Before"), ("Unit", "ConditionPathExists"), ("Service", "Type"), ("Service", "ExecStart"),
-    ("Service", "TimeoutStartSec"), ("Timer", "OnUnitActiveSec"), ("Install", "WantedBy"),
+    ("Service", "TimeoutStartSec"), ("Service", "StandardOutput"), ("Timer", "OnUnitActiveSec"),
+    ("Install", "WantedBy"),
 }  # fmt: skip
 NO_DIFFERENCE = {
     ("Unit", "Description"), ("Unit", "DefaultDependencies"), ("Unit", "RequiresMountsFor"), ("Unit", "After"),
@@ -234,19 +239,44 @@ def start(name: str) -> int:
             return 0
     if unit.get("Service", "Type") != ["oneshot"]:
         raise BootError(f"{name}: the lab runs services of Type=oneshot only")
+    output = unit.get("Service", "StandardOutput")
+    if output not in ([], ["journal+console"]):
+        raise BootError(f"{name}: StandardOutput={output[-1]}: the lab knows journal+console only")
     seconds = int(unit.get("Service", "TimeoutStartSec")[0]) if unit.get("Service", "TimeoutStartSec") else 90
     for command in unit.get("Service", "ExecStart"):
         if command[:1] in "-@:+!|" or "$" in command or "%" in command:
             raise BootError(f"{name}: ExecStart={command}: the lab expands and excuses nothing in a command line")
         try:
-            done = subprocess.run(shlex.split(command), env=ENVIRONMENT, timeout=seconds, check=False)
+            status = _run_service(shlex.split(command), seconds, on_console=bool(output))
         except subprocess.TimeoutExpired:
             print(f"{name}: killed after {seconds} seconds", file=sys.stderr)
             return 1
-        if done.returncode:
-            print(f"{name}: failed with exit status {done.returncode}", file=sys.stderr)
-            return done.returncode
+        if status:
+            print(f"{name}: failed with exit status {status}", file=sys.stderr)
+            return status
     return 0
+
+
+def _run_service(command: list[str], seconds: float, *, on_console: bool) -> int:
+    """Run a program of a service; its output belongs to the journal, here our own, and to the console if that is said.
+
+    Raises subprocess.TimeoutExpired.
+    """
+    if not on_console:
+        return subprocess.run(command, env=ENVIRONMENT, timeout=seconds, check=False).returncode
+    done = subprocess.run(
+        command, env=ENVIRONMENT, timeout=seconds, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    sys.stderr.buffer.write(done.stdout)
+    sys.stderr.flush()
+    _show_on_console(done.stdout)
+    return done.returncode
+
+
+def _show_on_console(output: bytes) -> None:
+    CONSOLE.parent.mkdir(parents=True, exist_ok=True)
+    with CONSOLE.open("ab") as console:
+        console.write(output.replace(b"\n", b"\r\n"))
 
 
 def _not_found(verb: str, name: str) -> int:
@@ -390,7 +420,12 @@ def cloud_init(text: str, parse: Callable[[str], object]) -> int:
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text("\n".join(["#!/bin/sh", *commands, ""]))
     script.chmod(0o700)
-    return subprocess.run(["/bin/sh", str(script)], env=ENVIRONMENT, check=False).returncode
+    # Standard output only: on standard error there is also the journal of the services that it starts.
+    done = subprocess.run(["/bin/sh", str(script)], env=ENVIRONMENT, stdout=subprocess.PIPE, check=False)
+    sys.stdout.buffer.write(done.stdout)
+    sys.stdout.flush()
+    _show_on_console(done.stdout)
+    return done.returncode
 
 
 def _other(config: object) -> str:
@@ -478,7 +513,7 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["systemctl", *rest]:
                 return systemctl(rest)
-            case [("boot" | "start" | "timers" | "rounds") as verb, disk, *rest] if len(rest) == (verb == "start"):
+            case [("boot" | "start" | "timers" | "rounds" | "run") as verb, disk, *rest] if _complete(verb, rest):
                 if MOUNTED not in os.environ:
                     os.environ[MOUNTED] = "1"
                     own_mounts = ["unshare", "--mount", "--propagation", "private"]
@@ -487,12 +522,19 @@ def main(arguments: list[str]) -> int:
                 if verb == "boot":
                     return boot(folder)
                 enter(folder)
+                if verb == "run":
+                    os.execvpe(rest[0], rest, ENVIRONMENT)
                 return start(rest[0]) if verb == "start" else rounds() if verb == "rounds" else run_timers()
     except (BootError, OSError) as error:
         print(f"boot: {error}", file=sys.stderr)
         return 1
-    print("usage: python -m nat_pod.lab.boot boot DISK | start DISK UNIT | timers DISK | rounds DISK", file=sys.stderr)
+    usage = "boot DISK | start DISK UNIT | timers DISK | rounds DISK | run DISK COMMAND"
+    print(f"usage: python -m nat_pod.lab.boot {usage}", file=sys.stderr)
     return 2
+
+
+def _complete(verb: str, rest: list[str]) -> bool:
+    return bool(rest) if verb == "run" else len(rest) == (verb == "start")
 
 
 if __name__ == "__main__":

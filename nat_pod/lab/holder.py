@@ -134,6 +134,10 @@ class Operations:
             self._load.start()
         return getattr(self._load, action)(**arguments)
 
+    def log_in(self, vm: str, argv: list[str]) -> dict[str, Any]:
+        """Run a program on a NAT VM as somebody who is logged in: exit status, and what it printed."""
+        return _finished(self._boot_command(vm, "run", str(self._disk(vm)), *argv), _BOOT_SECONDS)
+
     def metadata(self, vm: str, metadata: dict[str, str]) -> None:
         """Replace a NAT VM's instance metadata, as an update in place does on OCI."""
         path = self._disk(vm) / "imds.json"

@@ -1,0 +1,343 @@
+"""What the NAT VMs say they run and count, held against the plan.
+
+Pure: who fetches the reports, from a lab, by ssh or from the serial console, is not known here.  A report is what
+`nat-pod-agent status` prints, a JSON object; the agent also writes it to the console, packed, at the end of a line.
+
+Each member is counted on the VM that knows it by its real address: hosts on NAT VM1, servers on NAT VM2.  There a rule
+with the member's name leads to it (DNAT), and others test its packets (goto) or translate them (SNAT).
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from nat_pod.limits import FLOWS_PER_ADDRESS
+from nat_pod.plan import NAT_VM1, NAT_VM2, NatVmPlan, PodPlan
+
+ROUND_SECONDS = 15
+"""Between two rounds of the agent (cloud-init/nat-pod-agent.timer)."""
+
+SILENT_SECONDS = 60
+"""An agent that has not run for so long has missed several rounds."""
+
+OLD_SECONDS = 1000
+"""The agent writes a report to the console every 900 seconds when nothing changes; an older one is not its latest."""
+
+SHOWN_SECONDS = 90
+"""OCI shows changed metadata within a minute, and the agent polls: a change is not late before."""
+
+FULL = 0.8
+"""Share of a table or of an address's ports at which there is something to do."""
+
+_MOST_BYTES = 16 << 20  # unpacked; a full POD's report has less than a megabyte
+_PACKED = re.compile(r" report ([A-Za-z0-9+/=]+)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What passes now: flows, and the packets and bytes they have carried, both directions together."""
+
+    flows: int = 0
+    packets: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Use) -> Use:
+        return Use(self.flows + other.flows, self.packets + other.packets, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Vnic:
+    """A VNIC that OCI lists to the VM, by its primary address; `interface` is None when none has its MAC."""
+
+    address: str
+    interface: str | None
+    up: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What one NAT VM reports.  Times are seconds since 1970, by the VM's clock.
+
+    `made` is when the report was written, `round` when the agent last ran.  `since` has the time of the last change
+    of `wanted`, `applied` and `error`.  `counted` has packets by member, or chain for rules without one, and target:
+    `customer1/vm1 DNAT`, `customer1/vm1 goto`, `NATPOD-FORWARD DROP`; in nat they are first packets of flows.  `open`
+    is by (`from` or `to`, address).  `fullest` is the translated source that has most flows to one address and port, in
+    words, and how many.
+    """
+
+    vm: str | None
+    made: float
+    round: float
+    wanted: str | None
+    applied: str | None
+    error: str | None
+    since: dict[str, float]
+    notes: tuple[str, ...]
+    vnics: tuple[Vnic, ...]
+    forwarding: bool
+    conntrack: dict[str, int]
+    counted: dict[str, int]
+    open: dict[tuple[str, str], Use]
+    stale: int
+    fullest: tuple[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be, on one VM, and what to do next."""
+
+    vm: str
+    what: str
+    next: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """What is counted for one member; each is None when the VM that counts it has not reported.
+
+    `tried` counts what it sent towards the POD, in first packets of flows and in each packet of what was refused.
+    `opened` is the flows that became of it; None under `masquerade`, where no rule tells members apart after
+    forwarding.  `received` is the flows that others opened to it.
+    """
+
+    name: str
+    tried: int | None = None
+    opened: int | None = None
+    received: int | None = None
+    open: Use | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """The whole answer; without findings all is as the stack file says.  `reports` has None for a silent VM."""
+
+    now: float
+    planned: dict[str, str]
+    vnics_planned: dict[str, int]
+    reports: dict[str, Report | None]
+    members: tuple[Member, ...]
+    findings: tuple[Finding, ...]
+
+
+def read_report(text: str) -> Report:
+    """The newest report in what `nat-pod-agent status` printed, or in the captured output of a serial console.
+
+    Raises ValueError with the reason when there is none that can be read.
+    """
+    for packed in reversed(_PACKED.findall(text)):
+        try:
+            return _report(json.loads(bz2.BZ2Decompressor().decompress(base64.b64decode(packed), _MOST_BYTES)))
+        except (ValueError, OSError):
+            continue  # damaged by what else was written to the console: take the one before
+    start = re.search(r"^\{", text, re.MULTILINE)
+    if start is None:
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
+        raise ValueError(f"there is no report in it; it ends with: {last[-200:]}")
+    return _report(json.JSONDecoder().raw_decode(text, start.start())[0])
+
+
+def compare(
+    plan: PodPlan, reports: Mapping[str, Report | str], now: float, deployed: Mapping[str, str] | None = None
+) -> Status:
+    """Hold reports, by VM, against the plan; in place of a report may stand why there is none.
+
+    now: seconds since 1970.  deployed: the generations that the stack's outputs have.
+    """
+    read = {vm.key: report if isinstance(report := reports[vm.key], Report) else None for vm in plan.vms}
+    findings: list[Finding] = []
+    for vm in plan.vms:
+        findings += _deployment(vm, (deployed or {}).get(vm.key, vm.generation))
+        report = reports[vm.key]
+        if isinstance(report, str):
+            findings.append(
+                Finding(vm.key, f"no report: {report}", "python -m nat_pod status --help says how to get one")
+            )
+        else:
+            findings += _agent(report, vm, now) + _generation(report, vm) + _vnics(report, vm) + _use(report, vm)
+    return Status(
+        now=now,
+        planned={vm.key: vm.generation for vm in plan.vms},
+        vnics_planned={vm.key: len(vm.vnics) for vm in plan.vms},
+        reports=read,
+        members=tuple(_member(slot.member, slot.real, read) for slot in plan.slots),
+        findings=tuple(findings),
+    )
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h`, `2 days`; never negative."""
+    count = max(0, round(seconds))
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if count >= 2 * size:
+            return f"{count // size} {unit}"
+    return f"{count} s"
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+_JOURNAL = "on the VM: journalctl -u nat-pod-agent"
+
+
+def _deployment(vm: NatVmPlan, deployed: str) -> list[Finding]:
+    if deployed == vm.generation:
+        return []
+    what = f"generation {deployed} is deployed, and the stack file makes {vm.generation}"
+    return [Finding(vm.key, what, "pulumi up")]
+
+
+def _agent(report: Report, vm: NatVmPlan, now: float) -> list[Finding]:
+    """Whether the agent runs and this is its latest word."""
+    found = []
+    if report.made - now > SILENT_SECONDS:
+        what = f"its clock is {duration(report.made - now)} ahead of this machine's"
+        found.append(Finding(vm.key, what, "on the VM: timedatectl"))
+    if now - report.made > OLD_SECONDS:
+        what = f"its report is {duration(now - report.made)} old; the agent writes one every 15 min"
+        found.append(Finding(vm.key, what, "fetch a new one; if there is none, the VM or its agent is down"))
+    if report.made - report.round > SILENT_SECONDS:
+        what = f"its agent last ran {duration(report.made - report.round)} ago, it should every {ROUND_SECONDS} s"
+        found.append(Finding(vm.key, what, "on the VM: systemctl status nat-pod-agent.timer nat-pod-agent"))
+    if not report.forwarding:
+        found.append(Finding(vm.key, "it forwards nothing", _JOURNAL))
+    return found
+
+
+def _generation(report: Report, vm: NatVmPlan) -> list[Finding]:
+    """Applied against wanted by the VM's metadata, and that against the plan; then what the agent complains about."""
+    found = []
+    if report.wanted not in (None, vm.generation):
+        what = f"its metadata has generation {report.wanted}, and the stack file makes {vm.generation}"
+        found.append(Finding(vm.key, what, "pulumi up; just after one, wait a minute"))
+    if report.applied is None:
+        found.append(Finding(vm.key, "it runs no rules", _JOURNAL))
+    elif report.applied != (report.wanted or vm.generation):
+        wanted = report.wanted or vm.generation
+        known = report.since.get("wanted")
+        age = None if known is None or report.wanted is None else max(0.0, report.made - known)
+        lasting = "" if age is None else f", for {duration(age)}"
+        late = report.error is not None or age is None or age > SHOWN_SECONDS
+        what = f"it still runs generation {report.applied}, wanted {wanted}{lasting}"
+        found.append(Finding(vm.key, what, _JOURNAL if late else f"wait {ROUND_SECONDS} s for its next round"))
+    if report.error is not None:
+        since = report.since.get("error")
+        lasting = "" if since is None else f" (for {duration(report.made - since)})"
+        found.append(Finding(vm.key, f"its agent complains{lasting}: {report.error}", _JOURNAL))
+    return found
+
+
+def _vnics(report: Report, vm: NatVmPlan) -> list[Finding]:
+    """Planned, listed by OCI, up."""
+    found = []
+    listed = {vnic.address.partition("/")[0]: vnic for vnic in report.vnics}
+    for planned in vm.vnics:
+        name, vnic = f"VNIC {planned.key} ({planned.primary})", listed.pop(planned.primary, None)
+        if vnic is None:
+            found.append(
+                Finding(vm.key, f"{name} is planned, and OCI does not list it to the VM", "pulumi up --refresh")
+            )
+        elif vnic.interface is None:
+            found.append(Finding(vm.key, f"{name} is listed by OCI, and no interface has its MAC", _JOURNAL))
+        elif not vnic.up:
+            next_step = f"on the VM: ip address show dev {vnic.interface}"
+            found.append(Finding(vm.key, f"{name} is down, interface {vnic.interface}", next_step))
+    found += [
+        Finding(vm.key, f"a VNIC with {address} is attached, and not planned", "pulumi up --refresh, or detach it")
+        for address in listed
+    ]
+    return found
+
+
+def _use(report: Report, vm: NatVmPlan) -> list[Finding]:
+    """What overflows, or is about to."""
+    found = []
+    count, most = report.conntrack.get("count", 0), report.conntrack.get("max", 0)
+    if most and count >= FULL * most:
+        what = f"conntrack has {count} of {most} flows"
+        found.append(Finding(vm.key, what, "see below who has them; a shape with more memory has room for more"))
+    lost = {name: report.conntrack.get(name, 0) for name in ("insert_failed", "drop", "early_drop")}
+    if any(lost.values()):
+        words = ", ".join(f"{name} {number}" for name, number in lost.items())
+        found.append(
+            Finding(vm.key, f"new flows were lost since it booted: {words}", "see conntrack and fullest below")
+        )
+    if report.fullest is not None and report.fullest[1] >= FULL * FLOWS_PER_ADDRESS:
+        where, flows = report.fullest
+        what = f"{flows} of {FLOWS_PER_ADDRESS} ports are in use: {where}"
+        found.append(Finding(vm.key, what, "sourceNat: static, which has that many for each host"))
+    if report.stale:
+        what = f"{report.stale} open flows are translated as its rules no longer do"
+        found.append(Finding(vm.key, what, "on the VM: rm /run/nat-pod/loaded.json; its next round ends them"))
+    return found
+
+
+def _member(name: str, real: str, reports: Mapping[str, Report | None]) -> Member:
+    report = reports[NAT_VM2 if name.startswith("management/") else NAT_VM1]
+    if report is None:
+        return Member(name=name)
+    nothing = Use()
+    return Member(
+        name=name,
+        tried=report.counted.get(f"{name} goto", 0),
+        opened=report.counted.get(f"{name} SNAT"),
+        received=report.counted.get(f"{name} DNAT", 0),
+        open=report.open.get(("from", real), nothing) + report.open.get(("to", real), nothing),
+    )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _report(found: object) -> Report:
+    """A report from its JSON.  Raises ValueError for what no agent writes."""
+    try:
+        return _trusting(found)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"it is no report of a NAT VM: {type(error).__name__} {error}") from None
+
+
+def _trusting(found: object) -> Report:
+    if not isinstance(found, dict):
+        raise TypeError("no JSON object")
+    ends = {tuple(key.split(" ", 1)): Use(*(int(count) for count in use)) for key, use in found["open"].items()}
+    return Report(
+        vm=_text(found["vm"]),
+        made=_seconds(found["now"]),
+        round=_seconds(found["time"]),
+        wanted=_text(found["wanted"]),
+        applied=_text(found["applied"]),
+        error=_text(found["error"]),
+        since={name: _seconds(time) for name, time in found["since"].items()},
+        notes=tuple(str(note) for note in found["notes"]),
+        vnics=tuple(
+            Vnic(str(vnic["address"]), _text(vnic["interface"]), vnic["up"] is True) for vnic in found["vnics"]
+        ),
+        forwarding=found["forwarding"] is True,
+        conntrack={name: int(count) for name, count in found["conntrack"].items()},
+        counted={name: int(packets) for name, packets in found["counted"].items()},
+        open={(way, address): use for (way, address), use in ends.items()},
+        stale=int(found["stale"]),
+        fullest=next(((_in_words(where), int(flows)) for where, flows in found["fullest"].items()), None),
+    )
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _in_words(where: str) -> str:
+    """`198.18.0.2 > 198.18.0.130 TCP 443` for the agent's `... protocol 6 port 443`."""
+    for number, name in (("1 port 0", "ICMP"), ("6 port", "TCP"), ("17 port", "UDP")):
+        where = where.replace(f"protocol {number}", name)
+    return where
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,606 @@
+"""What `status` finds: known traffic counted exactly, and one thing at a time broken.
+
+Address plan: the article's (conftest.py).  In the lab tests the agents' timers are off, so that a round comes only
+where the test says so.
+"""
+
+import base64
+import bz2
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from test_lab import deployed, project
+
+from nat_pod import guest, status
+from nat_pod.cli import main
+from nat_pod.config import PodConfig
+from nat_pod.lab import sandbox
+from nat_pod.lab.probe import Flow
+from nat_pod.plan import PodPlan
+from nat_pod.pod import plan_pod
+from nat_pod.status import Report, Use, Vnic, compare, read_report
+
+NOW = 1_750_000_000.0
+CLOCK = "2025-06-15T15:06:40Z"  # the same
+
+
+@pytest.fixture
+def plan(dev) -> PodPlan:
+    return plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
+
+
+def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
+    """What `nat-pod-agent status` prints on a VM on which all is well."""
+    planned = plan.vm(vm)
+    counted = {
+        "natVm1": {
+            "customer1/vm1 goto": 8,
+            "customer1/vm1 DNAT": 4,
+            "customer1/vm2 goto": 5,
+            "NATPOD-FORWARD ACCEPT": 99,
+            "NATPOD-FORWARD DROP": 7,
+            "NATPOD-INPUT DROP": 2,
+        },
+        "natVm2": {"management/mgmt goto": 6, "management/mgmt DNAT": 13, "NATPOD-POST MASQUERADE": 19},
+    }[vm]
+    flows = {
+        "natVm1": {"from 10.0.0.100": [2, 20, 3000], "to 10.0.0.100": [1, 4, 400], "to 198.18.0.130": [2, 20, 3000]},
+        "natVm2": {"from 10.0.0.100": [1, 4, 400], "to 10.0.0.100": [2, 20, 3000], "from 198.18.0.2": [2, 20, 3000]},
+    }[vm]
+    addresses = {vnic.primary: f"ens{place + 3}" for place, vnic in enumerate(planned.vnics)}
+    return {
+        "vm": vm,
+        "now": CLOCK,
+        "time": "2025-06-15T15:06:33Z",
+        "reported": NOW - 300,
+        "wanted": planned.generation,
+        "applied": planned.generation,
+        "since": {"wanted": "2025-06-15T14:06:40Z", "applied": "2025-06-15T14:06:41Z"},
+        "error": None,
+        "notes": [],
+        "forwarding": True,
+        "vnics": [
+            {"address": f"{address}/27", "interface": name, "mac": "02:00:17:00:00:01", "up": True}
+            for address, name in addresses.items()
+        ],
+        "conntrack": {"count": 9, "max": 1048576, "insert_failed": 0, "drop": 0, "early_drop": 0},
+        "counted": counted,
+        "open": flows,
+        "stale": 0,
+        "fullest": {"198.18.0.2 > 198.18.0.130 protocol 6 port 443": 2},
+    } | changes
+
+
+def on_console(report: dict) -> str:
+    """The line that the agent writes, as journald shows it on the console."""
+    packed = base64.b64encode(bz2.compress(json.dumps(report).encode())).decode()
+    head = json.dumps({"vm": report["vm"], "applied": report["applied"]})
+    return f"[   31.337000] nat-pod-agent[812]: nat-pod: {head} report {packed}\r\n"
+
+
+def parsed(plan: PodPlan, vm: str, **changes: object) -> Report:
+    return read_report(json.dumps(reported(plan, vm, **changes)))
+
+
+def findings(plan: PodPlan, vm: str = "natVm2", **changes: object) -> list[tuple[str, str]]:
+    """What is found when one VM's report is changed and all else is well."""
+    reports = {key: parsed(plan, key, **(changes if key == vm else {})) for key in ("natVm1", "natVm2")}
+    found = compare(plan, reports, NOW).findings
+    assert {finding.vm for finding in found} <= {vm}
+    assert all(finding.next for finding in found)
+    return [finding.what for finding in found]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_read_from_json_and_from_a_console_alike(plan):
+    report = reported(plan, "natVm1")
+    printed = "Activate the web console with: systemctl enable\n" + json.dumps(report, indent=1) + "\n"
+    console = "[    0.0] Linux version\r\n" + on_console(report) + "Oracle Linux Server 9.4\r\n\r\nnatvm1 login: "
+    assert read_report(printed) == read_report(console) == parsed(plan, "natVm1")
+
+
+def test_the_newest_report_of_a_console_counts_and_a_damaged_one_does_not(plan):
+    old, new = reported(plan, "natVm1", stale=1), reported(plan, "natVm1", stale=2)
+    assert read_report(on_console(old) + on_console(new)).stale == 2
+    damaged = on_console(new).replace("report Qlpo", "report Qlpo[ 40.1] kernel: oom\r\n", 1)
+    assert read_report(on_console(old) + damaged).stale == 1
+    cut = on_console(new)[:-60] + "\r\n"
+    assert read_report(on_console(old) + cut).stale == 1
+
+
+NO_REPORTS = {
+    "nothing": ("", "there is no report in it; it ends with: nothing"),
+    "a VM whose agent cannot run": (
+        "[ 9.1] cloud-init[7]: done\r\n[ 9.2] env[8]: env: 'python3': No such file or directory\r\n\r\n",
+        "there is no report in it; it ends with: [ 9.2] env[8]: env: 'python3': No such file or directory",
+    ),
+    "another JSON": ('{"a": 1}', "it is no report of a NAT VM: KeyError 'open'"),
+    "half of it": ('{"vm": "natVm1", ', "Expecting property name"),
+    "a list": ("[1]", "there is no report in it"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), NO_REPORTS.values(), ids=NO_REPORTS.keys())
+def test_what_is_no_report_is_said_with_its_last_words(text, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        read_report(text)
+
+
+WRONG_SHAPES = [
+    ("now", 1), ("now", "x"), ("time", None), ("wanted", []), ("error", {}), ("since", [1]),
+    ("since", {"wanted": 1}), ("notes", 1), ("vnics", [7]), ("vnics", {"a": 1}), ("vnics", [{"address": "x"}]),
+    ("conntrack", [1]), ("conntrack", {"count": "x"}), ("counted", 1), ("counted", {"a": "x"}), ("open", []),
+    ("open", {"x": [1]}),
+    ("open", {"to 1.2.3.4": 1}), ("open", {"to 1.2.3.4": [1, 2, 3, 4]}), ("stale", "x"), ("fullest", 1),
+    ("fullest", {"x": "y"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_SHAPES)
+def test_a_report_of_the_wrong_shape_is_a_reason_and_no_traceback(plan, key, value):
+    with pytest.raises(ValueError, match="it is no report of a NAT VM"):
+        parsed(plan, "natVm1", **{key: value})
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def test_where_all_is_well_there_are_no_findings_and_members_are_counted_where_they_are_known(plan):
+    found = compare(plan, {vm: parsed(plan, vm) for vm in ("natVm1", "natVm2")}, NOW + 5)
+    assert found.findings == ()
+    assert {m.name: (m.tried, m.opened, m.received, m.open) for m in found.members} == {
+        "management/mgmt": (6, None, 13, Use(3, 24, 3400)),
+        "customer1/vm1": (8, None, 4, Use(3, 24, 3400)),
+        "customer1/vm2": (5, None, 0, Use()),
+        "customer2/vm2": (0, None, 0, Use()),
+    }
+
+
+OTHER = "0123456789abcdef"
+CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
+    "an applied generation that is not the wanted one": (
+        {"applied": OTHER, "since": {"wanted": "2025-06-15T15:06:00Z"}},
+        [f"it still runs generation {OTHER}, wanted GENERATION, for 40 s"],
+    ),
+    "a deployed generation that is not the plan's": (
+        {"applied": OTHER, "wanted": OTHER},
+        [f"its metadata has generation {OTHER}, and the stack file makes GENERATION"],
+    ),
+    "a refused document": (
+        {"wanted": None, "error": "document refused, what is loaded stays: x", "since": {"error": CLOCK}},
+        ["its agent complains (for 0 s): document refused, what is loaded stays: x"],
+    ),
+    "a refused document over old rules": (
+        {"wanted": None, "applied": OTHER, "error": "document refused"},
+        [
+            f"it still runs generation {OTHER}, wanted GENERATION",
+            "its agent complains: document refused",
+        ],
+    ),
+    "no rules": (
+        {"applied": None, "forwarding": False, "error": "no"},
+        ["it forwards nothing", "it runs no rules", "its agent complains: no"],
+    ),
+    "an agent that stopped": ({"time": "2025-06-15T15:05:05Z"}, ["its agent last ran 95 s ago, it should every 15 s"]),
+    "one missed round": ({"time": "2025-06-15T15:05:45Z"}, []),
+    "a report of an hour ago": (
+        {"now": "2025-06-15T14:00:00Z", "time": "2025-06-15T14:00:00Z"},
+        ["its report is 66 min old; the agent writes one every 15 min"],
+    ),
+    "the console's report of 15 minutes ago": ({"now": "2025-06-15T14:51:30Z", "time": "2025-06-15T14:51:30Z"}, []),
+    "a clock ahead": ({"now": "2025-06-15T15:16:40Z", "time": "2025-06-15T15:16:40Z"},
+                      ["its clock is 10 min ahead of this machine's"]),
+    "no VNIC listed": (
+        {"vnics": []},
+        [
+            "VNIC natVm2-vnic-1 (198.18.0.130) is planned, and OCI does not list it to the VM",
+            "VNIC natVm2-vnic-2 (198.18.0.66) is planned, and OCI does not list it to the VM",
+        ],
+    ),
+    "a table nearly full": (
+        {"conntrack": {"count": 800, "max": 1000}},
+        ["conntrack has 800 of 1000 flows"],
+    ),
+    "no table yet": ({"conntrack": {"count": 0, "max": 0}}, []),
+    "a table with room": ({"conntrack": {"count": 799, "max": 1000}}, []),
+    "lost flows": (
+        {"conntrack": {"count": 1, "max": 10, "insert_failed": 3, "drop": 2, "early_drop": 0}},
+        ["new flows were lost since it booted: insert_failed 3, drop 2, early_drop 0"],
+    ),
+    "ports nearly used up": (
+        {"fullest": {"198.18.0.2 > 10.0.0.100 protocol 6 port 443": 51610}},
+        ["51610 of 64512 ports are in use: 198.18.0.2 > 10.0.0.100 TCP 443"],
+    ),
+    "ports left": ({"fullest": {"198.18.0.2 > 10.0.0.100 protocol 6 port 443": 51609}}, []),
+    "nobody there": ({"fullest": {}, "open": {}}, []),
+    "stale flows": ({"stale": 2}, ["2 open flows are translated as its rules no longer do"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected"), CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("vm", ["natVm2"])
+def test_one_thing_at_a_time_is_found_and_nothing_else(plan, vm, changes, expected):
+    generation = plan.vm(vm).generation
+    assert findings(plan, vm, **changes) == [line.replace("GENERATION", generation) for line in expected]
+
+
+def test_vnics_are_told_apart(plan):
+    one, two = (Vnic(f"{vnic.primary}/27", "ens3", True) for vnic in plan.vm("natVm1").vnics)
+    for vnics, expected in (
+        ([one, replace(two, up=False)], ["VNIC natVm1-vnic-2 (198.18.0.34) is down, interface ens3"]),
+        (
+            [one, replace(two, interface=None, up=False)],
+            ["VNIC natVm1-vnic-2 (198.18.0.34) is listed by OCI, and no interface has its MAC"],
+        ),
+        ([one, two, Vnic("198.18.0.98/27", "ens7", True)], ["a VNIC with 198.18.0.98 is attached, and not planned"]),
+    ):
+        reports = {
+            "natVm1": replace(parsed(plan, "natVm1"), vnics=tuple(vnics)),
+            "natVm2": parsed(plan, "natVm2"),
+        }
+        assert [finding.what for finding in compare(plan, reports, NOW).findings] == expected
+
+
+def test_the_stacks_outputs_tell_what_is_deployed(plan):
+    reports = {vm: parsed(plan, vm) for vm in ("natVm1", "natVm2")}
+    same = {vm.key: vm.generation for vm in plan.vms}
+    assert compare(plan, reports, NOW, same).findings == ()
+    found = compare(plan, reports, NOW, same | {"natVm1": OTHER}).findings
+    assert [(f.vm, f.what, f.next) for f in found] == [
+        (
+            "natVm1",
+            f"generation {OTHER} is deployed, and the stack file makes {same['natVm1']}",
+            "pulumi up",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-1, "0 s"), (0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172800, "2 days")],
+)
+def test_durations(seconds, words):
+    assert status.duration(seconds) == words
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`run("status", "dev")` in a project of its own, at NOW, 80 columns wide: exit status, output, errors."""
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("nat_pod.cli.time.time", lambda: NOW)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def files(plan: PodPlan, **changes: object) -> list[str]:
+    """Both reports as files: natVm1's captured from its console, natVm2's with changes, printed by the agent."""
+    Path("one.log").write_text(on_console(reported(plan, "natVm1")))
+    Path("two.json").write_text(json.dumps(reported(plan, "natVm2", **changes)))
+    return ["--report", "natVm1=one.log", "--report", "natVm2=two.json"]
+
+
+BROKEN = {
+    "applied": OTHER,
+    "since": {"wanted": "2025-06-15T15:06:00Z", "applied": "2025-06-14T15:06:00Z"},
+    "error": "generation 0123: iptables-restore --noflush: status 4: Another app is currently holding the xtables lock",
+    "notes": ["net.netfilter.nf_conntrack_max = 1048576: [Errno 13] Permission denied"],
+}
+
+
+@pytest.mark.parametrize(("name", "changes", "code"), [("fine", {}, 0), ("broken", BROKEN, 1)])
+def test_text_and_json_are_the_golden_ones(run, plan, golden, name, changes, code):
+    arguments = files(plan, **changes)
+    status_code, out, err = run("status", "dev", *arguments)
+    assert (status_code, err) == (code, "")
+    assert max(len(line) for line in out.splitlines()) <= 80
+    out.encode("ascii")
+    golden(f"cli-status-{name}.txt", out)
+    status_code, out, err = run("status", "dev", *arguments, "--json")
+    assert (status_code, err) == (code, "")
+    golden(f"cli-status-{name}.json", out)
+
+
+def test_the_help_fits_into_80_columns(run):
+    code, out, err = run("status", "--help")
+    assert (code, err) == (0, "")
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_a_missing_report_is_a_finding_and_the_rest_is_shown(run, plan):
+    code, out, _ = run("status", "dev", *files(plan)[:2])
+    assert code == 1
+    assert "natVm2: no report: none was given" in out
+    assert re.search(r"generation +\w{16} +\?\n", out)
+    assert re.search(r"management/mgmt( +\?){6}\n", out)
+    assert re.search(r"customer1/vm1 +8 +- +4 +3 +24 +3400\n", out)
+
+
+def test_a_console_without_a_report_is_a_finding_with_its_last_line(run, plan):
+    arguments = files(plan)
+    Path("one.log").write_text("[ 9.2] nat-pod-agent: env: 'python3': No such file or directory\r\n")
+    code, out, _ = run("status", "dev", *arguments)
+    assert code == 1
+    assert "natVm1: no report: there is no report in it; it ends with: [ 9.2]" in out
+
+
+def test_a_file_that_nests_without_end_is_no_report(run, plan):
+    arguments = files(plan)
+    Path("one.log").write_text('{"a":' * 100_000)
+    code, out, err = run("status", "dev", *arguments)
+    assert (code, err, "natVm1: no report: " in out) == (1, "", True)
+
+
+def test_standard_input_is_a_report_too(run, plan, monkeypatch):
+    arguments = files(plan)
+    with Path("two.json").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run("status", "dev", *arguments[:3], "natVm2=-")[0] == 0
+
+
+def test_the_outputs_of_another_generation_are_a_finding(run, plan):
+    generations = {vm.key: vm.generation for vm in plan.vms}
+    Path("outputs.json").write_text(json.dumps({"generations": generations}))
+    assert run("status", "dev", *files(plan), "--outputs", "outputs.json")[0] == 0
+    Path("outputs.json").write_text(json.dumps({"generations": generations | {"natVm1": OTHER}}))
+    code, out, _ = run("status", "dev", *files(plan), "--outputs", "outputs.json")
+    assert (code, f"generation {OTHER} is deployed" in out) == (1, True)
+
+
+WRONG = {
+    "a file that is not there": (["--report", "natVm1=none.json"], 1, "none.json: No such file or directory\n"),
+    "the other VM's": (["--report", "natVm1=two.json"], 1, "--report natVm1: that is a report of natVm2\n"),
+    "one twice": (
+        ["--report", "natVm1=one.log", "--report", "natVm1=one.log"], 1,
+        "--report: one for each NAT VM, and only one of them from standard input\n"),
+    "outputs without generations": (
+        ["--report", "natVm1=one.log", "--outputs", "two.json"], 1,
+        "two.json: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json\n"),
+    "no VM": (["--report", "one.log"], 2, None),
+    "no file": (["--report", "natVm1="], 2, None),
+    "a VM that no POD has": (["--report", "natVm3=one.log"], 2, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_on_the_command_line_is_a_sentence(run, plan, arguments, code, message):
+    files(plan)
+    result = run("status", "dev", *arguments)
+    assert (result[0], result[1]) == (code, "")
+    assert "Traceback" not in result[2]
+    assert message is None or result[2] == message
+
+
+def test_without_reports_and_without_a_lab_both_ways_are_named(run, monkeypatch):
+    monkeypatch.setattr(sandbox, "find", lambda key: None)
+    code, out, err = run("status", "dev")
+    assert (code, out) == (1, "")
+    assert err == (
+        "there is no --report, and the lab of dev is not up; run: python -m nat_pod lab up dev\n"
+        "or give what the NAT VMs of the tenancy report: python -m nat_pod status --help\n"
+    )
+
+
+# --- real packets ----------------------------------------------------------------------------------------------------
+
+MGMT = "198.18.0.2"  # as customers know it
+ONE, TWO, OTHERS = "198.18.0.130", "198.18.0.66", "198.18.0.131"  # hosts as management knows them
+DECLARED = [
+    # from, to, address, ICMP flows, UDP flows; each is a packet there and one back
+    ("customer1/vm1", "management/mgmt", MGMT, 3, 2),
+    ("customer1/vm2", "management/mgmt", MGMT, 0, 4),
+    ("customer2/vm2", "management/mgmt", MGMT, 1, 0),
+    ("management/mgmt", "customer1/vm1", ONE, 0, 1),
+    ("management/mgmt", "customer1/vm2", TWO, 2, 0),
+    ("management/mgmt", "customer2/vm2", OTHERS, 1, 3),
+]
+REFUSED = [
+    # from, address, ICMP packets, UDP packets
+    ("customer1/stranger", MGMT, 2, 1),  # the primary address of NAT VM1: dropped in INPUT
+    ("customer1/vm1", "198.18.0.3", 1, 2),  # customer2/vm2's on NAT VM1: customer to customer, dropped in FORWARD
+    ("customer1/vm1", "198.18.0.4", 1, 0),  # nobody's: never gets to NAT VM1
+    ("management/stranger", OTHERS, 2, 0),  # dropped in FORWARD of NAT VM2
+    ("management/stranger", ONE, 0, 1),  # the primary address of NAT VM2: dropped in INPUT
+]
+TOKEN = 23  # bytes of payload of every probe
+SEEN = {  # the source address that the far end sees, and an UDP answer repeats
+    "masquerade": {"to management": dict.fromkeys(["customer1/vm1", "customer1/vm2", "customer2/vm2"], ONE)},
+    "static": {"to management": {"customer1/vm1": ONE, "customer1/vm2": TWO, "customer2/vm2": OTHERS}},
+}
+
+
+def traffic(policy: str) -> dict[str, Use]:
+    """What each member's open flows must have carried, from the tables above."""
+    used: dict[str, Use] = {}
+    for sender, receiver, _, icmp, udp in DECLARED:
+        seen = SEEN[policy]["to management"].get(sender, MGMT)
+        answer = len(f"name={receiver} seen={seen} ")
+        size = icmp * 2 * (28 + TOKEN) + udp * (2 * (28 + TOKEN) + answer)
+        for member in (sender, receiver):
+            used[member] = used.get(member, Use()) + Use(icmp + udp, 2 * (icmp + udp), size)
+    return used
+
+
+def probes(vm: str, address: str, icmp: int, udp: int) -> list[Flow]:
+    flow = Flow(source_vm=vm, destination=address)
+    return [flow] * icmp + [replace(flow, protocol="udp")] * udp
+
+
+class Pod:
+    """A lab, its plan, and `status` on it."""
+
+    def __init__(self, lab: sandbox.Lab, plan: PodPlan, capsys: pytest.CaptureFixture[str]):
+        self.lab, self.plan, self.capsys = lab, plan, capsys
+
+    def log_in(self, vm: str, *argv: str) -> str:
+        done = self.lab.call("log_in", vm=vm, argv=list(argv))
+        assert done["status"] == 0, done
+        return done["stdout"]
+
+    def status(self) -> tuple[int, dict]:
+        code = main(["status", "dev", "--json"])
+        return code, json.loads(self.capsys.readouterr().out)
+
+    def findings(self) -> list[tuple[str, str]]:
+        code, found = self.status()
+        assert code == (1 if found["findings"] else 0)
+        return [(finding["vm"], finding["what"]) for finding in found["findings"]]
+
+    def poll(self, vm: str) -> int:
+        return self.lab.call("poll", vm=vm)["status"]
+
+
+@pytest.fixture(scope="module", params=["masquerade", "static"])
+def made(request, tmp_path_factory) -> Iterator[tuple[Path, PodPlan, sandbox.Lab]]:
+    directory = project(tmp_path_factory.mktemp(request.param), sourceNat=request.param)
+    plan, topology = deployed(directory, "dev")
+    with sandbox.Lab(topology) as lab:
+        for vm in ("natVm1", "natVm2"):
+            lab.call("log_in", vm=vm, argv=["systemctl", "disable", "nat-pod-agent.timer"])
+        yield directory, plan, lab
+
+
+@pytest.fixture
+def pod(made, monkeypatch, capsys) -> Pod:
+    directory, plan, lab = made
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sandbox, "lab_key", lambda stack: lab.key)
+    return Pod(lab, plan, capsys)
+
+
+@pytest.mark.lab
+def test_every_item_of_status_is_what_was_sent(pod):
+    policy = pod.plan.source_nat
+    assert pod.findings() == []
+    sent = [probe for sender, _, address, icmp, udp in DECLARED for probe in probes(sender, address, icmp, udp)]
+    assert all(answer.ok for answer in pod.lab.probe(sent))
+    refused = [probe for sender, address, icmp, udp in REFUSED for probe in probes(sender, address, icmp, udp)]
+    assert not any(answer.ok for answer in pod.lab.probe(refused, seconds=0.5))
+
+    code, found = pod.status()
+    assert (code, found["findings"]) == (0, [])
+    static = policy == "static"
+    counts = {name: (m["tried"], m["opened"], m["received"]) for name, m in found["members"].items()}
+    assert counts == {
+        "management/mgmt": (7, 7 if static else None, 10),
+        "customer1/vm1": (8, 5 if static else None, 1),  # three of the eight were refused
+        "customer1/vm2": (4, 4 if static else None, 2),
+        "customer2/vm2": (1, 1 if static else None, 4),
+    }
+    assert {name: Use(**m["open"]) for name, m in found["members"].items()} == traffic(policy)
+    one, two = found["natVms"]["natVm1"], found["natVms"]["natVm2"]
+    assert [vm["openFlows"] for vm in (one, two)] == [17, 17]
+    assert one["dropped"] == {"FORWARD": 3, "INPUT": 3}
+    assert two["dropped"] == {"FORWARD": 2, "INPUT": 1}
+    if static:
+        assert one["fullest"] == {"where": "198.18.0.34 > 198.18.0.130 UDP 9", "flows": 4}
+        assert two["fullest"] == {"where": "198.18.0.66 > 10.0.0.100 UDP 9", "flows": 4}
+    else:  # one address for everybody
+        assert one["fullest"] == {"where": "198.18.0.2 > 198.18.0.130 UDP 9", "flows": 6}
+        assert two["fullest"] == {"where": "198.18.0.130 > 10.0.0.100 UDP 9", "flows": 6}
+    for vm, report in found["natVms"].items():
+        planned = pod.plan.vm(vm)
+        assert (report["applied"], report["wanted"], report["planned"]) == (planned.generation,) * 3
+        assert [(v["address"].split("/")[0], v["up"]) for v in report["vnics"]] == [
+            (vnic.primary, True) for vnic in planned.vnics
+        ]
+        kernel = int(pod.log_in(vm, "cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+        assert 17 <= kernel <= report["conntrack"]["count"]  # its own to the metadata service too, and they end
+        assert report["conntrack"]["max"] == int(pod.log_in(vm, "cat", "/proc/sys/net/netfilter/nf_conntrack_max"))
+        assert [report["conntrack"][name] for name in ("insert_failed", "drop", "early_drop")] == [0, 0, 0]
+        assert (report["error"], report["forwarding"], report["staleFlows"]) == (None, True, 0)
+        assert report["lastRoundSecondsAgo"] >= report["reportedSecondsAgo"]
+
+    # TCP: as many packets as crossed NAT VM1's VNICs on their way in, in both directions.
+    answers = pod.lab.probe([Flow(source_vm="customer2/vm2", destination=MGMT, protocol="http")] * 3, capture=True)
+    crossed = sum(1 for a in answers for p in a.packets if (p.vm, p.direction) == ("natVm1", "in"))
+    before, (_, found) = traffic(policy)["customer2/vm2"], pod.status()
+    after = found["members"]["customer2/vm2"]
+    assert (after["tried"], after["open"]["flows"], after["open"]["packets"]) == (4, 8, before.packets + crossed)
+
+
+@pytest.mark.lab
+def test_what_is_broken_is_found_alone_and_gone_when_it_is_mended(pod):
+    one, two = pod.plan.vms
+    received = {name: member["received"] for name, member in pod.status()[1]["members"].items()}
+    # A VNIC goes down; the agent's next round brings it up again.
+    pod.log_in("natVm2", "ip", "link", "set", "ens5", "down")
+    assert pod.findings() == [("natVm2", "VNIC natVm2-vnic-2 (198.18.0.66) is down, interface ens5")]
+    assert pod.poll("natVm2") == 0
+    assert pod.findings() == []
+
+    # A document for one VM only, which it takes; the counters of what stays go on.
+    document = guest.read_document(one.metadata["nat-pod-rules"])
+    lines = document.rules.splitlines(keepends=True)
+    fewer = "".join(line for line in lines if "--to-destination 10.0.0.130" not in line)
+    smaller, generation = guest.rule_document("natVm1", document.hooks, fewer)
+    pod.lab.call("metadata", vm="natVm1", metadata=one.metadata | {"nat-pod-rules": smaller})
+    assert pod.poll("natVm1") == 0
+    assert pod.findings() == [
+        ("natVm1", f"its metadata has generation {generation}, and the stack file makes {one.generation}")
+    ]
+    assert {name: member["received"] for name, member in pod.status()[1]["members"].items()} == {
+        **received,
+        "customer1/vm2": 0,  # without its rule
+    }
+
+    # A document that the kernel refuses: what is loaded stays, and the VM lags behind.
+    dnat, snat = (f"-j {target} 10.0.0.100" for target in ("DNAT --to-destination", "SNAT --to-source"))
+    wrong = document.rules.replace(dnat, snat)
+    assert wrong != document.rules
+    refused, unloaded = guest.rule_document("natVm1", document.hooks, wrong)
+    pod.lab.call("metadata", vm="natVm1", metadata=one.metadata | {"nat-pod-rules": refused})
+    assert pod.poll("natVm1") == 1
+    found = pod.findings()
+    assert found[0] == ("natVm1", f"its metadata has generation {unloaded}, and the stack file makes {one.generation}")
+    assert found[1][1].startswith(f"it still runs generation {generation}, wanted {unloaded}, for ")
+    assert re.match(rf"its agent complains \(for \d+ s\): generation {unloaded}: ", found[2][1])
+    assert len(found) == 3
+    pod.lab.call("metadata", vm="natVm1", metadata=one.metadata)
+    assert pod.poll("natVm1") == 0
+    assert pod.findings() == []
+
+    # A damaged document: the good one stays and is what the plan wants.
+    pod.lab.call("metadata", vm="natVm2", metadata=two.metadata | {"nat-pod-rules": two.metadata["nat-pod-rules"][:99]})
+    assert pod.poll("natVm2") == 1
+    found = pod.findings()
+    assert re.match(r"its agent complains \(for \d+ s\): document refused, what is loaded stays: ", found[0][1])
+    assert [vm for vm, _ in found] == ["natVm2"]
+
+    # The console says the same, without a way into the VM.
+    console = pod.lab.call("read", vm="natVm2", path="/var/log/console")
+    assert read_report(console).error == pod.status()[1]["natVms"]["natVm2"]["error"]
+    Path("two.log").write_text(console)
+    Path("one.log").write_text(pod.lab.call("read", vm="natVm1", path="/var/log/console"))
+    assert main(["status", "dev", "--report", "natVm1=one.log", "--report", "natVm2=two.log"]) == 1
+    assert "natVm2: its agent complains" in pod.capsys.readouterr().out
+    pod.lab.call("metadata", vm="natVm2", metadata=two.metadata)
+    assert pod.poll("natVm2") == 0
+
+    # An agent that stopped two minutes ago: its last round is set back, since nobody wants to wait.
+    pod.log_in("natVm1", "sed", "-i", 's/"time": "[^"]*"/"time": "2020-01-01T00:00:00Z"/', "/run/nat-pod/status.json")
+    ((vm, what),) = pod.findings()
+    assert vm == "natVm1"
+    assert re.fullmatch(r"its agent last ran \d+ days ago, it should every 15 s", what)
+    assert pod.poll("natVm1") == 0
+    assert pod.findings() == []
