@@ -27,7 +27,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import socket
 import struct
 import subprocess
@@ -650,8 +649,9 @@ def bring_up(vnics, problems):
             if "UP" not in link.get("flags", ()):
                 commands.append(["ip", "link", "set", "dev", name, "up"])
             if address not in ipv4(link):
-                # NetworkManager tries DHCP on what it manages, fails after 45 s, and removes our address.
-                if shutil.which("nmcli"):
+                # NetworkManager tries DHCP on what it manages, fails after 45 s, and removes our address.  Where it
+                # is installed and does not run, nmcli fails.
+                if os.path.isdir("/run/NetworkManager"):
                     commands.append(["nmcli", "device", "set", name, "managed", "no"])
                 commands.append(["ip", "address", "replace", address, "dev", name])
                 say(5, "VNIC %s comes up on %s" % (address, name))
