@@ -601,6 +601,9 @@ def delete_stale_flows(document, own):
 
 # --- interfaces and settings -----------------------------------------------------------------------------------------
 
+# There if NetworkManager runs; where it is only installed, nmcli fails.
+NETWORK_MANAGER = "/run/NetworkManager"
+
 
 def interfaces():
     """All interfaces, as `ip -json` describes them."""
@@ -649,9 +652,8 @@ def bring_up(vnics, problems):
             if "UP" not in link.get("flags", ()):
                 commands.append(["ip", "link", "set", "dev", name, "up"])
             if address not in ipv4(link):
-                # NetworkManager tries DHCP on what it manages, fails after 45 s, and removes our address.  Where it
-                # is installed and does not run, nmcli fails.
-                if os.path.isdir("/run/NetworkManager"):
+                # NetworkManager tries DHCP on what it manages, fails after 45 s, and removes our address.
+                if os.path.isdir(NETWORK_MANAGER):
                     commands.append(["nmcli", "device", "set", name, "managed", "no"])
                 commands.append(["ip", "address", "replace", address, "dev", name])
                 say(5, "VNIC %s comes up on %s" % (address, name))
