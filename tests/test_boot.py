@@ -564,7 +564,7 @@ def test_a_vnic_that_comes_later_is_configured(lab):
 
 
 def test_what_oci_utils_has_configured_is_left_alone_and_does_no_harm(lab):
-    """Oracle Linux's own service (ocid) may be first: address, MTU, and a rule to route what has this source by ens5."""
+    """Oracle Linux's own service (ocid) may be first: address, MTU, and a rule that routes this source by ens5."""
     for command in (
         "ip link set ens5 mtu 9000 up",
         "ip address add 198.18.0.34/27 dev ens5",

@@ -29,8 +29,6 @@ MACHINES = ("10.0.0.100", "10.0.0.130", "10.0.1.100", "10.0.0.253", "198.18.0.13
 PRIVATE_IPS = {"198.18.0.0/27": ("198.18.0.2", "198.18.0.3", "198.18.0.4"), "198.18.0.32/27": ("198.18.0.34",)}
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 IMDS = "169.254.169.254/32"
-# Jobs of a general purpose system that a NAT VM's test need not wait for.
-IDLE = ("dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer", "systemd-pstore.service")
 
 
 class Site:
@@ -100,12 +98,8 @@ class Box:
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
         self.path("var/log/journal").mkdir(exist_ok=True)
-        # Without an id of its own systemd would think this its first start, and enable what is disabled below.
+        # Without an id of its own systemd would think this its first start, and enable what its image has disabled.
         self.write("etc/machine-id", uuid.uuid4().hex + "\n")
-        for name in ("etc/hostname", "etc/fstab"):
-            self.path(name).unlink(missing_ok=True)
-        for name in IDLE:
-            self.path("etc/systemd/system").joinpath(name).symlink_to("/dev/null")
 
     def path(self, name: str) -> Path:
         """A file on the VM's disk."""

@@ -74,11 +74,10 @@ def like_oracle_linux(box: Box) -> None:
     rules = "".join(f'<passthrough ipv="ipv4">{line}</passthrough>\n' for line in lines)
     box.write("etc/firewalld/direct.xml", f'<?xml version="1.0" encoding="utf-8"?>\n<direct>\n{rules}</direct>\n')
     box.write("etc/cloud/cloud.cfg.d/91-box.cfg", "system_info: {network: {renderers: [network-manager]}}\n")
-    for name in ("cloud-init-local.service", "cloud-init.service"):
-        unit = box.path(f"lib/systemd/system/{name}").read_text().splitlines(keepends=True)
-        kept = [line for line in unit if line.strip() not in ("DefaultDependencies=no", "Before=sysinit.target")]
-        assert len(kept) == len(unit) - 2
-        box.write(f"etc/systemd/system/{name}", "".join(kept))
+    early = ("DefaultDependencies=no\n", "Before=sysinit.target\n")
+    for unit in box.path("lib/systemd/system").glob("cloud-init*.service"):
+        lines = unit.read_text().splitlines(keepends=True)
+        box.write(f"etc/systemd/system/{unit.name}", "".join(line for line in lines if line not in early))
     box.chroot("systemctl", "disable", "netfilter-persistent.service", "systemd-networkd.service")
 
 
@@ -251,7 +250,7 @@ def test_a_vnic_that_is_detached_is_forgotten(box):
     assert status(box)["error"] is None
     assert "198.18.0.34" not in box.read("/var/lib/nat-pod/vnics")
     box.attach(vnic)
-    box.run("systemctl", "start", "nat-pod-agent.service")
+    wait("VNIC 2 is back", lambda: box.run("systemctl", "start", OWN_UNITS[0]) and len(status(box)["vnics"]) == 2)
     assert box.site.ping("198.18.0.130", "198.18.0.34")
 
 
