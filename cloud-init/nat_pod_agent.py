@@ -29,7 +29,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import struct
@@ -670,6 +669,9 @@ def delete_stale_flows(document, own):
 
 # --- interfaces and settings -----------------------------------------------------------------------------------------
 
+# There if NetworkManager runs; where it is only installed, nmcli fails.
+NETWORK_MANAGER = "/run/NetworkManager"
+
 
 def interfaces():
     """All interfaces, as `ip -json` describes them."""
@@ -728,7 +730,7 @@ def bring_up(vnics, problems):
                 commands.append(["ip", "link", "set", "dev", name, "up"])
             if address not in ipv4(link):
                 # NetworkManager tries DHCP on what it manages, fails after 45 s, and removes our address.
-                if shutil.which("nmcli"):
+                if os.path.isdir(NETWORK_MANAGER):
                     commands.append(["nmcli", "device", "set", name, "managed", "no"])
                 commands.append(["ip", "address", "replace", address, "dev", name])
                 say(5, "VNIC %s comes up on %s" % (address, name))

@@ -20,7 +20,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
-MAY_RUN_COMMANDS = ("lab", "runs_commands")
+MAY_RUN_COMMANDS = ("lab", "runs_commands", "vm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,8 @@ import bz2
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -65,6 +67,62 @@ def test_it_is_python_3_6_and_imports_the_standard_library_only():
     later = {"capture_output", "text", "removeprefix", "removesuffix", "fromisoformat", "missing_ok", "dirs_exist_ok",
              "is_relative_to", "strict", "bit_count", "cached_property"}  # fmt: skip
     assert not words & later
+
+
+def interpreters() -> list[str]:
+    """Every Python from 3.6 on this machine: on PATH, and pyenv's."""
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    folders += (Path.home() / ".pyenv/versions").glob("3.*/bin")
+    found = [sys.executable, "/usr/libexec/platform-python"]
+    found += [str(path) for folder in folders for path in folder.glob("python3.*") if path.suffix[1:].isdecimal()]
+    by_version = {}
+    for path in filter(os.path.exists, found):
+        asked = subprocess.run([path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True)
+        if asked.returncode == 0:
+            by_version.setdefault(asked.stdout.decode().strip(), path)
+    return sorted(by_version.values())
+
+
+PURE_PART = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("nat_pod_agent", sys.argv[1])
+agent = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(agent)
+given, found = json.load(sys.stdin), []
+for value in given["documents"]:
+    document = agent.Document(value)
+    found.append([document.generation, document.count(), agent.transaction(document, {})])
+    found += [document.translate(agent.number(a), agent.number(b), set()) for a, b in given["flows"]]
+found.append(agent.read_vnics(given["vnics"]))
+for wrong in given["documents"][0][:-40], given["documents"][0].replace("1:", "2:", 1):
+    try:
+        agent.Document(wrong)
+    except agent.AgentError as problem:
+        found.append(type(problem).__name__)
+found.append(agent.main(["no", "such"]))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.runs_commands
+def test_it_does_the_same_under_each_python_of_this_machine(dev, ten):
+    """Oracle Linux 8 has 3.6, 9 has 3.9, Ubuntu 3.10 and 3.12."""
+    plans = [plan_pod(PodConfig.from_mapping(config, name), name) for config, name in ((dev, "dev"), (ten, "ten"))]
+    given = {
+        "documents": [vm.metadata["nat-pod-rules"] for plan in plans for vm in plan.vms],
+        "flows": [("10.0.0.100", "198.18.0.2"), ("198.18.0.130", "198.18.0.3"), ("10.9.9.9", "198.18.0.2")],
+        "vnics": json.dumps(VNICS),
+    }
+    answers = {}
+    for path in interpreters():
+        command = [path, "-I", "-X", "utf8", "-W", "error", "-c", PURE_PART, str(SOURCE)]
+        done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{path}: {done.stderr}"
+        answers[path] = done.stdout
+    expected = json.loads(answers[sys.executable])
+    assert expected[-3:] == ["AgentError", "AgentError", 2]
+    assert {path for path, answer in answers.items() if json.loads(answer) != expected} == set()
+    print("the agent ran under", ", ".join(answers))
 
 
 def test_it_talks_to_nobody_but_the_metadata_service():
@@ -459,7 +517,8 @@ def test_a_vnic_list_that_is_none_is_refused(text):
         agent.read_vnics(text)
 
 
-def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatch):
+@pytest.mark.parametrize("network_manager", [True, False])
+def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatch, tmp_path, network_manager):
     """The primary VNIC is DHCP's, whatever it looks like."""
     done, problems = [], []
 
@@ -470,13 +529,13 @@ def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatc
 
     monkeypatch.setattr(agent, "interfaces", lambda: [link("p", "0a", 1500, [], ""), link("s", "0b", 1500, [], "")])
     monkeypatch.setattr(agent, "run", done.append)
-    monkeypatch.setattr(agent.shutil, "which", lambda name: "/usr/bin/nmcli")
+    monkeypatch.setattr(agent, "NETWORK_MANAGER", str(tmp_path if network_manager else tmp_path / "nothing"))
     vnics = agent.read_vnics(json.dumps(VNICS))
     report = agent.bring_up(vnics, problems)
     assert [" ".join(command) for command in done] == [
         "ip link set dev s mtu 9000",
         "ip link set dev s up",
-        "nmcli device set s managed no",
+        *(["nmcli device set s managed no"] if network_manager else []),
         "ip address replace 198.18.0.34/27 dev s",
     ]
     assert [entry["interface"] for entry in report] == ["p", "s"]

@@ -582,6 +582,29 @@ def test_a_vnic_that_comes_later_is_configured(lab):
     assert "no interface has this MAC yet" in done.stderr
 
 
+def test_what_oci_utils_has_configured_is_left_alone_and_does_no_harm(lab):
+    """Oracle Linux's own service (ocid) may be first: address, MTU, and a rule that routes this source by ens5."""
+    for command in (
+        "ip link set ens5 mtu 9000 up",
+        "ip address add 198.18.0.34/27 dev ens5",
+        "ip route add default via 198.18.0.33 dev ens5 table 1001",
+        "ip rule add from 198.18.0.34 lookup 1001",
+    ):
+        lab.run(*command.split(), vm=True)
+
+    def configured() -> list[str]:
+        return [lab.run(*what.split(), vm=True).stdout for what in ("ip -4 address show ens5", "ip rule")]
+
+    before = configured()
+    lab.deploy(rules(MAPPINGS | {"198.18.0.34": "10.0.1.100"}).replace("-s 198.18.0.128/27 -g", "-g"))
+    done = lab.boot()
+    assert (done.returncode, "comes up" in done.stderr) == (0, False)
+    assert configured() == before
+    assert lab.ping("198.18.0.34")
+    assert lab.ping("198.18.0.3")
+    assert "198.18.0.130>198.18.0.34 10.0.1.100>198.18.0.2" in lab.flows()
+
+
 def test_the_timer_brings_a_change(running):
     timer = running.disk / "root/etc/systemd/system/nat-pod-agent.timer"
     timer.write_text(timer.read_text().replace("OnUnitActiveSec=15", "OnUnitActiveSec=1"))

@@ -176,7 +176,7 @@ def number(address: str) -> int:
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 def test_a_full_pod_fits_the_metadata_of_its_vms(dev, policy):
     for vm in plan_pod(full(dev, policy), "dev").vms:
-        assert metadata_bytes(vm.metadata) <= METADATA_BYTES - METADATA_OVERHEAD_BYTES - 500
+        assert metadata_bytes(vm.metadata) <= METADATA_BYTES - METADATA_OVERHEAD_BYTES
         assert read_document(vm.metadata["nat-pod-rules"]).rules == render(vm.rules)
 
 

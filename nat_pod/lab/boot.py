@@ -24,7 +24,7 @@ What stands in for what
   stays over reboots, as OCI's console history does.
 
 What it does not show: SELinux, sandboxing of services, ordering cycles, timing of a real boot, udev and interface
-names, another kernel or iptables than this machine's.  `systemd-analyze verify` and `cloud-init schema` cover some.
+names, another kernel or iptables than this machine's.  `make test-vm` shows the ordering and the timers.
 """
 
 from __future__ import annotations
