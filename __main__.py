@@ -3,21 +3,22 @@
 from typing import cast
 
 import pulumi
+from pulumi.runtime.config import CONFIG
 
 from nat_pod.args import NatPodArgs
 from nat_pod.component import NatPod
 from nat_pod.config import NAMESPACE
 from nat_pod.errors import NatPodError
 
-TEXTS = ("compartmentId", "cidr", "sourceNat", "lpgLimit")
 OBJECTS = ("natVm", "management", "customers", "subnets", "addresses")
 
 config = pulumi.Config(NAMESPACE)
-settings = {key: config.get(key) for key in TEXTS} | {key: config.get_object(key) for key in OBJECTS}
-# What the stack file says is checked by the component, whatever its types.
-args = cast("NatPodArgs", {key: value for key, value in settings.items() if value is not None})
+# Every key that the CLI hands over, also one that nat-pod does not know: read by name, a mistyped sourceNat would be
+# masquerade without a word.  What the keys and their values are worth is for the component to say.
+keys = [key.removeprefix(f"{NAMESPACE}:") for key in CONFIG.get() if key.startswith(f"{NAMESPACE}:")]
+settings = {key: config.get_object(key) if key in OBJECTS else config.get(key) for key in keys}
 try:
-    pod = NatPod(f"nat-pod-{pulumi.get_stack()}", args)
+    pod = NatPod(f"nat-pod-{pulumi.get_stack()}", cast("NatPodArgs", settings))
 except NatPodError as error:
     raise pulumi.RunError(str(error)) from None
 

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork
@@ -98,6 +98,14 @@ def reserved_by_oci(address: IPAddress, subnet: IPNetwork) -> str | None:
     else:
         return None
     return f"{address} is the {which} address of {subnet}, which OCI reserves (it keeps the first two and the last)"
+
+
+def free_addresses(network: IPNetwork, taken: Container[str]) -> Iterator[str]:
+    """Addresses that OCI gives to VNICs and that nobody has, from the far end: people number from the beginning."""
+    for offset in range(network.size - 1, 0, -1):
+        address = network[offset]
+        if reserved_by_oci(address, network) is None and str(address) not in taken:
+            yield str(address)
 
 
 def default_layout(cidr: IPNetwork, vnic_limit: int) -> Layout:

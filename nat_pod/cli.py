@@ -116,7 +116,7 @@ def _port(text: str) -> int:
 
 
 def _load(stack: str) -> tuple[PodConfig, PodPlan]:
-    config = PodConfig.from_mapping(read_stack(Path.cwd(), stack).pod_config(), stack)
+    config = read_stack(Path.cwd(), stack).checked()
     return config, plan_pod(config, stack)
 
 
@@ -334,7 +334,7 @@ def _plan_at(directory: Path, name: str, revision: str) -> PodPlan | None:
     if stack is None:
         return None
     try:
-        plan = plan_pod(PodConfig.from_mapping(stack.pod_config(), name), name)
+        plan = plan_pod(stack.checked(), name)
     except ConfigError as error:
         # Without the commands: they would change the file of today.
         problems = [replace(problem, command="") for problem in error.problems]

@@ -16,7 +16,7 @@ Facts that decide the options below
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import pulumi
 import pulumi_oci as oci
@@ -74,6 +74,7 @@ class NatPod(pulumi.ComponentResource):
         super().__init__("nat-pod:index:NatPod", name, None, opts)
         self._name = name
         self._plan = plan
+        domain = self._availability_domain()
 
         self._vcn = oci.core.Vcn(
             name,
@@ -87,7 +88,6 @@ class NatPod(pulumi.ComponentResource):
         self._subnets = {VROUTER: self._vrouter_subnet()}
         self._subnets |= self._vnic_subnets({side: self._route_table(side) for side in SIDES})
         self._nsgs = self._security_groups()
-        domain = plan.availability_domain or self._first_availability_domain()
         self._vms: dict[str, oci.core.Instance] = {}
         for vm in plan.vms:
             self._vms[vm.key] = self._nat_vm(vm, domain)
@@ -284,12 +284,13 @@ class NatPod(pulumi.ComponentResource):
 
     # NAT VMs
 
-    def _first_availability_domain(self) -> str:
-        """The region's first one.
+    def _availability_domain(self) -> pulumi.Input[str]:
+        """The one that the stack file names, if the region has it, or the region's first.
 
-        By its token: `oci.identity` takes a second to import, for this alone.  And at once, not as an Output: what
-        the program has registered so far is under way when it ends, and Pulumi then waits for that rather than for
-        each of some ten thousand Outputs, in rounds over all of them.
+        Asked in either case, before there is anything: the first to need the name is an instance, halfway through
+        `pulumi up`.  At once, not as an Output: the component's own registration is then under way when the program
+        ends, and Pulumi waits for such calls rather than for each of some ten thousand Outputs, in rounds over all of
+        them.  And by its token: `oci.identity` takes a second to import, for this alone.
         """
         found: dict[str, Any] = pulumi.runtime.invoke(
             "oci:Identity/getAvailabilityDomains:getAvailabilityDomains",
@@ -297,7 +298,17 @@ class NatPod(pulumi.ComponentResource):
             # With the version that pulumi_oci itself gives, or the engine would start a second provider.
             pulumi.InvokeOptions(parent=self, version=version("pulumi-oci")),
         ).value
-        return str(found["availabilityDomains"][0]["name"])
+        names = [str(domain["name"]) for domain in (found or {}).get("availabilityDomains", [])]
+        wanted = self._plan.availability_domain
+        if not names:  # a preview with a provider whose configuration is not known yet: nobody was asked
+            return pulumi.Output.from_input(cast("str", pulumi.output.UNKNOWN)) if wanted is None else wanted
+        if wanted is None:
+            return names[0]
+        if wanted.casefold() not in (name.casefold() for name in names):  # OCI ignores case here
+            rule = f"is no availability domain of this region as your tenancy names them: {', '.join(names)}"
+            problem = Problem(f"{NAMESPACE}:natVm.availabilityDomain", wanted, rule)
+            raise ConfigError(f"Pulumi.{pulumi.get_stack()}.yaml", [problem])
+        return wanted
 
     def _nat_vm(self, vm: NatVmPlan, availability_domain: pulumi.Input[str]) -> oci.core.Instance:
         """A NAT VM with all its VNICs and private IPs."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from netaddr import IPNetwork
 
+from nat_pod.addressing import free_addresses
 from nat_pod.config import MANAGEMENT
 from nat_pod.errors import NatPodError
 from nat_pod.flows import stranger_addresses
@@ -55,9 +56,8 @@ def vrouter_address(plan: PodPlan) -> str:
 
     `config.py` sees to it that there is one.
     """
-    cidr = IPNetwork(plan.management_cidr)
     used = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
-    return next(str(cidr[-offset]) for offset in range(2, cidr.size - 1) if str(cidr[-offset]) not in used)
+    return next(free_addresses(IPNetwork(plan.management_cidr), used))
 
 
 def with_host(topology: Topology, name: str, address: str) -> Topology:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from netaddr import IPNetwork
 
+from nat_pod.addressing import free_addresses
 from nat_pod.config import MANAGEMENT
 from nat_pod.plan import NAT_VM1, NAT_VM2, PodPlan, SlotPlan
 
@@ -67,9 +68,8 @@ def stranger_addresses(plan: PodPlan) -> dict[str, str]:
     strangers = {}
     for realm, cidr in [*plan.customer_cidrs.items(), (MANAGEMENT, plan.management_cidr)]:
         network = IPNetwork(cidr)
-        # From the far end of the subnet: people number their hosts from its beginning.
-        free = (str(network[-offset]) for offset in range(3, network.size - 1))
-        address = next((address for address in free if address not in used), None)
+        # The last one is the vRouter's, in management's network (`expected.vrouter_address`).
+        address = next(free_addresses(network, used | {str(network[-2])}), None)
         if address is not None:
             strangers[f"{realm}/{STRANGER}"] = address
     return strangers

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from nat_pod.config import NAMESPACE
+from nat_pod.config import NAMESPACE, PodConfig
 from nat_pod.errors import ConfigError, NatPodError, Problem
 
 
@@ -31,6 +31,10 @@ class Stack:
         """The keys of nat-pod alone, without the prefix: what PodConfig.from_mapping takes."""
         prefix = f"{NAMESPACE}:"
         return {key.removeprefix(prefix): value for key, value in self.config.items() if key.startswith(prefix)}
+
+    def checked(self) -> PodConfig:
+        """The POD's configuration.  Raises ConfigError with every problem."""
+        return PodConfig.from_mapping(self.pod_config(), self.name)
 
 
 def stack_names(directory: Path) -> list[str]:

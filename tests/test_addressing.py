@@ -8,7 +8,7 @@ import itertools
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.addressing import Layout, Pair, Slot, default_layout, halves, overlap, reserved_by_oci
+from nat_pod.addressing import Layout, Pair, Slot, default_layout, free_addresses, halves, overlap, reserved_by_oci
 
 PREFIXES = range(16, 26)
 VNIC_LIMITS = range(2, 25)
@@ -214,6 +214,21 @@ def test_a_reserved_address_says_which_one_it_is(address, subnet, why):
         f"{address} is {why} address of {subnet}, which OCI reserves (it keeps the first two and the last)"
     )
     assert reserved_by_oci(IPAddress(address), IPNetwork(subnet)) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "taken", "free"),
+    [
+        ("10.0.0.0/29", set(), "6 5 4 3 2"),
+        ("10.0.0.0/29", {"10.0.0.6", "10.0.0.3"}, "5 4 2"),
+        ("10.0.0.0/30", set(), "2"),
+        ("10.0.0.0/30", {"10.0.0.2"}, ""),
+        ("10.0.0.0/31", set(), ""),
+        ("10.0.0.0/32", set(), ""),
+    ],
+)
+def test_free_addresses_are_those_that_nobody_has_from_the_far_end(network, taken, free):
+    assert list(free_addresses(IPNetwork(network), taken)) == [f"10.0.0.{number}" for number in free.split()]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 What an engine does with the options (replacement, deletion) is not shown here: Pulumi's mocks only create.
 """
 
+import ast
 import shutil
 import threading
 from pathlib import Path
@@ -444,10 +445,30 @@ def test_outputs(deployed: tuple[Region, Deployment]) -> None:
 def test_a_pinned_availability_domain_and_a_flex_shape(project: Path) -> None:
     change(project, "natVm", "availabilityDomain", value="abcd:UK-LONDON-1-AD-3")
     change(project, "natVm", "shape", value={"shape": "VM.Optimized3.Flex", "ocpus": 12, "memoryGbs": 48})
-    deployment = deploy(project, "dev", Region())
+    deployment = deploy(project, "dev", Region(domain_prefix="abcd"))
     vm = registered(deployment, oci.INSTANCE)["natVm1"].inputs
     assert vm["availabilityDomain"] == "abcd:UK-LONDON-1-AD-3"
     assert (vm["shape"], vm["shapeConfig"]) == ("VM.Optimized3.Flex", {"ocpus": 12, "memoryInGbs": 48})
+
+
+@pytest.mark.parametrize("name", ["abcd:UK-LONDON-1-AD-4", "abcd:US-ASHBURN-AD-1", "nPod:UK-LONDON-1-AD-1"])
+def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_made(project: Path, name: str) -> None:
+    change(project, "natVm", "availabilityDomain", value=name)
+    region = Region(domain_prefix="abcd")
+    with pytest.raises(DeployError) as refused:
+        deploy(project, "dev", region)
+    assert str(refused.value) == (
+        f'nat-pod dev: Pulumi.dev.yaml: 1 problem\n  nat-pod:natVm.availabilityDomain: "{name}": is no availability '
+        "domain of this region as your tenancy names them: abcd:UK-LONDON-1-AD-1, abcd:UK-LONDON-1-AD-2, "
+        "abcd:UK-LONDON-1-AD-3"
+    )
+    assert region.kinds() == []
+
+
+def test_a_domain_is_known_in_any_case_and_stays_as_it_is_written(project: Path) -> None:
+    change(project, "natVm", "availabilityDomain", value="NPOD:uk-london-1-ad-2")
+    vm = registered(deploy(project, "dev", Region()), oci.INSTANCE)["natVm1"].inputs
+    assert vm["availabilityDomain"] == "NPOD:uk-london-1-ad-2"
 
 
 def test_a_bad_stack_file_ends_in_its_problems(project: Path) -> None:
@@ -458,14 +479,22 @@ def test_a_bad_stack_file_ends_in_its_problems(project: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_every_key_of_the_project_file_reaches_the_program(project: Path) -> None:
-    """A key that `__main__.py` does not read would be ignored in silence by `pulumi up`."""
-    namespace: dict[str, Any] = {}
-    source = (REPOSITORY / "__main__.py").read_text().split("config =")[0]
-    exec(compile(source, "__main__.py", "exec"), namespace)
-    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text())["config"]
-    assert sorted([*namespace["TEXTS"], *namespace["OBJECTS"]]) == sorted(declared)
-    assert {key for key, entry in declared.items() if entry["type"] == "object"} == set(namespace["OBJECTS"])
+@pytest.mark.parametrize("value", ["static", {"policy": "static"}, None], ids=str)
+def test_a_mistyped_key_is_refused_although_it_need_not_be_there(project: Path, value: object) -> None:
+    """Ignored, it would leave the POD with `masquerade`, the default, and nobody would know."""
+    change(project, "sourceNatt", value=value)
+    region = Region()
+    with pytest.raises(DeployError, match="nat-pod:sourceNatt: is not a setting of nat-pod; did you mean sourceNat"):
+        deploy(project, "dev", region)
+    assert region.kinds() == []
+
+
+def test_the_program_knows_which_keys_of_the_project_file_are_objects() -> None:
+    source = (REPOSITORY / "__main__.py").read_text(encoding="utf-8")
+    line = next(line for line in source.splitlines() if line.startswith("OBJECTS = "))
+    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
+    objects = {key for key, entry in declared.items() if entry["type"] == "object"}
+    assert set(ast.literal_eval(line.removeprefix("OBJECTS = "))) == objects
 
 
 def test_runs_leave_nothing_behind() -> None:

@@ -434,6 +434,28 @@ def test_wrong_configuration_is_told_without_a_traceback(pod: Pod) -> None:
     assert "Traceback" not in str(refused.value)
 
 
+def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_made(tmp_path: Path, cli: Path) -> None:
+    pod = Pod.new(tmp_path, cli)
+    pod.change(natVm=lambda vm: vm.update(availabilityDomain="nPod:UK-LONDON-1-AD-4"))
+    for command in (pod.engine.preview, pod.engine.up):
+        with pytest.raises(EngineError, match=r"availabilityDomain: .* as your tenancy names them: nPod:UK-LONDON-"):
+            command()
+    assert pod.region.changes() == []
+
+    pod.change(natVm=lambda vm: vm.update(availabilityDomain="nPod:UK-LONDON-1-AD-3"))
+    pod.engine.up()
+    assert {vm.facts["availabilityDomain"] for vm in pod.region.all(INSTANCE)} == {"nPod:UK-LONDON-1-AD-3"}
+    pod.engine.expect_no_changes()
+
+
+@pytest.mark.parametrize("value", ["static", {"policy": "static"}, None], ids=str)
+def test_a_mistyped_key_is_refused_although_it_need_not_be_there(pod: Pod, value: object) -> None:
+    """Ignored, it would leave the POD with `masquerade`, the default, and nobody would know."""
+    pod.change(sourceNatt=value)
+    with pytest.raises(EngineError, match="nat-pod:sourceNatt: is not a setting of nat-pod; did you mean sourceNat"):
+        pod.engine.preview()
+
+
 def test_checkout_and_home_are_left_alone(pod: Pod, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def state() -> dict[str, float]:
         return {path.name: path.stat().st_mtime for path in REPOSITORY.glob("Pulumi*")}

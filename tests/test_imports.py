@@ -36,9 +36,9 @@ ALLOWED = {
     "args": set(),
     "component": {"args", "config", "errors", "limits", "plan", "pod"},
     "article": {"config", "plan"},
-    "expected": {"config", "errors", "flows", "plan", "topology"},
+    "expected": {"addressing", "config", "errors", "flows", "plan", "topology"},
     "trace": {"iptables", "netfilter", "topology"},
-    "flows": {"config", "plan"},
+    "flows": {"addressing", "config", "plan"},
     "diff": {"config", "expected", "flows", "plan", "trace"},
     "report": {"config", "diff", "limits", "plan", "trace"},
     "cli": {

@@ -233,6 +233,16 @@ def test_a_pod_that_requests_the_peering_finds_the_customers_gateway(tmp_path: P
     assert comparable(observe(region)) == comparable(expected_topology(plan))
 
 
+def test_a_pinned_availability_domain_has_the_prefix_of_the_users_tenancy(tmp_path: Path) -> None:
+    for name in ("__main__.py", "Pulumi.yaml"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    document = yaml.safe_load((REPOSITORY / "Pulumi.dev.yaml").read_text())
+    document["config"]["nat-pod:natVm"]["availabilityDomain"] = "Uocm:UK-LONDON-1-AD-2"
+    (tmp_path / "Pulumi.dev.yaml").write_text(yaml.safe_dump(document))
+    region, _, _ = stand_up(tmp_path, "dev")
+    assert region.get(find(region, oci.INSTANCE, "nat-pod-dev-natVm1")).facts["availabilityDomain"].startswith("Uocm:")
+
+
 def test_strangers_are_in_no_address_book(stood_up: tuple[str, PodPlan], region: Region) -> None:
     topology, real = observe(region), {slot.real for slot in stood_up[1].slots}
     strangers = [name for name in topology.vms if name.endswith(STRANGER)]

@@ -30,14 +30,20 @@ CONSUMER = f"""
 import json, pathlib, pulumi
 
 class NatPod(pulumi.ComponentResource):
-    def __init__(self, name, args):
+    def __init__(self, name, args, opts):
         outputs = dict.fromkeys(["vcnId", "natVmIds", "lpgIds", "routesToAdd", "addressBook", "generations"])
-        super().__init__("{TOKEN}", name, {{**outputs, **args}}, None, remote=True)
+        super().__init__("{TOKEN}", name, {{**outputs, **args}}, opts, remote=True)
 
 args = json.loads(pathlib.Path(__file__).with_name("args.json").read_text())
 if args.pop("late", None):
     args["management"]["cidr"] = pulumi.Output.secret("10.0.0.0/16")
-pod = NatPod("mine", args)
+opts = None
+if args.pop("lateProvider", None):
+    import pulumi_oci as oci
+    first = oci.core.Vcn("first", compartment_id=args["compartmentId"], cidr_blocks=["10.9.0.0/16"])
+    provider = oci.Provider("late", region=first.id.apply(lambda _: "uk-london-1"))
+    opts = pulumi.ResourceOptions(providers=[provider])
+pod = NatPod("mine", args, opts)
 pulumi.export("vcn", pod.vcnId)
 pulumi.export("vms", pod.natVmIds)
 pulumi.export("routes", pod.routesToAdd)
@@ -250,6 +256,33 @@ def test_a_value_that_is_not_known_yet_is_refused(consumer: Consumer) -> None:
     consumer.save()
     with pytest.raises(EngineError, match=r"nat-pod:management\S*: is an output, whose value may not be known yet"):
         consumer.engine.preview()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("domain", [None, "nPod:UK-LONDON-1-AD-2"])
+def test_a_provider_that_is_not_known_yet_answers_nothing_in_a_preview(consumer: Consumer, domain: str | None) -> None:
+    consumer.args["lateProvider"] = True
+    if domain is not None:
+        consumer.args["natVm"]["availabilityDomain"] = domain
+    consumer.save()
+    assert "mine-natVm2" in consumer.engine.preview().ops(INSTANCE)["create"]
+    consumer.engine.up()
+    (one, other) = consumer.region.all(INSTANCE)
+    expected = domain or "nPod:UK-LONDON-1-AD-1"
+    assert (one.facts["availabilityDomain"], other.facts["availabilityDomain"]) == (expected, expected)
+    consumer.engine.expect_no_changes()
+
+
+@pytest.mark.engine
+def test_a_domain_that_the_region_does_not_have_is_refused_in_a_preview(consumer: Consumer) -> None:
+    consumer.args["natVm"]["availabilityDomain"] = "nPod:US-ASHBURN-AD-1"
+    consumer.save()
+    with pytest.raises(EngineError) as caught:
+        consumer.engine.preview()
+    assert (
+        'arguments of mine: 1 problem\n  nat-pod:natVm.availabilityDomain: "nPod:US-ASHBURN-AD-1": is no availability '
+        "domain of this region as your tenancy names them: nPod:UK-LONDON-1-AD-1, " in str(caught.value)
+    )
 
 
 @pytest.mark.engine

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nat_pod.config import PodConfig
 from nat_pod.errors import ConfigError, NatPodError
 from nat_pod.stack import load_yaml, read_stack, stack_names
 
@@ -117,7 +116,7 @@ def test_a_file_without_configuration_is_empty_and_reported_by_what_is_missing(t
     stack = read_stack(tmp_path, "x")
     assert stack.pod_config() == {}
     with pytest.raises(ConfigError) as refused:
-        PodConfig.from_mapping(stack.pod_config(), "x")
+        stack.checked()
     assert [problem.path for problem in refused.value.problems] == [
         "nat-pod:compartmentId",
         "nat-pod:cidr",

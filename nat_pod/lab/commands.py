@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nat_pod.config import PodConfig
 from nat_pod.errors import NatPodError
 from nat_pod.lab import checks, sandbox
 from nat_pod.lab.engine import Engine, find_cli
 from nat_pod.lab.observe import observe
 from nat_pod.lab.program import Deployment, deploy
 from nat_pod.lab.region_file import RegionFile
-from nat_pod.lab.surroundings import new_region, stand_up
+from nat_pod.lab.surroundings import bring_up, prepare
 from nat_pod.plan import PodPlan
 from nat_pod.pod import plan_pod
 from nat_pod.stack import read_stack
@@ -66,7 +65,7 @@ def _up(directory: Path, stack: str, key: str) -> int:
 def _check(directory: Path, stack: str, key: str, *, as_json: bool) -> int:
     _holder(stack, key)
     deployed: Topology = pickle.loads(base64.b64decode(sandbox.call(key, "topology")))
-    plan = _plan(directory, stack)
+    plan = plan_pod(read_stack(directory, stack).checked(), stack)
     for vm in plan.vms:
         if deployed.vms[vm.key].metadata != vm.metadata:
             raise NatPodError(
@@ -119,31 +118,28 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
     By the Pulumi engine where there is a CLI, otherwise in this process under Pulumi's mocks: the same program, the
     same region.
     """
-    settings = read_stack(directory, stack)
-    empty = new_region(settings, PodConfig.from_mapping(settings.pod_config(), stack))
+    plan, region = prepare(directory, stack)
     cli = find_cli()
     with tempfile.TemporaryDirectory(prefix="nat-pod-") as scratch:
-        region = empty if cli is None else RegionFile.make(Path(scratch) / "region", empty)
+        engine = None
+        if cli is not None:
+            shared = RegionFile.make(Path(scratch) / "region", region)
+            region, engine = shared, Engine(directory, stack, shared.path, cli)
 
         def up() -> Deployment:
-            if cli is None:
+            if engine is None:
                 say(f"Pulumi.{stack}.yaml: the program runs against the simulated region (no pulumi CLI: under mocks)")
                 deployment = deploy(directory, stack, region)
             else:
                 say(f"Pulumi.{stack}.yaml: pulumi up, against the simulated region")
-                engine = Engine(directory, stack, Path(scratch) / "region", cli)
                 run = engine.up()
                 deployment = Deployment(outputs=engine.outputs(), warnings=run.warnings)
             for warning in deployment.warnings:
                 say(f"warning: {warning}")
             return deployment
 
-        _, plan, _ = stand_up(directory, stack, region, up)
+        bring_up(plan, region, up)
         return plan, observe(region)
-
-
-def _plan(directory: Path, stack: str) -> PodPlan:
-    return plan_pod(PodConfig.from_mapping(read_stack(directory, stack).pod_config(), stack), stack)
 
 
 def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> checks.Report:

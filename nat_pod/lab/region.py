@@ -73,9 +73,14 @@ class Region:
         attach_seconds: float = 0.01,
         lpg_limit: int = limits.LPGS_PER_VCN,
         secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
+        domain_prefix: str = "nPod",
     ) -> None:
-        """attach_seconds: how long an attach or detach lasts, in which its instance takes no other one."""
+        """attach_seconds: how long an attach or detach lasts, in which its instance takes no other one.
+
+        domain_prefix: what the names of availability domains begin with in this tenancy; OCI gives each one its own.
+        """
         self.name = name
+        self.domain_prefix = domain_prefix
         self.attach_seconds = attach_seconds
         self.lpg_limit = lpg_limit
         self.secondary_ip_limit = secondary_ip_limit
@@ -186,6 +191,7 @@ class Region:
         with self._lock:
             document = {
                 "name": self.name,
+                "domainPrefix": self.domain_prefix,
                 "attachSeconds": self.attach_seconds,
                 "lpgLimit": self.lpg_limit,
                 "secondaryIpLimit": self.secondary_ip_limit,
@@ -203,6 +209,7 @@ class Region:
             attach_seconds=document["attachSeconds"],
             lpg_limit=document["lpgLimit"],
             secondary_ip_limit=document["secondaryIpLimit"],
+            domain_prefix=document["domainPrefix"],
         )
         region._born = document["born"]
         for entry in document["records"]:
@@ -211,8 +218,8 @@ class Region:
 
     @property
     def availability_domains(self) -> tuple[str, ...]:
-        """The region's availability domains, as a tenancy sees them: with a prefix of its own."""
-        return tuple(f"nPod:{self.name.upper()}-AD-{number}" for number in (1, 2, 3))
+        """The region's availability domains, as the tenancy sees them."""
+        return tuple(f"{self.domain_prefix}:{self.name.upper()}-AD-{number}" for number in (1, 2, 3))
 
     # For the behaviours and for those who look at the region, under its lock
 

@@ -43,6 +43,7 @@ class RegionFile(Region):
             attach_seconds=header["attachSeconds"],
             lpg_limit=header["lpgLimit"],
             secondary_ip_limit=header["secondaryIpLimit"],
+            domain_prefix=header["domainPrefix"],
         )
         self._read_to = 0
         self._replaying: int | None = None
@@ -58,6 +59,7 @@ class RegionFile(Region):
             "attachSeconds": region.attach_seconds,
             "lpgLimit": region.lpg_limit,
             "secondaryIpLimit": region.secondary_ip_limit,
+            "domainPrefix": region.domain_prefix,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
@@ -158,6 +160,6 @@ def _header(path: Path) -> Inputs:
         raise RegionFileError(f"{path}: no simulated region here: {error.strerror}") from None
     except ValueError:
         header = {}
-    if set(header) != {"region", "attachSeconds", "lpgLimit", "secondaryIpLimit"}:
+    if set(header) != {"region", "attachSeconds", "lpgLimit", "secondaryIpLimit", "domainPrefix"}:
         raise RegionFileError(f"{path}: this is not a simulated region")
     return header

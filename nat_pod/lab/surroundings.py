@@ -6,19 +6,19 @@ what an owner would be handed.  Beside the members of the address book stands a 
 may connect, and who lies: his VNIC's source/destination check is off.
 
 Order, as for a real POD: `before` (LPGs that the POD shall peer with), `pulumi up`, `build` (which attaches the
-vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `stand_up` does all of it.
+vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `bring_up` does all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from netaddr import IPNetwork
 
-from nat_pod.addressing import reserved_by_oci
-from nat_pod.config import MANAGEMENT, PodConfig
+from nat_pod.addressing import free_addresses
+from nat_pod.config import MANAGEMENT
 from nat_pod.expected import vrouter_address
 from nat_pod.flows import stranger_addresses
 from nat_pod.lab.oci_types import (
@@ -36,7 +36,7 @@ from nat_pod.lab.program import Deployment, deploy
 from nat_pod.lab.region import Region
 from nat_pod.plan import VROUTER, PodPlan
 from nat_pod.pod import plan_pod
-from nat_pod.stack import Stack, read_stack
+from nat_pod.stack import read_stack
 
 ROUTER_TAG = {"role": VROUTER}
 """Marks the vRouter: its guest forwards, and routes each further VNIC's VCN by that VNIC."""
@@ -46,28 +46,32 @@ _HOST_SHAPE = "VM.Standard2.1"
 _ROUTER_SHAPE = "VM.Standard2.4"
 
 
-def stand_up(
-    directory: Path, stack: str, region: Region | None = None, up: Callable[[], Deployment] | None = None
-) -> tuple[Region, PodPlan, Deployment]:
-    """A region with the POD of a stack and its neighbours, in the order in which it happens on OCI.
+def stand_up(directory: Path, stack: str) -> tuple[Region, PodPlan, Deployment]:
+    """A new region with the POD of a stack and its neighbours; the program runs in this process, under mocks."""
+    plan, region = prepare(directory, stack)
+    return region, plan, bring_up(plan, region, lambda: deploy(directory, stack, region))
 
-    up: `pulumi up` against `region`; by default the program in this process, under Pulumi's mocks.  The deployment
-    returned is the second `up`'s; it warns of nothing when the vRouter is in place.
-    """
+
+def prepare(directory: Path, stack: str) -> tuple[PodPlan, Region]:
+    """A stack's plan, and an empty region with the names and the limits that its file counts on."""
     settings = read_stack(directory, stack)
-    config = PodConfig.from_mapping(settings.pod_config(), stack)
-    plan = plan_pod(config, stack)
-    place = new_region(settings, config) if region is None else region
-    bring_up = up or (lambda: deploy(directory, stack, place))
-    before(plan, place)
-    first = bring_up()
-    build(plan, place, first.outputs)
-    return place, plan, bring_up()
+    config = settings.checked()
+    region = Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=config.lpg_limit)
+    if config.nat_vm.availability_domain is not None:
+        # The lab cannot know a tenancy's prefix, but a stack file that pins a domain has it.
+        region.domain_prefix = config.nat_vm.availability_domain.split(":")[0]
+    return plan_pod(config, stack), region
 
 
-def new_region(settings: Stack, config: PodConfig) -> Region:
-    """An empty region with the name and the limits that the stack file counts on."""
-    return Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=config.lpg_limit)
+def bring_up(plan: PodPlan, region: Region, up: Callable[[], Deployment]) -> Deployment:
+    """POD and neighbours in the order in which it happens on OCI.
+
+    up: `pulumi up` against `region`.  The deployment returned is the second one's; it warns of nothing when the vRouter
+    is in place.
+    """
+    before(plan, region)
+    build(plan, region, up().outputs)
+    return up()
 
 
 def before(plan: PodPlan, region: Region) -> None:
@@ -123,7 +127,7 @@ def _vrouter(plan: PodPlan, region: Region, subnet: str, pod_subnet: str) -> str
     instance = _instance(plan, region, VROUTER, subnet, primary, router=True, skip_check=True)
     # Left to OCI, the VNIC's own address could be the floating one.
     pod_cidr = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
-    own = next(_free(pod_cidr, {plan.vrouter_ip}))
+    own = next(free_addresses(IPNetwork(pod_cidr), {plan.vrouter_ip}))
     attachment = _stand(
         region,
         VNIC_ATTACHMENT,
@@ -144,7 +148,7 @@ def _vrouter_addresses(plan: PodPlan) -> tuple[str, str]:
     """The vRouter's floating and own address in the management VCN."""
     floating = vrouter_address(plan)
     taken = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
-    return floating, next(_free(plan.management_cidr, taken | {floating}))
+    return floating, next(free_addresses(IPNetwork(plan.management_cidr), taken | {floating}))
 
 
 def _host(plan: PodPlan, region: Region, member: str, address: str, *, hostile: bool = False) -> None:
@@ -230,12 +234,3 @@ def _rule(destination: str, target: str) -> Inputs:
 
 def _lpg_name(customer: str) -> str:
     return f"{customer}/lpg"
-
-
-def _free(cidr: str, taken: Iterable[str]) -> Iterator[str]:
-    """Usable addresses of a subnet that nobody has, the highest first: members tend to be at the low end."""
-    network, used = IPNetwork(cidr), set(taken)
-    for number in range(network.last, network.first, -1):
-        address = network[number - network.first]
-        if reserved_by_oci(address, network) is None and str(address) not in used:
-            yield str(address)
