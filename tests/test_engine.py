@@ -4,6 +4,7 @@ Every test starts from a copy of one POD that stands (dev, its neighbours in pla
 what the engine plans, what it asks of the region, in which order, and what then stands there.
 """
 
+import ast
 import base64
 import copy
 import gzip
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.engine import full_pod
 from nat_pod.config import PodConfig
 from nat_pod.lab import surroundings
 from nat_pod.lab.engine import Engine, EngineError, Run, find_cli
@@ -122,6 +124,34 @@ class Pod:
         ]
 
 
+def table() -> dict[str, dict[str, int]]:
+    """ARCHITECTURE.md, "What the engine plans": change to counts, as the CLI names them."""
+    text = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## What the engine plans")[1]
+    head, _, *rows = (line.strip("| ").split("|") for line in text.split("\n\n")[2].strip().splitlines())
+    operations = [cell.strip() for cell in head[1:5]]
+    return {
+        change.strip(): {op: int(cell) for op, cell in zip(operations, cells, strict=False) if cell.strip()}
+        for change, *cells in rows
+    }
+
+
+def documented(change: str) -> dict[str, int]:
+    """What the table says of one change."""
+    return table()[change]
+
+
+def test_each_row_of_the_table_is_held_by_a_test() -> None:
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    held = [
+        call.args[0].value
+        for compared in ast.walk(tree)
+        if isinstance(compared, ast.Compare)
+        for call in ast.walk(compared)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == documented.__name__
+    ]
+    assert sorted(held) == sorted(table())
+
+
 def planned(run: Run) -> dict[str, list[str]]:
     """Operation to sorted names without the component's prefix; the stack's own outputs do not count."""
     found: dict[str, list[str]] = {}
@@ -148,7 +178,7 @@ def pod(standing: Pod, tmp_path: Path, cli: Path) -> Pod:
 
 def test_new_pod_gets_its_route_to_the_vrouter_at_the_second_up(tmp_path: Path, cli: Path) -> None:
     pod = Pod.new(tmp_path, cli)
-    assert set(planned(pod.engine.preview())) == {"create"}
+    assert pod.engine.preview().counts == documented("new POD, first `up`")
 
     first = pod.engine.up()
     (warning,) = first.warnings
@@ -156,7 +186,12 @@ def test_new_pod_gets_its_route_to_the_vrouter_at_the_second_up(tmp_path: Path, 
     assert "then run `pulumi up` again" in warning
     assert pod.region.read(pod.find(ROUTE_TABLE, "natVm2"))["routeRules"] == []
 
+    # Until then every preview says it again.
+    (warning,) = pod.engine.preview().warnings
+    assert "then run `pulumi up` again" in warning
+
     pod.neighbours()
+    assert pod.engine.preview().counts == documented("its second `up`, vRouter there")
     second = pod.engine.up()
     assert planned(second) == {"update": ["natVm2"]}
     assert not second.warnings
@@ -168,7 +203,8 @@ def test_new_pod_gets_its_route_to_the_vrouter_at_the_second_up(tmp_path: Path, 
 
 def test_nothing_changed_is_nothing_to_do(pod: Pod) -> None:
     pod.engine.expect_no_changes()
-    pod.engine.refresh()
+    assert pod.engine.preview().counts == documented("nothing, or `refresh` and nothing")
+    assert not pod.engine.refresh().counts
     pod.engine.expect_no_changes()
 
 
@@ -178,6 +214,7 @@ def test_added_host_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
         addresses=lambda book: book.update({"customer1/vm3": {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}}),
     )
     preview = pod.engine.preview()
+    assert preview.counts == documented("host added")
     # Under masquerade NAT VM2 translates by prefix, so a host is no news to it.
     assert planned(preview) == {"update": ["natVm1"], "create": ["198.18.0.132", "198.18.0.4"]}
     assert paths(preview) == {"natVm1": {"metadata.nat-pod-rules"}}
@@ -188,47 +225,71 @@ def test_added_host_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
     pod.engine.expect_no_changes()
 
 
-def test_added_server_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
+def test_added_server_and_its_removal_touch_metadata_and_its_own_addresses(pod: Pod) -> None:
+    before = pod.standing()
     pod.change(
         management=lambda management: management["servers"].update(logs="10.0.0.200"),
         addresses=lambda book: book.update({"management/logs": {"natVm1": "198.18.0.5", "natVm2": "198.18.0.133"}}),
     )
-    assert planned(pod.engine.preview()) == {"update": ["natVm1", "natVm2"], "create": ["198.18.0.133", "198.18.0.5"]}
-    before = pod.standing()
+    preview = pod.engine.preview()
+    assert preview.counts == documented("server added")
+    assert planned(preview) == {"update": ["natVm1", "natVm2"], "create": ["198.18.0.133", "198.18.0.5"]}
     pod.engine.up()
     assert before < pod.standing()
+    pod.engine.expect_no_changes()
+
+    pod.change(
+        management=lambda management: management["servers"].pop("logs"),
+        addresses=lambda book: book.pop("management/logs"),
+    )
+    preview = pod.engine.preview()
+    assert preview.counts == documented("server removed")
+    assert planned(preview) == {"update": ["natVm1", "natVm2"], "delete": ["198.18.0.133", "198.18.0.5"]}
+    pod.engine.up()
+    assert pod.standing() == before
 
 
-def test_host_on_a_new_vnic_pair_brings_the_pair(pod: Pod) -> None:
+def test_hosts_that_fill_a_vnic_pair_bring_the_pair_and_take_it_along(pod: Pod) -> None:
+    before = pod.standing()
+    former = copy.deepcopy(pod.config)
+    hosts = {f"new{number}": number for number in range(29)}
     pod.change(
         subnets=lambda subnets: [
             subnets["natVm1"].append("198.18.0.192/27"),
             subnets["natVm2"].append("198.18.0.224/27"),
         ],
-        customers=lambda customers: customers["customer1"]["hosts"].update(vm3="10.0.0.131"),
-        addresses=lambda book: book.update({"customer1/vm3": {"natVm1": "198.18.0.194", "natVm2": "198.18.0.226"}}),
+        customers=lambda customers: customers["customer1"]["hosts"].update(
+            {host: f"10.0.0.{200 + number}" for host, number in hosts.items()}
+        ),
+        addresses=lambda book: book.update(
+            {
+                f"customer1/{host}": {"natVm1": f"198.18.0.{194 + number}", "natVm2": f"198.18.0.{226 + number}"}
+                for host, number in hosts.items()
+            }
+        ),
     )
-    before = pod.standing()
+    assert pod.engine.preview().counts == documented("29 hosts on a new VNIC pair")
     pod.engine.up()
     assert before < pod.standing()
-    assert (
-        pod.region.read(pod.find(VNIC_ATTACHMENT, "natVm1-vnic-3"))["createVnicDetails"]["privateIp"] == "198.18.0.194"
-    )
+    attachment = pod.region.read(pod.find(VNIC_ATTACHMENT, "natVm1-vnic-3"))
+    assert attachment["createVnicDetails"]["privateIp"] == "198.18.0.194"
+    pod.engine.expect_no_changes()
+
+    pod.config = former
+    pod.save()
+    assert pod.engine.preview().counts == documented("these 29 removed")
+    pod.engine.up()
+    assert pod.standing() == before
     pod.engine.expect_no_changes()
 
 
 def test_removed_host_takes_only_its_addresses_along(pod: Pod) -> None:
-    pod.change(
-        customers=lambda customers: customers["customer2"].update(hosts={"vm3": "10.0.1.101"}),
-        addresses=lambda book: book.update({"customer2/vm3": {"natVm1": "198.18.0.6", "natVm2": "198.18.0.134"}}),
-    )
+    pod.change(customers=lambda customers: customers["customer2"].update(hosts={}))
     pod.config["nat-pod:addresses"].pop("customer2/vm2")
     pod.save()
-    assert planned(pod.engine.preview()) == {
-        "update": ["natVm1"],
-        "create": ["198.18.0.134", "198.18.0.6"],
-        "delete": ["198.18.0.131", "198.18.0.3"],
-    }
+    preview = pod.engine.preview()
+    assert preview.counts == documented("host removed")
+    assert planned(preview) == {"update": ["natVm1"], "delete": ["198.18.0.131", "198.18.0.3"]}
     gone = {pod.find(PRIVATE_IP, address) for address in ("198.18.0.3", "198.18.0.131")}
     before = pod.standing()
     pod.engine.up()
@@ -236,11 +297,24 @@ def test_removed_host_takes_only_its_addresses_along(pod: Pod) -> None:
     pod.engine.expect_no_changes()
 
 
+def test_slot_that_passes_to_another_host_is_left_alone(pod: Pod) -> None:
+    """Its addresses stay, so do the flows of everybody else; what it leads to is a matter of the rules."""
+    pod.change(
+        customers=lambda customers: customers["customer2"].update(hosts={"vm3": "10.0.1.101"}),
+        addresses=lambda book: book.update({"customer2/vm3": book.pop("customer2/vm2")}),
+    )
+    before = pod.standing()
+    assert planned(pod.engine.preview()) == {"update": ["natVm1"]}
+    pod.engine.up()
+    assert pod.standing() == before
+
+
 def test_last_host_of_a_vnic_pair_takes_the_pair_along(pod: Pod) -> None:
     pod.change(
         customers=lambda customers: customers["customer1"]["hosts"].pop("vm2"),
         addresses=lambda book: book.pop("customer1/vm2"),
     )
+    assert pod.engine.preview().counts == documented("last host of a VNIC pair removed")
     done = pod.apply()
     # The VNICs go before the subnets they are in, and the rules stop using them before that.
     assert [do for do, _ in done] == ["update"] * 3 + ["delete"] * 4
@@ -256,6 +330,7 @@ def test_added_customer_and_its_removal_leave_the_others_alone(pod: Pod) -> None
         addresses=lambda book: book.update({"customer3/vm1": {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}}),
     )
     preview = pod.engine.preview()
+    assert preview.counts == documented("customer added, one host")
     assert planned(preview) == {
         "create": ["198.18.0.132", "198.18.0.4", "customer3", "natVm1-egress-customer3", "natVm1-ingress-customer3"],
         "update": ["natVm1", "natVm1"],
@@ -266,6 +341,7 @@ def test_added_customer_and_its_removal_leave_the_others_alone(pod: Pod) -> None
     pod.engine.expect_no_changes()
 
     pod.change(customers=lambda customers: customers.pop("customer3"), addresses=lambda book: book.pop("customer3/vm1"))
+    assert pod.engine.preview().counts == documented("customer removed")
     done = pod.apply()
     # OCI refuses to delete a gateway while a route points to it.
     assert done.index(("update", "nat-pod-dev-natVm1")) < done.index(("delete", "nat-pod-dev-customer3"))
@@ -290,6 +366,7 @@ def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
     before = pod.standing()
     pod.change(customers=rename, addresses=lambda book: book.update({"acme/vm2": book.pop("customer2/vm2")}))
     preview = pod.engine.preview()
+    assert preview.counts == documented("customer renamed (`formerly`)")
     assert planned(preview) == {
         # New rules first, then the old ones go: there is no moment without a rule.
         "create": ["natVm1-egress-acme", "natVm1-ingress-acme"],
@@ -307,6 +384,7 @@ def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
 def test_changed_source_policy_changes_metadata_alone(pod: Pod) -> None:
     pod.change(sourceNat="static")
     preview = pod.engine.preview()
+    assert preview.counts == documented("source policy changed")
     assert planned(preview) == {"update": ["natVm1", "natVm2"]}
     assert paths(preview) == {"natVm1": {"metadata.nat-pod-rules"}, "natVm2": {"metadata.nat-pod-rules"}}
     before = pod.standing()
@@ -317,9 +395,23 @@ def test_changed_source_policy_changes_metadata_alone(pod: Pod) -> None:
 
 def test_changed_shape_is_refused_where_it_would_reboot_a_vm(pod: Pod) -> None:
     pod.change(natVm=lambda vm: vm.update(shape="VM.Standard2.16"))
-    assert planned(pod.engine.preview()) == {"update": ["natVm1", "natVm2"]}
+    preview = pod.engine.preview()
+    assert preview.counts == documented("shape changed")
+    assert planned(preview) == {"update": ["natVm1", "natVm2"]}
     with pytest.raises(EngineError, match=r"nat-pod-dev-natVm1: 409-Conflict, the update of shape needs a reboot"):
         pod.engine.up()
+
+
+def test_changed_image_is_planned_in_place_and_a_changed_ssh_key_as_a_replacement(pod: Pod) -> None:
+    pod.change(natVm=lambda vm: vm.update(imageId="ocid1.image.oc1.uk-london-1.another"))
+    preview = pod.engine.preview()
+    assert preview.counts == documented("image changed")
+    assert paths(preview) == {"natVm1": {"sourceDetails.sourceId"}, "natVm2": {"sourceDetails.sourceId"}}
+
+    pod.change(natVm=lambda vm: vm.update(sshPublicKey=f"{vm['sshPublicKey']}2"))
+    preview = pod.engine.preview()
+    assert preview.counts == documented("ssh key changed")
+    assert {step.replaced_by for step in preview.steps if step.type == INSTANCE} == {("metadata",)}
 
 
 def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_path: Path, cli: Path) -> None:
@@ -334,9 +426,13 @@ def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_pat
     pod = standing.copy(tmp_path / "pod", cli, release)
 
     preview = pod.engine.preview()
-    replaced = ["198.18.0.131", "198.18.0.3", "natVm1", "natVm1-vnic-2", "natVm2", "natVm2-vnic-2"]
-    assert planned(preview) == dict.fromkeys(("delete-replaced", "replace", "create-replacement"), replaced)
-    assert paths(preview)["natVm1"] == {"metadata.user_data"}
+    assert preview.counts == documented("bootstrap changed")
+    assert planned(preview) == {
+        "replace": ["198.18.0.131", "198.18.0.3", "natVm1", "natVm1-vnic-2", "natVm2", "natVm2-vnic-2"]
+    }
+    assert paths(preview) == {"natVm1": {"metadata.user_data"}, "natVm2": {"metadata.user_data"}}
+    reasons = {step.name.removeprefix("nat-pod-dev-"): step.replaced_by for step in preview.steps if step.replaced_by}
+    assert reasons == {"natVm1": ("metadata",), "natVm2": ("metadata",)}
 
     addresses = {str(ip.facts["ipAddress"]) for ip in pod.region.all(PRIVATE_IP)}
     done = pod.apply()
@@ -361,6 +457,7 @@ def test_refresh_finds_what_others_changed_and_up_repairs_it(pod: Pod) -> None:
         "update": ["natVm1", "natVm1", "natVm2-vnic-2"],
     }
     preview = pod.engine.preview()
+    assert preview.counts == documented("drift: a private IP deleted, a route rule taken out, two checks switched on")
     assert planned(preview) == {"create": ["198.18.0.3"], "update": ["natVm1", "natVm1", "natVm2-vnic-2"]}
     assert paths(preview)["natVm2-vnic-2"] == {"createVnicDetails.skipSourceDestCheck"}
     pod.engine.up()
@@ -401,7 +498,9 @@ def test_refused_resource_is_named_and_the_rest_goes_on_later(tmp_path: Path, cl
 def test_destroy_leaves_an_empty_region(tmp_path: Path, cli: Path) -> None:
     pod = Pod.new(tmp_path, cli)
     pod.engine.up()
-    pod.engine.destroy()
+    made = len(pod.region.changes())
+    assert pod.engine.destroy().counts == documented("`destroy`")
+    assert len(pod.region.changes()[made:]) == 28, "what dies with its VM is not asked for"
     assert pod.region.kinds() == []
     assert pod.engine.resources() == []
 
@@ -424,6 +523,18 @@ def test_ten_customers_beside_dev_in_one_region(standing: Pod, tmp_path: Path, c
     assert before < dev.standing()
     dev.engine.expect_no_changes()
     ten.engine.expect_no_changes()
+
+
+def test_full_pod_comes_up_although_an_instance_takes_one_vnic_at_a_time(tmp_path: Path, cli: Path) -> None:
+    """A /22 with all its 435 slots: 946 resources in one `up`, as parallel as the engine is by default."""
+    pod = Pod.new(tmp_path, cli, region=Region(attach_seconds=0.05))
+    pod.config = full_pod("198.18.0.0/22")
+    pod.save()
+    pod.engine.up()
+    by_kind = {kind: len(pod.region.all(kind)) for kind in (INSTANCE, VNIC_ATTACHMENT, PRIVATE_IP)}
+    # 15 VNICs a VM, of which the instance brings the first; 28 secondary private IPs a VNIC, and the primary one.
+    assert by_kind == {INSTANCE: 2, VNIC_ATTACHMENT: 2 * 15, PRIVATE_IP: 2 * 15 * 29}
+    pod.engine.expect_no_changes()
 
 
 def test_wrong_configuration_is_told_without_a_traceback(pod: Pod) -> None:

@@ -18,8 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +31,7 @@ from nat_pod.lab import language_host, provider
 from nat_pod.stack import load_yaml
 
 PROJECT_FILE = "Pulumi.yaml"
+_NO_CHANGE = ("same", "refresh", "read")
 
 
 class EngineError(NatPodError):
@@ -46,15 +46,17 @@ class EngineError(NatPodError):
 class Step:
     """One thing the engine plans or does to one resource.
 
-    op: create, update, delete, or the parts of a replacement: replace, create-replacement, delete-replaced.
+    op: create, update, delete, replace; of a replacement that is carried out also its parts, create-replacement and
+    delete-replaced.
     paths: the inputs that differ, with the kind of difference (add, update, delete; add-replace and so on).
+    replaced_by: the inputs whose difference makes it a replacement.
     """
 
     op: str
     type: str
     name: str
-    urn: str
     paths: dict[str, str]
+    replaced_by: tuple[str, ...]
 
     def __str__(self) -> str:
         paths = f" ({', '.join(self.paths)})" if self.paths else ""
@@ -63,9 +65,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a command planned or did, in order, and what it said."""
+    """What a command planned or did, in order, and what it said.
+
+    counts: resources by what happens to them (create, update, replace, delete), as the CLI sums them up.
+    """
 
     steps: tuple[Step, ...]
+    counts: dict[str, int]
     warnings: tuple[str, ...]
     errors: tuple[str, ...]
 
@@ -102,40 +108,38 @@ class Engine:
         cli: Path,
         *,
         stack_file: Path | None = None,
-        progress: Callable[[Step], None] | None = None,
     ) -> None:
-        """stack_file: read in place of Pulumi.<stack>.yaml.  progress: called as each step begins."""
+        """stack_file: read in place of Pulumi.<stack>.yaml."""
         self.directory = directory.resolve()
         self.stack = stack
         self.stack_file = stack_file or self.directory / f"Pulumi.{stack}.yaml"
         self.region_file = region_file.resolve()
         self._cli = cli
-        self._progress = progress
         self._base = self.region_file.parent / "pulumi"
         self._process: subprocess.Popen[str] | None = None
 
     def preview(self) -> Run:
-        """What `up` would do."""
-        return self._operate("preview")
+        """What `up` would do, as `pulumi preview --json` tells it."""
+        return self._plan()
 
     def expect_no_changes(self) -> None:
         """Raise EngineError, with what `up` would do, unless that is nothing."""
         try:
-            self._operate("preview", "--expect-no-changes")
+            self._plan("--expect-no-changes")
         except EngineError as error:
             raise EngineError("\n".join([str(error), *map(str, error.run.steps)]), error.run) from None
 
     def up(self) -> Run:
         """Make the region what the program says."""
-        return self._operate("up", "--yes", "--skip-preview")
+        return self._operate("up")
 
     def refresh(self) -> Run:
         """Take into the stack's state what has changed in the region."""
-        return self._operate("refresh", "--yes", "--skip-preview")
+        return self._operate("refresh")
 
     def destroy(self) -> Run:
         """Delete everything the stack has."""
-        return self._operate("destroy", "--yes", "--skip-preview")
+        return self._operate("destroy")
 
     def outputs(self) -> dict[str, Any]:
         """The stack's outputs."""
@@ -157,59 +161,68 @@ class Engine:
 
     # How the CLI is run
 
-    def _operate(self, command: str, *options: str) -> Run:
+    def _plan(self, *options: str) -> Run:
         self._prepare()
-        with tempfile.TemporaryDirectory(dir=self._base) as scratch:
-            events, output = Path(scratch, "events"), Path(scratch, "output")
-            events.touch()
-            with output.open("w", encoding="utf-8") as sink:
-                self._process = self._start(command, "--event-log", str(events), *options, stdout=sink)
-                # What a refresh finds is known after it has asked; a step of the others when it begins.
-                kind = "resOutputsEvent" if command == "refresh" else "resourcePreEvent"
-                try:
-                    run = self._follow(events, self._process, kind)
-                finally:
-                    self._process.wait()  # a ^C reaches the CLI too, which then finishes what it has begun
-            if self._process.returncode:
-                said = "\n".join(run.errors) or _complaint(output.read_text(encoding="utf-8"))
-                if self._process.returncode < 0:
-                    said = f"it was ended by signal {-self._process.returncode}"
-                raise EngineError(f"pulumi {command} of stack {self.stack}: {said}", run)
+        status, output, complaint = self._ask("preview", "--json", *options)
+        digest = json.loads(output) if output and status >= 0 else {}
+        run = _run(
+            [_step(step["urn"], step, step.get("replaceReasons")) for step in digest.get("steps") or ()],
+            digest.get("changeSummary") or {},
+            digest.get("diagnostics") or (),
+        )
+        if status:
+            raise self._failure("preview", run, complaint)
         return run
 
-    def _follow(self, events: Path, process: subprocess.Popen[str], kind: str) -> Run:
-        """Read the engine's events until it ends."""
-        steps: list[Step] = []
-        said: dict[str, list[str]] = {"warning": [], "error": []}
-        for event in _events(events, process):
-            metadata = (event.get(kind) or {}).get("metadata")
-            diagnostic = event.get("diagnosticEvent")
-            if metadata and metadata["op"] not in ("same", "refresh", "read"):
-                steps.append(_step(metadata))
-                if self._progress is not None:
-                    self._progress(steps[-1])
-            if diagnostic and diagnostic["severity"] in said:
-                said[diagnostic["severity"]].append(_said(diagnostic))
-        return Run(tuple(steps), tuple(said["warning"]), tuple(said["error"]))
+    def _operate(self, command: str) -> Run:
+        """Carry out what the CLI has no account of in JSON: the engine's own events are one."""
+        self._prepare()
+        with tempfile.TemporaryDirectory(dir=self._base) as scratch:
+            log = Path(scratch, "events")
+            status, _, complaint = self._ask(command, "--yes", "--skip-preview", "--event-log", str(log))
+            # What follows the last newline was cut short, when the CLI was killed.
+            lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
+            events = [json.loads(line) for line in lines]
+        # What a refresh finds is known after it has asked; a step of the others when it begins.
+        kind = "resOutputsEvent" if command == "refresh" else "resourcePreEvent"
+        steps = [event[kind]["metadata"] for event in events if event.get(kind)]
+        summaries = [event["summaryEvent"]["resourceChanges"] for event in events if event.get("summaryEvent")]
+        run = _run(
+            [_step(step["urn"], step, step.get("keys")) for step in steps],
+            summaries[-1] if summaries else {},
+            [event["diagnosticEvent"] for event in events if event.get("diagnosticEvent")],
+        )
+        if status:
+            raise self._failure(command, run, complaint)
+        return run
 
     def _query(self, *arguments: str) -> str:
-        with self._start(*arguments, stdout=subprocess.PIPE) as process:
-            output, _ = process.communicate()
-        if process.returncode:
-            command = " ".join(arguments)
-            raise EngineError(f"pulumi {command} of stack {self.stack}: {_complaint(output)}", Run((), (), ()))
+        status, output, complaint = self._ask(*arguments)
+        if status:
+            raise self._failure(" ".join(arguments), Run((), {}, (), ()), complaint)
         return output
 
-    def _start(self, *arguments: str, stdout: Any) -> subprocess.Popen[str]:  # noqa: ANN401 as Popen takes it
-        return subprocess.Popen(
+    def _failure(self, command: str, run: Run, complaint: str) -> EngineError:
+        said = "\n".join(run.errors) or complaint
+        return EngineError(f"pulumi {command} of stack {self.stack}: {said}", run)
+
+    def _ask(self, *arguments: str) -> tuple[int, str, str]:
+        """Run the CLI; returns its exit status, what it printed, and its complaint where it failed."""
+        with subprocess.Popen(
             [self._cli, *arguments, "--stack", self.stack, "--non-interactive", "--color", "never"],
             cwd=self._base / "project",
             env=self._environment(),
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            self._process = process
+            # A ^C reaches the CLI too; leaving this block then waits until it has finished what it has begun.
+            output, errors = process.communicate()
+        if process.returncode < 0:
+            return process.returncode, output, f"it was ended by signal {-process.returncode}"
+        return process.returncode, output, _complaint(errors or output)
 
     def _environment(self) -> dict[str, str]:
         mine = {
@@ -268,25 +281,22 @@ class Engine:
             link.symlink_to(source)
 
 
-def _events(path: Path, process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    """The engine's events as they come, until its process has ended."""
-    part = ""
-    with path.open(encoding="utf-8") as log:
-        while True:
-            ended = process.poll() is not None
-            while chunk := log.readline():
-                part += chunk
-                if part.endswith("\n"):
-                    yield json.loads(part)
-                    part = ""
-            if ended:
-                return
-            time.sleep(0.05)
+def _run(steps: list[Step], counts: dict[str, int], diagnostics: Iterable[dict[str, Any]]) -> Run:
+    said: dict[str, list[str]] = {"warning": [], "error": []}
+    for diagnostic in diagnostics:
+        if diagnostic["severity"] in said:
+            said[diagnostic["severity"]].append(_said(diagnostic))
+    return Run(
+        tuple(step for step in steps if step.op not in _NO_CHANGE),
+        {op: count for op, count in counts.items() if op not in _NO_CHANGE},
+        tuple(said["warning"]),
+        tuple(said["error"]),
+    )
 
 
-def _step(metadata: dict[str, Any]) -> Step:
-    paths = {path: diff["diffKind"] for path, diff in (metadata.get("detailedDiff") or {}).items()}
-    return Step(metadata["op"], metadata["type"], _name(metadata["urn"]), metadata["urn"], paths)
+def _step(urn: str, step: dict[str, Any], replaced_by: Iterable[str] | None) -> Step:
+    paths = {path: diff.get("diffKind") or diff["kind"] for path, diff in (step.get("detailedDiff") or {}).items()}
+    return Step(step["op"], urn.split("::")[2].split("$")[-1], _name(urn), paths, tuple(replaced_by or ()))
 
 
 def _name(urn: str) -> str:
@@ -295,7 +305,7 @@ def _name(urn: str) -> str:
 
 def _said(diagnostic: dict[str, Any]) -> str:
     """The resource that it is about, and the text without the engine's colour marks, e.g. <{%reset%}>."""
-    text = re.sub(r"<\{%.*?%\}>", "", diagnostic["message"]).strip()
+    text = re.sub(r"<\{%.*?%\}>", "", diagnostic["message"]).strip().removeprefix(f"{diagnostic['severity']}: ")
     return f"{_name(diagnostic['urn'])}: {text}" if diagnostic.get("urn") else text
 
 
