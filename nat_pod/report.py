@@ -8,7 +8,7 @@ from itertools import zip_longest
 from nat_pod import limits
 from nat_pod.config import MANAGEMENT, MASQUERADE
 from nat_pod.diff import Difference, FlowChange, Pair, SlotChange, Way
-from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, PodPlan
+from nat_pod.plan import LPGS, NAT_VM1, NAT_VM2, ROUTE_TABLES, PodPlan
 from nat_pod.trace import Disposition, Leg, Trace
 
 
@@ -45,14 +45,14 @@ def plan_dict(plan: PodPlan) -> dict[str, object]:
         },
         "routes": {
             **{
-                side: [
+                key: [
                     {
                         "destination": rule.destination,
                         "via": f"LPG {rule.customer}" if rule.customer else rule.private_ip,
                     }
-                    for rule in plan.routes[side]
+                    for rule in plan.routes[key]
                 ]
-                for side in SIDES
+                for key in ROUTE_TABLES
             },
             "neighbours": {name: list(routes) for name, routes in plan.neighbours.items()},
         },
@@ -91,11 +91,11 @@ def plan_text(plan: PodPlan, stack: str) -> str:
         "",
         "Route rules of the POD",
         table(
-            ["side", "destination", "target"],
+            ["table of", "destination", "target"],
             [
-                [side, rule.destination, f"LPG of {rule.customer}" if rule.customer else f"vRouter {rule.private_ip}"]
-                for side in SIDES
-                for rule in plan.routes[side]
+                [owner, rule.destination, f"LPG of {rule.customer}" if rule.customer else f"{hop} {rule.private_ip}"]
+                for key, (owner, hop) in _TABLES.items()
+                for rule in plan.routes[key]
             ],
         ),
         "",
@@ -110,6 +110,14 @@ def plan_text(plan: PodPlan, stack: str) -> str:
         ),
     ]
     return "\n".join(sections)
+
+
+# Route table -> whose it is, and whose the private IP is that it leads to.
+_TABLES = {
+    NAT_VM1: ("NAT VM1's subnets", ""),
+    NAT_VM2: ("NAT VM2's subnets", "vRouter"),
+    LPGS: ("the LPGs", "NAT VM1"),
+}
 
 
 def trace_text(traced: Trace, title: str) -> str:
