@@ -3,7 +3,6 @@
 What an engine does with the options (replacement, deletion) is not shown here: Pulumi's mocks only create.
 """
 
-import ast
 import shutil
 import threading
 from pathlib import Path
@@ -502,14 +501,6 @@ def test_a_mistyped_key_is_refused_although_it_need_not_be_there(project: Path, 
     with pytest.raises(DeployError, match="nat-pod:sourceNatt: is not a setting of nat-pod; did you mean sourceNat"):
         deploy(project, "dev", region)
     assert region.kinds() == []
-
-
-def test_the_program_knows_which_keys_of_the_project_file_are_objects() -> None:
-    source = (REPOSITORY / "__main__.py").read_text(encoding="utf-8")
-    line = next(line for line in source.splitlines() if line.startswith("OBJECTS = "))
-    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
-    objects = {key for key, entry in declared.items() if entry["type"] == "object"}
-    assert set(ast.literal_eval(line.removeprefix("OBJECTS = "))) == objects
 
 
 def test_runs_leave_nothing_behind() -> None:
