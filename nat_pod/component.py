@@ -25,10 +25,23 @@ from nat_pod.args import NatPodArgs
 from nat_pod.config import NAMESPACE, PodConfig
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.limits import is_flex
-from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, VROUTER, LpgPlan, NatVmPlan, PodPlan, SecurityRulePlan, VnicPlan
+from nat_pod.plan import (
+    LPGS,
+    NAT_VM1,
+    NAT_VM2,
+    SIDES,
+    VROUTER,
+    LpgPlan,
+    NatVmPlan,
+    PodPlan,
+    SecurityRulePlan,
+    VnicPlan,
+)
 from nat_pod.pod import plan_pod
 
 MANAGEMENT = "management"
+
+RouteRule = oci.core.RouteTableRouteRuleArgs
 
 
 class Routes(TypedDict):
@@ -84,13 +97,16 @@ class NatPod(pulumi.ComponentResource):
             opts=self._options(),
         )
         self._empty_default_security_list()
-        self._lpgs = {lpg.customer: self._lpg(lpg) for lpg in plan.lpgs}
         self._subnets = {VROUTER: self._vrouter_subnet()}
-        self._subnets |= self._vnic_subnets({side: self._route_table(side) for side in SIDES})
+        self._subnets |= self._vnic_subnets({NAT_VM2: self._route_table(NAT_VM2, self._rules_to_management())})
         self._nsgs = self._security_groups()
         self._vms: dict[str, oci.core.Instance] = {}
+        self._primary_vnics: dict[str, pulumi.Output[str]] = {}
         for vm in plan.vms:
             self._vms[vm.key] = self._nat_vm(vm, domain)
+        table_of_lpgs = self._route_table(LPGS, self._rules_to_nat_vm1())
+        self._lpgs = {lpg.customer: self._lpg(lpg, table_of_lpgs) for lpg in plan.lpgs}
+        self._attach_route_table(NAT_VM1, self._route_table(NAT_VM1, self._rules_to_customers()))
 
         self.vcn_id = self._vcn.id
         self.nat_vm_ids = {key: vm.id for key, vm in self._vms.items()}
@@ -133,7 +149,7 @@ class NatPod(pulumi.ComponentResource):
             opts=self._options(),
         )
 
-    def _lpg(self, lpg: LpgPlan) -> oci.core.LocalPeeringGateway:
+    def _lpg(self, lpg: LpgPlan, table: oci.core.RouteTable) -> oci.core.LocalPeeringGateway:
         """Without `peer_id` the acceptor: only one side of a peering may name the other.
 
         A renamed customer keeps his LPG by an alias: a new one would end the peering, and one that was ever peered
@@ -146,6 +162,7 @@ class NatPod(pulumi.ComponentResource):
             compartment_id=self._plan.compartment_id,
             vcn_id=self._vcn.id,
             peer_id=lpg.peer_id,
+            route_table_id=table.id,
             display_name=name,
             opts=self._options(aliases=aliases),
         )
@@ -171,9 +188,11 @@ class NatPod(pulumi.ComponentResource):
 
     def _vnic_subnets(self, tables: dict[str, oci.core.RouteTable]) -> dict[str, oci.core.Subnet]:
         return {
-            subnet.key: self._subnet(subnet.key, subnet.cidr, route_table_id=tables[subnet.side].id)
+            subnet.key: self._subnet(
+                subnet.key, subnet.cidr, route_table_id=tables[subnet.side].id if subnet.side in tables else None
+            )
             for subnet in self._plan.subnets
-            if subnet.side in tables
+            if subnet.side in SIDES
         }
 
     def _subnet(
@@ -196,35 +215,59 @@ class NatPod(pulumi.ComponentResource):
             opts=self._options(),
         )
 
-    def _route_table(self, side: str) -> oci.core.RouteTable:
-        name = self._child(side)
+    def _attach_route_table(self, side: str, table: oci.core.RouteTable) -> None:
+        """Give the subnets of a side their route table after they were made.
+
+        With it at once they would wait for ever: NAT VM1's table leads to the LPGs, the LPGs' own one to NAT VM1, and
+        NAT VM1 is in these subnets.
+        """
+        for subnet in self._plan.subnets:
+            if subnet.side == side:
+                oci.core.RouteTableAttachment(
+                    self._child(subnet.key),
+                    subnet_id=self._subnets[subnet.key].id,
+                    route_table_id=table.id,
+                    opts=self._options(),
+                )
+
+    def _route_table(self, key: str, rules: pulumi.Input[list[RouteRule]]) -> oci.core.RouteTable:
+        name = self._child(key)
         return oci.core.RouteTable(
             name,
             compartment_id=self._plan.compartment_id,
             vcn_id=self._vcn.id,
             display_name=name,
-            route_rules=self._route_rules(side),
+            route_rules=rules,
             opts=self._options(),
         )
 
-    def _route_rules(self, side: str) -> Any:  # noqa: ANN401 a list of rules, or an Output of one
-        to_lpgs = [
+    def _rules_to_customers(self) -> list[RouteRule]:
+        return [
             _route_rule(rule.destination, self._lpgs[rule.customer].id)
-            for rule in self._plan.routes[side]
+            for rule in self._plan.routes[NAT_VM1]
             if rule.customer is not None
         ]
-        to_vrouter = [rule.destination for rule in self._plan.routes[side] if rule.private_ip is not None]
-        if not to_vrouter:
-            return to_lpgs
+
+    def _rules_to_nat_vm1(self) -> pulumi.Output[list[RouteRule]]:
+        """What customers send elsewhere in the POD ends at NAT VM1: `pod._not_for_customers`."""
+        primary = self._plan.vm(NAT_VM1).vnics[0].primary
+        found = oci.core.get_private_ips_output(
+            vnic_id=self._primary_vnics[NAT_VM1], opts=pulumi.InvokeOutputOptions(parent=self)
+        )
+        target = found.apply(lambda result: next(ip.id for ip in result.private_ips if ip.ip_address == primary))
+        return target.apply(lambda ocid: [_route_rule(rule.destination, ocid) for rule in self._plan.routes[LPGS]])
+
+    def _rules_to_management(self) -> pulumi.Output[list[RouteRule]]:
+        to_vrouter = [rule.destination for rule in self._plan.routes[NAT_VM2]]
         # In the preview of a new POD the subnet's id is unknown; then so is this, and nothing is looked up or warned.
         found = oci.core.get_private_ips_output(
             subnet_id=self._subnets[VROUTER].id,
             ip_address=self._plan.vrouter_ip,
             opts=pulumi.InvokeOutputOptions(parent=self),
         )
-        return found.apply(lambda result: to_lpgs + self._rules_to_vrouter(to_vrouter, result.private_ips))
+        return found.apply(lambda result: self._rules_to_vrouter(to_vrouter, result.private_ips))
 
-    def _rules_to_vrouter(self, destinations: list[str], private_ips: Sequence[Any]) -> list[Any]:
+    def _rules_to_vrouter(self, destinations: list[str], private_ips: Sequence[Any]) -> list[RouteRule]:
         """Rules to the vRouter's floating address: none until its owner has put it into the POD's subnet.
 
         The owner cannot do that before the subnet exists, so the first `pulumi up` of a POD always ends here.
@@ -337,7 +380,8 @@ class NatPod(pulumi.ComponentResource):
             # A new bootstrap replaces both VMs: the second is left alone until the first has been launched again.
             opts=self._options(depends_on=list(self._vms.values()), delete_before_replace=True),
         )
-        self._private_ips(primary, self._primary_vnic_id(instance, primary), instance)
+        self._primary_vnics[vm.key] = self._primary_vnic_id(instance, primary)
+        self._private_ips(primary, self._primary_vnics[vm.key], instance)
         previous: pulumi.Resource = instance
         for vnic in vm.vnics[1:]:
             previous = self._attachment(vnic, instance, previous)
@@ -447,10 +491,8 @@ def _outputs_in(value: object, path: str = "") -> Iterator[str]:
             yield from _outputs_in(member, f"{path}[{index}]")
 
 
-def _route_rule(destination: str, target: pulumi.Input[str]) -> oci.core.RouteTableRouteRuleArgs:
-    return oci.core.RouteTableRouteRuleArgs(
-        destination=destination, destination_type="CIDR_BLOCK", network_entity_id=target
-    )
+def _route_rule(destination: str, target: pulumi.Input[str]) -> RouteRule:
+    return RouteRule(destination=destination, destination_type="CIDR_BLOCK", network_entity_id=target)
 
 
 def _list_ingress(rule: SecurityRulePlan) -> oci.core.SecurityListIngressSecurityRuleArgs:

@@ -6,6 +6,7 @@ registered, and a test holds the two equal: what is missing in one of them is a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from netaddr import IPNetwork
@@ -14,7 +15,7 @@ from nat_pod.addressing import free_addresses
 from nat_pod.config import MANAGEMENT
 from nat_pod.errors import NatPodError
 from nat_pod.flows import stranger_addresses
-from nat_pod.plan import SIDES, VROUTER, PodPlan, RouteRulePlan, SecurityRulePlan
+from nat_pod.plan import LPGS, SIDES, VROUTER, PodPlan, RouteRulePlan, SecurityRulePlan
 from nat_pod.topology import (
     VM_HOST,
     VM_NAT,
@@ -44,7 +45,7 @@ def expected_topology(plan: PodPlan) -> Topology:
         routes = tuple(Route(destination=destination, lpg=lpg) for destination in plan.neighbours[customer])
         _neighbour(topology, plan, customer, cidr, routes)
         topology.lpgs[lpg] = Lpg(name=lpg, vcn=customer, peer=pod_lpg)
-        topology.lpgs[pod_lpg] = Lpg(name=pod_lpg, vcn=POD, peer=lpg)
+        topology.lpgs[pod_lpg] = Lpg(name=pod_lpg, vcn=POD, peer=lpg, routes=_routes(plan.routes[LPGS]))
     _management(topology, plan)
     for slot in plan.slots:
         _host(topology, slot.member, slot.real)
@@ -74,7 +75,7 @@ def _pod(topology: Topology, plan: PodPlan) -> None:
     topology.vcns[POD] = Vcn(name=POD, cidrs=(plan.cidr,))
     lists = {key: tuple(security_rule(rule) for rule in rules) for key, rules in plan.security.items()}
     for subnet in plan.subnets:
-        routes = tuple(_route(rule) for rule in plan.routes.get(subnet.side, ()))
+        routes = _routes(plan.routes.get(subnet.side, ()))
         security = lists[VROUTER] if subnet.side == VROUTER else ()
         topology.subnets[subnet.key] = Subnet(
             name=subnet.key, vcn=POD, cidr=subnet.cidr, routes=routes, security=security
@@ -140,9 +141,17 @@ def _host(topology: Topology, name: str, address: str) -> None:
     topology.vms[name] = Vm(name=name, kind=VM_HOST, vnics=(vnic,))
 
 
-def _route(rule: RouteRulePlan) -> Route:
-    lpg = None if rule.customer is None else f"{POD}/{rule.customer}"
-    return Route(destination=rule.destination, lpg=lpg, private_ip=rule.private_ip)
+def _routes(rules: Iterable[RouteRulePlan]) -> tuple[Route, ...]:
+    """A route table; the order of its rules means nothing, they are compared sorted."""
+    routes = [
+        Route(
+            destination=rule.destination,
+            lpg=None if rule.customer is None else f"{POD}/{rule.customer}",
+            private_ip=rule.private_ip,
+        )
+        for rule in rules
+    ]
+    return tuple(sorted(routes, key=lambda route: route.destination))
 
 
 def security_rule(rule: SecurityRulePlan) -> SecurityRule:

@@ -15,6 +15,9 @@ NAT_VM1 = "natVm1"
 NAT_VM2 = "natVm2"
 SIDES = (NAT_VM1, NAT_VM2)
 VROUTER = "vrouter"
+LPGS = "lpgs"
+ROUTE_TABLES = (*SIDES, LPGS)
+"""One for each side's subnets, and one that all LPGs have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from netaddr import cidr_merge
+
 from nat_pod import guest, iptables, limits
 from nat_pod.addressing import halves
 from nat_pod.config import MANAGEMENT, NAMESPACE, PodConfig
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.netfilter import Ruleset
 from nat_pod.plan import (
+    LPGS,
     NAT_VM1,
     NAT_VM2,
+    ROUTE_TABLES,
     SIDES,
     VROUTER,
     CapacityPlan,
@@ -46,6 +50,10 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
             RouteRulePlan(destination=str(customer.cidr), customer=customer.name) for customer in config.customers
         ),
         NAT_VM2: (RouteRulePlan(destination=str(config.management.cidr), private_ip=str(config.management.vrouter)),),
+        LPGS: tuple(
+            RouteRulePlan(destination=destination, private_ip=vnics[NAT_VM1][0].primary)
+            for destination in _not_for_customers(config)
+        ),
     }
     plan = PodPlan(
         cidr=str(config.cidr),
@@ -211,6 +219,19 @@ def _neighbours(config: PodConfig) -> dict[str, tuple[str, ...]]:
     return {**{customer.name: to_vm1 for customer in config.customers}, MANAGEMENT: to_vm2}
 
 
+def _not_for_customers(config: PodConfig) -> list[str]:
+    """Where a packet that comes in by an LPG must not go: NAT VM2's subnets and the vRouter's.
+
+    A customer may route any address of the POD to his LPG.  At NAT VM2 his packets look like management's when his
+    host has a server's address (the article's 10.0.0.100 is both), and NAT VM2 would send them to another customer.
+    So the LPGs' own route table leads there by way of NAT VM1, which has no mapping for them and drops them.
+    """
+    layout = config.layout
+    if not layout.pinned:
+        return [str(halves(layout.cidr)[1])]
+    return [str(network) for network in cidr_merge([*(pair.nat_vm2 for pair in layout.pairs), layout.vrouter])]
+
+
 def _may_reach(config: PodConfig) -> dict[str, tuple[str, ...]]:
     everybody = tuple(config.management.servers)
     return {
@@ -245,13 +266,9 @@ def _limit_problems(plan: PodPlan) -> list[Problem]:
             problems.append(
                 Problem(f"{NAMESPACE}:customers", None, f"{side} needs {count} NSG rules; OCI has {limits.NSG_RULES}")
             )
-        if len(plan.routes[side]) > limits.ROUTE_RULES_PER_TABLE:
-            count = len(plan.routes[side])
-            problems.append(
-                Problem(
-                    f"{NAMESPACE}:customers",
-                    None,
-                    f"{side} needs {count} route rules; a table has {limits.ROUTE_RULES_PER_TABLE}",
-                )
-            )
+    for table in ROUTE_TABLES:
+        count = len(plan.routes[table])
+        if count > limits.ROUTE_RULES_PER_TABLE:
+            rule = f"{table} needs {count} route rules; a table has {limits.ROUTE_RULES_PER_TABLE}"
+            problems.append(Problem(f"{NAMESPACE}:customers", None, rule))
     return problems

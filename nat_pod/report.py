@@ -12,7 +12,7 @@ from nat_pod.config import MANAGEMENT, MASQUERADE, NAMESPACE
 from nat_pod.diff import Difference, FlowChange, Pair, SlotChange, Way
 from nat_pod.handbuilt import NOTES, Finding, Handbuilt
 from nat_pod.import_draft import ASSUMED, Draft
-from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES, PodPlan
+from nat_pod.plan import LPGS, NAT_VM1, NAT_VM2, ROUTE_TABLES, PodPlan
 from nat_pod.rules import FORWARD, INPUT
 from nat_pod.status import Member, Report, Status, duration
 
@@ -50,14 +50,14 @@ def plan_dict(plan: PodPlan) -> dict[str, object]:
         },
         "routes": {
             **{
-                side: [
+                key: [
                     {
                         "destination": rule.destination,
                         "via": f"LPG {rule.customer}" if rule.customer else rule.private_ip,
                     }
-                    for rule in plan.routes[side]
+                    for rule in plan.routes[key]
                 ]
-                for side in SIDES
+                for key in ROUTE_TABLES
             },
             "neighbours": {name: list(routes) for name, routes in plan.neighbours.items()},
         },
@@ -139,11 +139,11 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
         ),
         (
             "Route rules of the POD",
-            ["side", "destination", "target"],
+            ["table of", "destination", "target"],
             [
-                [side, rule.destination, f"LPG of {rule.customer}" if rule.customer else f"vRouter {rule.private_ip}"]
-                for side in SIDES
-                for rule in plan.routes[side]
+                [owner, rule.destination, f"LPG of {rule.customer}" if rule.customer else f"{hop} {rule.private_ip}"]
+                for key, (owner, hop) in _TABLES.items()
+                for rule in plan.routes[key]
             ],
         ),
         (
@@ -156,6 +156,14 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
             ],
         ),
     ]
+
+
+# Route table -> whose it is, and whose the private IP is that it leads to.
+_TABLES = {
+    NAT_VM1: ("NAT VM1's subnets", ""),
+    NAT_VM2: ("NAT VM2's subnets", "vRouter"),
+    LPGS: ("the LPGs", "NAT VM1"),
+}
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

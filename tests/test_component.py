@@ -99,8 +99,11 @@ def test_the_children_are_named_after_the_pod_and_a_stable_key(deployed: tuple[R
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-ingress-transit",
         "PrivateIp nat-pod-dev-198.18.0.131",
         "PrivateIp nat-pod-dev-198.18.0.3",
+        "RouteTable nat-pod-dev-lpgs",
         "RouteTable nat-pod-dev-natVm1",
         "RouteTable nat-pod-dev-natVm2",
+        "RouteTableAttachment nat-pod-dev-natVm1-vnic-1",
+        "RouteTableAttachment nat-pod-dev-natVm1-vnic-2",
         "SecurityList nat-pod-dev-vrouter",
         "Subnet nat-pod-dev-natVm1-vnic-1",
         "Subnet nat-pod-dev-natVm1-vnic-2",
@@ -172,14 +175,16 @@ def test_subnets_and_their_tables(deployed: tuple[Region, Deployment]) -> None:
         ("natVm2-vnic-1", "198.18.0.128/27", "natVm2"),
         ("natVm2-vnic-2", "198.18.0.64/27", "natVm2"),
     ):
+        table = ocid(region, oci.ROUTE_TABLE, side)
         assert inputs(region, oci.SUBNET, key) == {
             "compartmentId": "ocid1.compartment.oc1..exampledevpod",
             "vcnId": ocid(region, oci.VCN),
             "cidrBlock": cidr,
             "displayName": f"nat-pod-dev-{key}",
             "prohibitPublicIpOnVnic": True,
-            "routeTableId": ocid(region, oci.ROUTE_TABLE, side),
+            **({"routeTableId": table} if side == "natVm2" else {}),
         }
+        assert region.read(ocid(region, oci.SUBNET, key))["routeTableId"] == table
     vrouter = inputs(region, oci.SUBNET, "vrouter")
     assert "routeTableId" not in vrouter
     assert vrouter["securityListIds"] == [ocid(region, oci.SECURITY_LIST, "vrouter")]
@@ -195,6 +200,16 @@ def test_nat_vm1_routes_each_customer_to_its_lpg(deployed: tuple[Region, Deploym
         ("10.0.0.0/24", ocid(region, oci.LPG, "customer1")),
         ("10.0.1.0/24", ocid(region, oci.LPG, "customer2")),
     ]
+
+
+def test_what_customers_send_past_nat_vm1_is_led_to_it(deployed: tuple[Region, Deployment]) -> None:
+    region, _ = deployed
+    for customer in ("customer1", "customer2"):
+        assert inputs(region, oci.LPG, customer)["routeTableId"] == ocid(region, oci.ROUTE_TABLE, "lpgs")
+    rules = inputs(region, oci.ROUTE_TABLE, "lpgs")["routeRules"]
+    assert {region.read(rule["networkEntityId"])["ipAddress"] for rule in rules} == {"198.18.0.2"}
+    # NAT VM2's subnets and the vRouter's; not NAT VM1's, whose declared flows do not depend on this table.
+    assert [rule["destination"] for rule in rules] == ["198.18.0.64/27", "198.18.0.128/27", "198.18.0.160/28"]
 
 
 def test_security(deployed: tuple[Region, Deployment]) -> None:

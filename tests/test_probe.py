@@ -7,31 +7,37 @@ from collections.abc import Iterator
 import pytest
 from small_networks import needs_lab, network
 
-from nat_pod.lab import probe
+from nat_pod.lab import packets
 from nat_pod.lab.netns import LabError
 from nat_pod.lab.probe import HTTP, ICMP, UDP, Answer, Flow, Seen
 from nat_pod.lab.sandbox import Lab
 
 
 def test_the_checksum_is_that_of_the_rfc():
-    assert probe._checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0x220D  # RFC 1071, section 3: sum ddf2
-    assert probe._checksum(b"\x01") == probe._checksum(b"\x01\x00")
+    assert packets.checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0x220D  # RFC 1071, section 3: sum ddf2
+    assert packets.checksum(b"\x01") == packets.checksum(b"\x01\x00")
 
 
 @pytest.mark.parametrize("protocol", [ICMP, UDP, HTTP])
-def test_a_forged_packet_reads_back_as_what_it_was_made_of(protocol):
-    flow = Flow(source_vm="a1", source_address="10.9.9.9", destination="10.0.0.3", protocol=protocol, forged=True)
-    packet = probe._parse(probe._forged(flow, 7, b"natpod-0123456789abcdef"), 1, "a1", "ens3", "out")
-    assert packet is not None
-    assert (packet.src, packet.dst, packet.protocol) == ("10.9.9.9", "10.0.0.3", protocol)
-    assert packet.token == "natpod-0123456789abcdef"
-    assert packet.request
+@pytest.mark.parametrize(("shape", "pieces"), [("request", 1), ("reply", 1), ("fragments", 2), ("tail", 1)])
+def test_a_crafted_packet_reads_back_as_what_it_was_made_of(protocol, shape, pieces):
+    token = "natpod-0123456789abcdef"
+    made = packets.crafted(shape, "10.9.9.9", "10.0.0.3", protocol, 80, 7, token.encode())
+    read = [packets.parse(data, 1, "a1", "ens3", "out") for data in made]
+    assert [(p.src, p.dst, p.protocol, p.token) for p in read] == [("10.9.9.9", "10.0.0.3", protocol, token)] * pieces
+    assert all(packet.request == (shape != "reply" or protocol != ICMP) for packet in read)
+    assert [packet.syn for packet in read[:1]] == [protocol == HTTP and shape in ("request", "fragments")]
+
+
+def test_a_redirect_is_no_request():
+    made = packets.crafted("redirect", "10.9.9.9", "10.0.0.3", ICMP, 0, 7, b"natpod-0123456789abcdef")
+    assert [packets.parse(data, 1, "a1", "ens3", "in").request for data in made] == [False]
 
 
 def test_what_is_not_ours_is_not_parsed():
-    assert probe._parse(b"\x45" + bytes(19), 1, "a1", "ens3", "in") is None
+    assert packets.parse(b"\x45" + bytes(19), 1, "a1", "ens3", "in") is None
     ospf = b"\x45" + bytes(8) + b"\x59" + bytes(40)
-    assert probe._parse(ospf, 1, "a1", "ens3", "in") is None
+    assert packets.parse(ospf, 1, "a1", "ens3", "in") is None
 
 
 def test_hops_leave_out_repetitions_and_keep_the_order():

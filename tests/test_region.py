@@ -49,6 +49,9 @@ class World:
     def table(self, vcn: str, *rules: tuple[str, str]) -> str:
         return self.make(oci.ROUTE_TABLE, {"vcnId": vcn, "routeRules": routes(*rules)})
 
+    def use(self, subnet: str, table: str) -> str:
+        return self.region.create(oci.ROUTE_TABLE_ATTACHMENT, {"subnetId": subnet, "routeTableId": table})[0]
+
     def lpg(self, vcn: str, **inputs: Any) -> str:
         return self.make(oci.LPG, {"vcnId": vcn, **inputs})
 
@@ -430,6 +433,20 @@ REFUSALS: list[tuple[str, Request, str, str, Request]] = [
         "belongs to VCN",
         lambda w: w.lpg(w.pod, routeTableId=w.table(w.pod)),
     ),
+    (
+        "LPG: a rule to an LPG in the table that it has",
+        lambda w: w.update(table_of_lpg(w), routeRules=routes((OTHER, w.lpg(w.pod)))),
+        INVALID,
+        "private IPs",
+        lambda w: w.update(table_of_lpg(w), routeRules=routes((OTHER, checked_ip(w, skip=True)))),
+    ),
+    (
+        "route table attachment: another VCN's table",
+        lambda w: w.use(w.b, w.table(w.vcn(OTHER))),
+        INVALID,
+        "belongs to VCN",
+        lambda w: w.use(w.b, w.table(w.pod)),
+    ),
     ("LPG: empty peerId", lambda w: w.lpg(w.pod, peerId=""), INVALID, "must not be empty", lambda w: w.lpg(w.pod)),
     # Security
     ("NSG: rule 121", lambda w: with_rules(w, 121), OVER_LIMIT, "120 rules", lambda w: with_rules(w, 120)),
@@ -793,6 +810,13 @@ REFUSALS: list[tuple[str, Request, str, str, Request]] = [
         lambda w: w.region.delete(w.table(w.pod)),
     ),
     (
+        "delete: route table that is attached",
+        lambda w: w.region.delete((table := w.table(w.pod), w.use(w.b, table))[0]),
+        CONFLICT,
+        "associated with",
+        lambda w: w.region.delete((table := w.table(w.pod), w.region.delete(w.use(w.b, table)))[0]),
+    ),
+    (
         "delete: security list in use",
         lambda w: w.region.delete(
             next(
@@ -859,10 +883,27 @@ def table_in_use(w: World) -> str:
     return table
 
 
+def table_of_lpg(w: World) -> str:
+    table = w.table(w.pod)
+    w.lpg(w.pod, routeTableId=table)
+    return table
+
+
 def target_lpg(w: World) -> str:
     lpg = w.lpg(w.pod)
     w.table(w.pod, (OTHER, lpg))
     return lpg
+
+
+def test_an_attached_route_table_holds_until_it_is_detached(world: World) -> None:
+    default = world.region.read(world.b)["routeTableId"]
+    table = world.table(world.pod)
+    attachment = world.use(world.b, table)
+    assert world.region.read(world.b)["routeTableId"] == table
+    world.update(world.b, displayName="the subnet's own inputs say nothing of it")
+    assert world.region.read(world.b)["routeTableId"] == table
+    world.region.delete(attachment)
+    assert world.region.read(world.b)["routeTableId"] == default
 
 
 def rows() -> list[Any]:

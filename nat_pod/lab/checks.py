@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from nat_pod.flows import Flow, declared_flows, refused_flows
 from nat_pod.lab import probe
-from nat_pod.lab.probe import HTTP, ICMP, UDP, Answer
+from nat_pod.lab.packets import HTTP, ICMP, PORTS, UDP
+from nat_pod.lab.probe import Answer
 from nat_pod.plan import PodPlan
 from nat_pod.report import table
 from nat_pod.topology import VM_ROUTER, Topology
@@ -83,7 +84,7 @@ def expectations(plan: PodPlan, deployed: Topology) -> list[Expectation]:
                 src=flow.source,
                 dst=flow.destination,
                 protocol=_TRANSPORT[protocol],
-                dport=flow.port or probe.PORTS.get(protocol, 0),
+                dport=flow.port or PORTS.get(protocol, 0),
             )
             expected.append(
                 Expectation(flow=flow, protocol=protocol, predicted=trace(deployed, flow.sender, packet, flow.receiver))

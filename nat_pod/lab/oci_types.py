@@ -37,6 +37,7 @@ UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 VCN = "oci:Core/vcn:Vcn"
 SUBNET = "oci:Core/subnet:Subnet"
 ROUTE_TABLE = "oci:Core/routeTable:RouteTable"
+ROUTE_TABLE_ATTACHMENT = "oci:Core/routeTableAttachment:RouteTableAttachment"
 LPG = "oci:Core/localPeeringGateway:LocalPeeringGateway"
 INSTANCE = "oci:Core/instance:Instance"
 VNIC_ATTACHMENT = "oci:Core/vnicAttachment:VnicAttachment"
@@ -141,6 +142,11 @@ TYPES: dict[str, TypeRow] = {
         removable=frozenset({"routeRules"}),
         sets=frozenset({"routeRules"}),
         defaults={"routeRules[].destinationType": "CIDR_BLOCK"},
+    ),
+    ROUTE_TABLE_ATTACHMENT: TypeRow(
+        sdk_class="RouteTableAttachment",
+        source="core_route_table_attachment_resource.go",
+        replace=frozenset({"routeTableId", "subnetId"}),
     ),
     LPG: TypeRow(
         sdk_class="LocalPeeringGateway",

@@ -29,10 +29,23 @@ from typing import Any
 
 from nat_pod.lab.fabric import Fabric, vm_namespace
 from nat_pod.lab.netns import LabError, open_socket
+from nat_pod.lab.packets import (
+    HTTP,
+    ICMP,
+    NUMBER,
+    PORTS,
+    REPLY,
+    REQUEST,
+    SHAPES,
+    TOKEN,
+    UDP,
+    Packet,
+    crafted,
+    echo_request,
+    parse,
+)
 from nat_pod.topology import VM_HOST, VM_NAT, Topology
 
-ICMP, HTTP, UDP = "icmp", "http", "udp"
-PORTS = {HTTP: 80, UDP: 9}
 SSH_PORT = 22
 
 _IN_FLIGHT = 128  # probes at a time: a capture's buffer holds a few hundred packets
@@ -40,7 +53,6 @@ _BURST = 8  # probes begun before the captures are emptied again
 _LINGER = 0.05  # seconds after the last answer for the packets that end its TCP connection
 _IDLE = 10.0  # seconds until a server gives up a connection that asks for nothing
 
-_TOKEN = re.compile(rb"natpod-[0-9a-f]{16}")
 _ANSWER = re.compile(rb"name=(\S+) seen=(\S+)")
 
 # Numbers that Python's socket module does not have (linux/if_packet.h, asm-generic/socket.h, linux/in.h).
@@ -51,9 +63,6 @@ _PACKET_HOST, _PACKET_OUTGOING = 0, 4
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
-_IPPROTO = {1: ICMP, 6: HTTP, 17: UDP}
-_NUMBER = {name: number for number, name in _IPPROTO.items()}
-_SYN, _ACK = 0x02, 0x10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +72,8 @@ class Flow:
     source_address: the address to send from; None lets the VM choose.  With `forged` it is written into the packet
     though the VM does not have it; no answer can come back then, and `ok` means that the packet reached some host.
     port: the destination port, by default the one hosts serve.
+    shape: of a forged packet only.  `request` begins a flow; `reply` answers one that there is not; `fragments` is a
+    request in two pieces, `tail` only the second of them; `redirect` tells the receiver of a better way.
     """
 
     source_vm: str
@@ -71,6 +82,7 @@ class Flow:
     protocol: str = ICMP
     port: int | None = None
     forged: bool = False
+    shape: str = REQUEST
 
     @property
     def destination_port(self) -> int:
@@ -181,26 +193,6 @@ class Servers(Thread):
         connection.close()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Packet:
-    """A captured packet.  `token` is "" when its payload has none; the rest is set for TCP only."""
-
-    when: int
-    vm: str
-    nic: str
-    direction: str
-    src: str
-    dst: str
-    protocol: str
-    token: str
-    request: bool = True  # ICMP: an echo request
-    sport: int = 0
-    dport: int = 0
-    sequence: int = 0
-    acknowledged: int = 0
-    syn: bool = False
-
-
 class _Tap:
     """A capture on all NICs of one VM.
 
@@ -229,7 +221,7 @@ class _Tap:
         self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)  # reading resets
         self._filter(0xFFFF)
 
-    def stop(self) -> Iterator[_Packet]:
+    def stop(self) -> Iterator[Packet]:
         """Take no more and return the rest.  Raises LabError when packets were lost: the record has gaps."""
         self._filter(0)
         yield from self.packets()
@@ -237,7 +229,7 @@ class _Tap:
         if lost:
             raise LabError(f"the capture on {self.vm} lost {lost} packets; probe fewer flows at a time")
 
-    def packets(self) -> Iterator[_Packet]:
+    def packets(self) -> Iterator[Packet]:
         """Those that wait, if any."""
         while True:
             try:
@@ -249,7 +241,7 @@ class _Tap:
                 continue
             seconds, nanoseconds = struct.unpack("@ll", ancillary[0][2])
             when = seconds * 1_000_000_000 + nanoseconds
-            packet = _parse(data, when, self.vm, nic, "in" if kind == _PACKET_HOST else "out")
+            packet = parse(data, when, self.vm, nic, "in" if kind == _PACKET_HOST else "out")
             if packet is not None:
                 yield packet
 
@@ -270,7 +262,7 @@ class _Attempt:
     socket: socket.socket | None = None
     port: int = 0  # the local TCP port
     answer: Answer | None = None
-    packets: list[_Packet] = field(default_factory=list)
+    packets: list[Packet] = field(default_factory=list)
 
     @property
     def request(self) -> bytes:
@@ -297,10 +289,12 @@ class Prober:
         for flow in flows:
             if flow.source_vm not in self._taps:
                 raise LabError(f"no VM called {flow.source_vm} in this lab")
-            if flow.protocol not in _NUMBER:
-                raise LabError(f"protocol {flow.protocol}: one of {', '.join(sorted(_NUMBER))}")
+            if flow.protocol not in NUMBER:
+                raise LabError(f"protocol {flow.protocol}: one of {', '.join(sorted(NUMBER))}")
             if flow.forged and flow.source_address is None:
                 raise LabError(f"{flow.source_vm} to {flow.destination}: a forged flow needs a source address")
+            if flow.shape not in SHAPES or (flow.shape != REQUEST and not flow.forged):
+                raise LabError(f"shape {flow.shape}: one of {', '.join(SHAPES)}, and of a forged flow only")
         if capture:
             taps = list(self._taps.values())
         elif any(flow.protocol == ICMP or flow.forged for flow in flows):
@@ -319,8 +313,10 @@ class _Round:
         self.numbers = numbers
         self.selector = selectors.DefaultSelector()
         self.raw: dict[tuple[str, str | None], socket.socket] = {}  # ICMP, shared by the flows of a source
+        self.forging: dict[str, socket.socket] = {}  # whole packets, by VM
         self.pending: dict[str, _Attempt] = {}  # by token
-        self.packets: list[_Packet] = []
+        self.asking = 0  # pending ones that an answer comes back to; a forged packet is followed by none
+        self.packets: list[Packet] = []
 
     def run(self, flows: Sequence[Flow], seconds: float, capture: bool) -> list[Answer]:
         attempts: list[_Attempt] = []
@@ -331,19 +327,18 @@ class _Round:
                 self.selector.register(tap, selectors.EVENT_READ)
             more = True
             while more or self.pending:
-                room = min(_BURST, _IN_FLIGHT - len(self.pending))
+                room = min(_BURST, _IN_FLIGHT - self.asking)
                 attempts += [self.begin(flow, seconds) for flow in itertools.islice(waiting, room)]
                 more = len(attempts) < len(flows)
-                self.turn(0 if more and len(self.pending) < _IN_FLIGHT else 0.05)
-                now = time.monotonic()
-                for attempt in [late for late in self.pending.values() if late.deadline < now]:
+                self.turn(0 if more and self.asking < _IN_FLIGHT else 0.05)
+                for attempt in self.late(time.monotonic()):
                     self.finish(attempt, Answer(ok=False, detail=f"no answer in {seconds:g} s"))
             if self.taps:
                 end = time.monotonic() + _LINGER
                 while (left := end - time.monotonic()) > 0:
                     self.turn(left)
         finally:
-            for raw in self.raw.values():
+            for raw in [*self.raw.values(), *self.forging.values()]:
                 raw.close()
             for attempt in self.pending.values():
                 if attempt.socket is not None:
@@ -354,6 +349,10 @@ class _Round:
         self.sort_packets(attempts)
         return [self.judge(attempt, capture) for attempt in attempts]
 
+    def late(self, now: float) -> list[_Attempt]:
+        """Those that nobody has answered in time; they are pending in the order of their deadlines."""
+        return list(itertools.takewhile(lambda attempt: attempt.deadline < now, self.pending.values()))
+
     # --- sending -----------------------------------------------------------------------------------------------
 
     def begin(self, flow: Flow, seconds: float) -> _Attempt:
@@ -361,6 +360,7 @@ class _Round:
         token = f"natpod-{os.urandom(4).hex()}{number & 0xFFFFFFFF:08x}"
         attempt = _Attempt(number=number, flow=flow, token=token, deadline=time.monotonic() + seconds)
         self.pending[token] = attempt
+        self.asking += not flow.forged
         try:
             if flow.forged:
                 self.send_forged(attempt)
@@ -374,8 +374,22 @@ class _Round:
 
     def send_forged(self, attempt: _Attempt) -> None:
         flow = attempt.flow
-        with open_socket(vm_namespace(flow.source_vm), socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            raw.sendto(_forged(flow, attempt.number, attempt.token.encode()), (flow.destination, 0))
+        assert flow.source_address is not None
+        raw = self.forging.get(flow.source_vm)
+        if raw is None:
+            space = vm_namespace(flow.source_vm)
+            raw = open_socket(space, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            self.forging[flow.source_vm] = raw
+        for packet in crafted(
+            flow.shape,
+            flow.source_address,
+            flow.destination,
+            flow.protocol,
+            flow.destination_port,
+            attempt.number,
+            attempt.token.encode(),
+        ):
+            raw.sendto(packet, (flow.destination, 0))
 
     def send_icmp(self, attempt: _Attempt) -> None:
         flow = attempt.flow
@@ -389,7 +403,7 @@ class _Round:
                 raise
             self.raw[source] = raw
             self.selector.register(raw, selectors.EVENT_READ, self.read_icmp)
-        self.raw[source].sendto(_echo_request(attempt.number, attempt.token.encode()), (flow.destination, 0))
+        self.raw[source].sendto(echo_request(attempt.number, attempt.token.encode()), (flow.destination, 0))
 
     def connect(self, attempt: _Attempt) -> None:
         flow = attempt.flow
@@ -421,7 +435,7 @@ class _Round:
             else:
                 key.data(key.fileobj)
 
-    def take(self, packets: Iterable[_Packet]) -> None:
+    def take(self, packets: Iterable[Packet]) -> None:
         """Keep captured packets.  A forged one that reaches another host is the answer to its flow.
 
         Another: with a source address that the sender does have, the echo of its own packet comes back to it.
@@ -431,12 +445,12 @@ class _Round:
             attempt = self.pending.get(packet.token)
             if attempt is None or not attempt.flow.forged or packet.vm == attempt.flow.source_vm:
                 continue
-            if self.arrived(packet):
+            if self.arrived(packet, reply=attempt.flow.shape == REPLY):
                 self.finish(attempt, Answer(ok=True, answered_by=packet.vm, seen=packet.src))
 
-    def arrived(self, packet: _Packet) -> bool:
-        """Whether a packet came in at a host, other than as its answer."""
-        return packet.direction == "in" and packet.request and packet.vm in self.hosts
+    def arrived(self, packet: Packet, *, reply: bool = False) -> bool:
+        """Whether a packet came in at a host, other than as its answer unless it was sent as one."""
+        return packet.direction == "in" and (packet.request or reply) and packet.vm in self.hosts
 
     def read_icmp(self, raw: socket.socket) -> None:
         while True:
@@ -444,7 +458,7 @@ class _Round:
                 data, peer = raw.recvfrom(2048)
             except OSError:
                 return
-            found = _TOKEN.search(data)
+            found = TOKEN.search(data)
             attempt = self.pending.get(found[0].decode()) if found else None
             kind, code = data[(data[0] & 15) * 4 :][:2]
             if attempt is None or kind == 8:
@@ -480,6 +494,7 @@ class _Round:
     def finish(self, attempt: _Attempt, answer: Answer) -> None:
         attempt.answer = answer
         del self.pending[attempt.token]
+        self.asking -= not attempt.flow.forged
         if attempt.socket is not None:
             if attempt.socket in self.selector.get_map():
                 self.selector.unregister(attempt.socket)
@@ -526,67 +541,6 @@ class _Round:
             Seen(vm=p.vm, nic=p.nic, direction=p.direction, src=p.src, dst=p.dst) for p in attempt.packets if capture
         )
         return Answer(ok=attempt.answer.ok, answered_by=who, seen=seen, detail=attempt.answer.detail, packets=packets)
-
-
-# --- packets as bytes ----------------------------------------------------------------------------------------------
-
-
-def _parse(data: bytes, when: int, vm: str, nic: str, direction: str) -> _Packet | None:
-    """An IPv4 packet that may be one of ours, else None."""
-    if len(data) < 28:
-        return None
-    protocol = _IPPROTO.get(data[9])
-    if protocol is None:
-        return None
-    body = data[(data[0] & 15) * 4 :]
-    found = _TOKEN.search(body)
-    token = found[0].decode() if found else ""
-    src, dst = socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20])
-    if protocol != HTTP or len(body) < 20:
-        request = protocol != ICMP or body[0] == 8
-        return _Packet(
-            when=when, vm=vm, nic=nic, direction=direction, src=src, dst=dst, protocol=protocol, token=token,
-            request=request,
-        )  # fmt: skip
-    sport, dport, sequence, acknowledged, _, flags = struct.unpack("!HHIIBB", body[:14])
-    return _Packet(
-        when=when, vm=vm, nic=nic, direction=direction, src=src, dst=dst, protocol=protocol, token=token,
-        sport=sport, dport=dport, sequence=sequence, acknowledged=acknowledged,
-        syn=bool(flags & _SYN) and not flags & _ACK,
-    )  # fmt: skip
-
-
-def _echo_request(number: int, payload: bytes) -> bytes:
-    identifier = number & 0xFFFF  # one each: two flows from one address to one other must not share it
-    head = struct.pack("!BBHHH", 8, 0, 0, identifier, 1)
-    return struct.pack("!BBHHH", 8, 0, _checksum(head + payload), identifier, 1) + payload
-
-
-def _forged(flow: Flow, number: int, payload: bytes) -> bytes:
-    """A whole IP packet with the flow's source address.  The kernel fills in length, identifier and IP checksum."""
-    assert flow.source_address is not None
-    src, dst = socket.inet_aton(flow.source_address), socket.inet_aton(flow.destination)
-    protocol = _NUMBER[flow.protocol]
-    sport = 20000 + number % 40000
-    if flow.protocol == ICMP:
-        body = _echo_request(number, payload)
-    elif flow.protocol == UDP:
-        body = struct.pack("!HHHH", sport, flow.destination_port, 8 + len(payload), 0) + payload  # 0: no checksum
-    else:
-        head = struct.pack("!HHIIBBHHH", sport, flow.destination_port, number, 0, 5 << 4, _SYN, 65535, 0, 0)
-        pseudo = src + dst + struct.pack("!BBH", 0, protocol, len(head) + len(payload))
-        checksum = struct.pack("!H", _checksum(pseudo + head + payload))
-        body = head[:16] + checksum + head[18:] + payload
-    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0, src, dst) + body
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    padded = data + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def _words(error: OSError) -> str:

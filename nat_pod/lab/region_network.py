@@ -16,6 +16,7 @@ from nat_pod.lab.oci_types import (
     NSG,
     PRIVATE_IP,
     ROUTE_TABLE,
+    ROUTE_TABLE_ATTACHMENT,
     SECURITY_LIST,
     SUBNET,
     VCN,
@@ -197,7 +198,10 @@ class _RouteTable(Behaviour):
         return region.add(ROUTE_TABLE, name, facts, ocid)
 
     def update(self, region: Region, record: Record, inputs: Inputs) -> None:
-        record.facts["routeRules"] = self._rules(region, record.facts["vcnId"], inputs)
+        rules = self._rules(region, record.facts["vcnId"], inputs)
+        if any(lpg.facts.get("routeTableId") == record.ocid for lpg in region.all(LPG)):
+            refuse_lpg_targets(record.ocid, rules)
+        record.facts["routeRules"] = rules
         record.facts["displayName"] = inputs.get("displayName", record.facts["displayName"])
 
     def delete(self, region: Region, record: Record) -> None:
@@ -255,6 +259,35 @@ class _RouteTable(Behaviour):
             )
 
 
+class _RouteTableAttachment(Behaviour):
+    """No object of OCI's but a setting of a subnet, with a life of its own at the provider.
+
+    So a route table can lead to something in the very subnet that uses it.
+    """
+
+    def create(self, region: Region, inputs: Inputs, name: str, ocid: str | None) -> Record:
+        subnet = region.get(inputs["subnetId"], SUBNET)
+        table = region.get(inputs["routeTableId"], ROUTE_TABLE, DEFAULT_ROUTE_TABLE)
+        refuse_other_vcn(table, subnet.facts["vcnId"], "OCI API, UpdateSubnet")
+        subnet.facts["routeTableId"] = table.ocid
+        return region.add(
+            ROUTE_TABLE_ATTACHMENT,
+            name,
+            {"subnetId": subnet.ocid, "routeTableId": table.ocid, "displayName": name},
+            ocid,
+        )
+
+    def update(self, region: Region, record: Record, inputs: Inputs) -> None:
+        """Nothing: each of its inputs forces a replacement."""
+
+    def delete(self, region: Region, record: Record) -> None:
+        """The subnet gets its VCN's default table back (core_route_table_attachment_resource.go)."""
+        subnet = region.get(record.facts["subnetId"], SUBNET)
+        if subnet.facts["routeTableId"] == record.facts["routeTableId"]:
+            subnet.facts["routeTableId"] = region.get(subnet.facts["vcnId"], VCN).facts["defaultRouteTableId"]
+        region.drop(record)
+
+
 class _Lpg(Behaviour):
     def create(self, region: Region, inputs: Inputs, name: str, ocid: str | None) -> Record:
         vcn = region.get(inputs["vcnId"], VCN)
@@ -307,8 +340,7 @@ class _Lpg(Behaviour):
             return None
         table = region.get(ocid, ROUTE_TABLE, DEFAULT_ROUTE_TABLE)
         refuse_other_vcn(table, vcn, _PEERING)
-        if any(rule["networkEntityId"].split(".")[1] != "privateip" for rule in table.facts["routeRules"]):
-            raise invalid(f"the route table {ocid} of an LPG may only have private IPs and DRGs as targets", _PEERING)
+        refuse_lpg_targets(ocid, table.facts["routeRules"])
         return ocid
 
     def _refuse_peering(self, region: Region, vcn: Record, peer: Record) -> None:
@@ -327,6 +359,12 @@ def refuse_other_vcn(record: Record, vcn: str, source: str) -> None:
     """400 for an object that belongs to another VCN."""
     if record.facts["vcnId"] != vcn:
         raise invalid(f"{record.ocid} belongs to VCN {record.facts['vcnId']}, not to {vcn}", source)
+
+
+def refuse_lpg_targets(table: str, rules: list[Inputs]) -> None:
+    """400 for a route table of an LPG that leads anywhere but to a private IP (or a DRG, which is not simulated)."""
+    if any(rule["networkEntityId"].split(".")[1] != "privateip" for rule in rules):
+        raise invalid(f"the route table {table} of an LPG may only have private IPs and DRGs as targets", _PEERING)
 
 
 def _vcn_cidrs(inputs: Inputs) -> list[IPNetwork]:
@@ -363,5 +401,6 @@ BEHAVIOURS: dict[str, Behaviour] = {
     VCN: _Vcn(),
     SUBNET: _Subnet(),
     ROUTE_TABLE: _RouteTable(),
+    ROUTE_TABLE_ATTACHMENT: _RouteTableAttachment(),
     LPG: _Lpg(),
 }
