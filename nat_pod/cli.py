@@ -20,13 +20,15 @@ from pathlib import Path
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report, saved_rules, status
+from nat_pod import article, book, drawing, guest, handover, iptables, mermaid, report, status
 from nat_pod.config import MANAGEMENT, PodConfig, is_customer_name, read_draft
 from nat_pod.diff import compare, with_user_data
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.expected import expected_topology, with_host
-from nat_pod.handbuilt import NOTES, reconstruct
-from nat_pod.import_draft import draft
+from nat_pod.handbuilt import saved_rules
+from nat_pod.handbuilt.draft import draft
+from nat_pod.handbuilt.reconstruct import NOTES, reconstruct
+from nat_pod.handbuilt.vnic_list import read_vnics
 from nat_pod.plan import SIDES, CapacityPlan, PodPlan
 from nat_pod.pod import plan_pod
 from nat_pod.pods import new_pod, overlapping, overlaps, pods_dict, pods_text, read_pods, write_new
@@ -34,7 +36,6 @@ from nat_pod.proof import prove
 from nat_pod.stack import file_at, read_stack, read_stack_at
 from nat_pod.trace import Disposition, Packet, trace
 from nat_pod.trace_text import proof_dict, proof_text, trace_text, verdict_text
-from nat_pod.vnic_list import read_vnics
 
 OK, FINDINGS, USAGE = 0, 1, 2
 

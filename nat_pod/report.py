@@ -10,8 +10,8 @@ from textwrap import fill
 from nat_pod import limits
 from nat_pod.config import MANAGEMENT, MASQUERADE, NAMESPACE
 from nat_pod.diff import Difference, FlowChange, Pair, SlotChange, Way
-from nat_pod.handbuilt import NOTES, Finding, Handbuilt
-from nat_pod.import_draft import ASSUMED, Draft
+from nat_pod.handbuilt.draft import ASSUMED, Draft
+from nat_pod.handbuilt.reconstruct import NOTES, Finding, Handbuilt
 from nat_pod.plan import LPGS, NAT_VM1, NAT_VM2, ROUTE_TABLES, PodPlan
 from nat_pod.rules import FORWARD, INPUT
 from nat_pod.status import Member, Report, Status, duration

@@ -6,8 +6,8 @@ Each row is a nat table and the number of its rule that decides what becomes of 
 import pytest
 
 from nat_pod.errors import NatPodError
-from nat_pod.saved_rules import dotted, network, read_saved
-from nat_pod.saved_walk import Walk, translated
+from nat_pod.handbuilt.saved_rules import dotted, network, read_saved
+from nat_pod.handbuilt.saved_walk import Walk, translated
 
 A, B = "10.0.0.100", "198.18.0.2"
 CHAINS = ":ONE - [0:0]\n:TWO - [0:0]\n"

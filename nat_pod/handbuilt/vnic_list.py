@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nat_pod.errors import NatPodError
+from nat_pod.handbuilt.saved_rules import Range, network
 from nat_pod.limits import VNIC_SUBNET_PREFIX
-from nat_pod.saved_rules import Range, network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

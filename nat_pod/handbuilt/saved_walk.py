@@ -15,7 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
 from nat_pod.errors import NatPodError
-from nat_pod.saved_rules import ANY, Action, Range, SavedRule, SavedTable
+from nat_pod.handbuilt.saved_rules import ANY, Action, Range, SavedRule, SavedTable
 
 PREROUTING, POSTROUTING = "PREROUTING", "POSTROUTING"
 TRANSLATING = frozenset({Action.DNAT, Action.SNAT, Action.NETMAP, Action.MASQUERADE})

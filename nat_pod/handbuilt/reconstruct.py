@@ -7,7 +7,7 @@ both tables (`saved_walk.py`), and a flow is what arrives:
 
 From the flows follow the members (who calls, who is called), their slots (the address used and the one it becomes) and
 the source policy.  A rule of either table that no flow needed is a finding, with the reason: shadowed, dead, unpaired.
-Pure; `import_draft.py` makes a stack file of the result.
+Pure; `draft.py` makes a stack file of the result.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from netaddr import IPAddress, IPNetwork
 from nat_pod.addressing import reserved_by_oci
 from nat_pod.config import MANAGEMENT, MASQUERADE, NEVER_MAPPED, STATIC
 from nat_pod.errors import NatPodError
-from nat_pod.limits import POD_SPACE, RESERVED_LOW, VNIC_SUBNET_PREFIX
-from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES
-from nat_pod.saved_rules import Action, Range, SavedRule, SavedTable, cidr, dotted, network
-from nat_pod.saved_walk import (
+from nat_pod.handbuilt.saved_rules import Action, Range, SavedRule, SavedTable, cidr, dotted, network
+from nat_pod.handbuilt.saved_walk import (
     POSTROUTING,
     PREROUTING,
     TRANSLATING,
@@ -35,7 +33,9 @@ from nat_pod.saved_walk import (
     translated,
     within,
 )
-from nat_pod.vnic_list import VnicList
+from nat_pod.handbuilt.vnic_list import VnicList
+from nat_pod.limits import POD_SPACE, RESERVED_LOW, VNIC_SUBNET_PREFIX
+from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES
 
 _POD = network(POD_SPACE)
 _SUBNET_SIZE: int = 2 ** (32 - VNIC_SUBNET_PREFIX)
