@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -32,7 +33,12 @@ COMMANDS = {
     "rules --article": ["rules", "full", "--vm", "natVm1", "--article"],
     "trace": ["trace", "full", "customer1/vm1", "management/server1"],
     "trace --steps": ["trace", "full", "customer1/vm1", "management/server1", "--steps"],
+    "plan --markdown": ["plan", "full", "--markdown"],
+    "plan --svg": ["plan", "full", "--svg", "full.svg"],
+    "handover": ["handover", "full", "customer1"],
+    "handover management": ["handover", "full", "management"],
     "diff": ["diff", "full", "--base", "HEAD"],
+    "import": ["import", "--vm1", "natVm1.save", "--vm2", "natVm2.save"],
     "trace --all": ["trace", "full", "--all"],
 }
 REPORT_TEXT = """\
@@ -44,6 +50,12 @@ measured in turns in the same run. 1.0: the command costs nothing beyond startin
 | command | masquerade | static |
 |---|---|---|
 {rows}
+
+Of a directory of 128 PODs, all of 198.18.0.0/15, each with ten customers, sixty hosts and five servers:
+
+| command | |
+|---|---|
+{many}
 
 - POD: 696 slots, 8 servers, the hosts of 10 customers; {flows} declared flows. `diff`: one host of it was removed.
 - Median of {rounds} rounds. The floor took {floor:.2f} s of processor time here.
@@ -58,6 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     rounds = parser.parse_args().rounds
+    many = _many(rounds)
     ratios: dict[str, list[float]] = {}
     floors: list[float] = []
     for policy in ("masquerade", "static"):
@@ -75,6 +88,7 @@ def main() -> int:
                 print(f"{policy}, {name}: {ratios[name][-1]:.1f}", file=sys.stderr, flush=True)
     text = REPORT_TEXT.format(
         rows="\n".join(f"| `{name}` | {one:.1f} | {two:.1f} |" for name, (one, two) in ratios.items()),
+        many="\n".join(f"| `{name}` | {ratio:.1f} |" for name, ratio in many.items()),
         flows=f"{2 * 8 * 688:,}",
         rounds=rounds,
         floor=median(floors),
@@ -86,7 +100,10 @@ def main() -> int:
 
 
 def _prepare(directory: Path, policy: str) -> None:
-    """A checkout with the full POD, in which one host is then removed: what `diff` has to find."""
+    """A checkout with the full POD, in which one host is then removed: what `diff` has to find.
+
+    natVm1.save and natVm2.save are what the NAT VMs of that POD run, for `import`.
+    """
     shutil.copy(REPOSITORY / "Pulumi.yaml", directory)
     config = {**full_pod("198.18.8.0/21"), "nat-pod:sourceNat": policy}
     stack = directory / "Pulumi.full.yaml"
@@ -97,6 +114,33 @@ def _prepare(directory: Path, policy: str) -> None:
     del config["nat-pod:customers"]["customer0"]["hosts"]["vm0"]
     config["nat-pod:addresses"]["customer0/vm0"]["released"] = True
     stack.write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
+    for vm in ("natVm1", "natVm2"):
+        rules = [sys.executable, "-m", "nat_pod", "rules", "full", "--vm", vm]
+        with (directory / f"{vm}.save").open("w", encoding="utf-8") as save:
+            environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+            subprocess.run(rules, cwd=directory, env=environment, stdout=save, check=True)
+
+
+def _many(rounds: int) -> dict[str, float]:
+    """The commands that read every stack file, on 128 of them: Pulumi.ten.yaml with one range after the other."""
+    ten = (REPOSITORY / "Pulumi.ten.yaml").read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="nat-pod-bench-") as scratch:
+        directory = Path(scratch)
+        shutil.copy(REPOSITORY / "Pulumi.yaml", directory)
+        for number in range(128):
+            second, first = divmod(4 * number, 256)
+            moved = re.sub(
+                r"198\.18\.([4-7])\.",
+                lambda found, a=18 + second, b=first: f"198.{a}.{b + int(found[1]) - 4}.",
+                ten,
+            )
+            (directory / f"Pulumi.pod{number}.yaml").write_text(moved, encoding="utf-8")
+        ratios = {}
+        for name in ("check", "pods"):
+            pairs = [(_seconds(directory, ["-m", "nat_pod", name]), _seconds(directory, FLOOR)) for _ in range(rounds)]
+            ratios[name] = median(taken / floor for taken, floor in pairs)
+            print(f"128 PODs, {name}: {ratios[name]:.1f}", file=sys.stderr, flush=True)
+        return ratios
 
 
 def _seconds(directory: Path, arguments: list[str]) -> float:
@@ -107,6 +151,7 @@ def _seconds(directory: Path, arguments: list[str]) -> float:
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         check=False,
     )
     if done.returncode not in (0, 1):
