@@ -18,7 +18,7 @@ from conftest import REPOSITORY
 from netaddr import IPNetwork
 
 from nat_pod import cli
-from nat_pod.flows import declared_flows, stranger_addresses
+from nat_pod.flows import declared_flows, matrix, stranger_addresses
 from nat_pod.lab.observe import observe
 from nat_pod.lab.packets import FRAGMENTS, HTTP, ICMP, REDIRECT, REPLY, TAIL, UDP
 from nat_pod.lab.probe import Flow
@@ -136,6 +136,10 @@ def test_everybody_reaches_exactly_whom_the_stack_file_declares(pod):
     assert sorted(expected.keys() - found.keys()) == []
     assert found == expected
     assert len(expected) == 3 * len(wanted)
+    # What `trace --all` counts pair by pair, on the NAT VM of the sender's side.
+    for flow in matrix(plan):
+        for protocol in PROTOCOLS:
+            assert found.get((flow.sender, flow.source, flow.destination, protocol)) == flow.receiver
 
 
 def test_without_the_lpgs_route_table_a_customer_with_a_servers_address_reaches_other_customers(pod):
