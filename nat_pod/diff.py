@@ -13,7 +13,7 @@ from nat_pod.config import MANAGEMENT
 from nat_pod.expected import expected_topology
 from nat_pod.flows import declared_flows, flow_between
 from nat_pod.plan import CapacityPlan, NatVmPlan, PodPlan, SlotPlan
-from nat_pod.symmetry import alike, exchange
+from nat_pod.symmetry import alike
 from nat_pod.trace import Disposition, Packet, Tracer, label
 
 Pair = tuple[str, str]
@@ -145,53 +145,57 @@ def delivered(plan: PodPlan) -> dict[Pair, Way]:
     """Every flow between a host and a server, in either direction, that arrives and is answered.
 
     Traced as TCP: the rules know no protocols, and the lab tries the others with packets.  Of servers that nothing in
-    the network tells apart one is traced.
+    the network tells apart one is traced, and of hosts.
     """
     topology = expected_topology(plan)
     tracer = Tracer(topology)
     servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
     hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
     ways: dict[Pair, Way] = {}
-    for server, *rest in alike(topology, servers, hosts):
-        traced = _traced(tracer, server, hosts)
-        ways |= traced
-        for other in rest:
-            ways |= _said_of(other, server, traced)
-    return ways
-
-
-def _traced(tracer: Tracer, server: SlotPlan, hosts: list[SlotPlan]) -> dict[Pair, Way]:
-    """The flows of one server that are delivered."""
-    ways = {}
-    for host in hosts:
-        for flow in (flow_between(host, server), flow_between(server, host)):
-            packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
-            traced = tracer.trace(flow.sender, packet, flow.receiver)
-            if traced.disposition is Disposition.DELIVERED:
-                ways[flow.sender, str(flow.receiver)] = Way(
+    hosts_alike = alike(topology, hosts, servers)
+    for servers_alike in alike(topology, servers, hosts):
+        server = servers_alike[0]
+        for group in hosts_alike:
+            host = group[0]
+            for flow in (flow_between(host, server), flow_between(server, host)):
+                packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
+                traced = tracer.trace(flow.sender, packet, flow.receiver)
+                if traced.disposition is not Disposition.DELIVERED:
+                    continue
+                way = Way(
                     address=flow.destination,
                     seen=traced.request.packet.src,
                     hops=tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops),
                 )
+                pair = (flow.sender, str(flow.receiver))
+                for other_server in servers_alike:
+                    for other_host in group:
+                        new = _exchange(server, other_server) | _exchange(host, other_host)
+                        ways[new[pair[0]], new[pair[1]]] = _said(way, new)
     return ways
 
 
-def _said_of(other: SlotPlan, server: SlotPlan, ways: dict[Pair, Way]) -> dict[Pair, Way]:
-    """The ways of a server as those of another that is like it."""
-    new = exchange(server, other)
-    # A member's name has no underscore and a host's has a slash: what is called like the server is the server.
-    new |= {server.member: other.member, label(server.member): label(other.member)}
+def _exchange(one: SlotPlan, other: SlotPlan) -> dict[str, str]:
+    """{name or address of the one: that of the other}: for saying of the other what is known of the one."""
     return {
-        (new.get(sender, sender), new.get(receiver, receiver)): Way(
-            address=new.get(way.address, way.address),
-            seen=new.get(way.seen, way.seen),
-            hops=tuple(
-                (" -> ".join(new.get(end, end) for end in at.split(" -> ")), new.get(src, src), new.get(dst, dst))
-                for at, src, dst in way.hops
-            ),
-        )
-        for (sender, receiver), way in ways.items()
+        one.member: other.member,
+        label(one.member): label(other.member),
+        one.real: other.real,
+        one.nat_vm1: other.nat_vm1,
+        one.nat_vm2: other.nat_vm2,
     }
+
+
+def _said(way: Way, new: dict[str, str]) -> Way:
+    """The way of one pair as that of another pair like it."""
+    return Way(
+        address=new.get(way.address, way.address),
+        seen=new.get(way.seen, way.seen),
+        hops=tuple(
+            (" -> ".join([new.get(end, end) for end in at.split(" -> ")]), new.get(src, src), new.get(dst, dst))
+            for at, src, dst in way.hops
+        ),
+    )
 
 
 def _ends(way: Way | None) -> tuple[str, str] | None:

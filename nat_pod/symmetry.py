@@ -1,8 +1,8 @@
 """Members that nothing in the network tells apart: what becomes of one's packets becomes of the other's.
 
-Exchange two servers, names and all addresses, everywhere in a network.  If the same network comes out, a flow of the
+Exchange two of them, names and all addresses, everywhere in a network.  If the same network comes out, a flow of the
 one and the same flow of the other have one fate, names and addresses exchanged: whatever decides on the way looks at
-the network and at nothing else.  So `diff` traces one of them, and the rest follows.
+the network and at nothing else.  So `diff` traces one server and one host of those alike, and the rest follows.
 
 Nothing is taken for granted of the rules.  A member is described by all that the network has of it, its own addresses
 written as what they are of it; two are alike when their descriptions are equal.  One that a rule treats in another way,
@@ -11,6 +11,7 @@ whose address somebody else has too, or whose slot is shared is like no other.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -21,7 +22,6 @@ from nat_pod.netfilter import Chain, Dnat, Match, Netmap, Rule, Snat, Target
 from nat_pod.plan import SlotPlan
 from nat_pod.topology import Topology
 
-_Description = list[object]
 # A member's addresses as rules write them: {"10.0.0.100/32": "real", "198.18.0.2": "nat_vm1", ...}
 _Words = dict[str, str]
 
@@ -29,28 +29,29 @@ _Words = dict[str, str]
 def alike(topology: Topology, members: Sequence[SlotPlan], others: Sequence[SlotPlan]) -> list[list[SlotPlan]]:
     """The members in groups: any two of a group can be exchanged, and the network and the `others` stay as they are."""
     words = [_words(member) for member in members]
-    descriptions = [_surroundings(topology, member, others) for member in members]
+    descriptions = _surroundings(topology, members, others)
+    owners: dict[str | None, list[int]] = {}
+    for number, own in enumerate(words):
+        for word in own:
+            owners.setdefault(word, []).append(number)
+    values = sorted((_number(address), number) for number, m in enumerate(members) for address in _addresses(m))
     networks = topology.networks
     for where, chain in _chains(topology):
         for rule, run in zip(chain.rules, _runs(chain), strict=True):
             networks |= {net for net in (rule.match.source, rule.match.destination) if net and not _single(net)}
-            said = {rule.match.source, rule.match.destination, getattr(rule.target, "to", None)}
-            for own, description in zip(words, descriptions, strict=True):
-                if not said.isdisjoint(own):
-                    description.append((where, run, _match(rule.match, own), _target(rule.target, own)))
-                if isinstance(rule.target, Netmap):
-                    description.append((where, run, *_moved(rule.match, rule.target, own)))
+            said = (rule.match.source, rule.match.destination, getattr(rule.target, "to", None))
+            for number in sorted({number for word in said for number in owners.get(word, ())}):
+                own = words[number]
+                descriptions[number].append((where, run, _match(rule.match, own), _target(rule.target, own)))
+            if isinstance(rule.target, Netmap):
+                for number in _touched(rule.match, rule.target, values):
+                    descriptions[number].append((where, run, *_moved(rule.match, rule.target, words[number])))
     places = Places(numbers(network)[:2] for network in networks)
     groups: dict[tuple[object, ...], list[SlotPlan]] = {}
     for member, description in zip(members, descriptions, strict=True):
         within = [places.number(Span(_number(address))) for address in _addresses(member)]
         groups.setdefault((*within, *description), []).append(member)
     return list(groups.values())
-
-
-def exchange(one: SlotPlan, other: SlotPlan) -> dict[str, str]:
-    """{address of the one: the same of the other}: for saying of the other what is known of the one."""
-    return dict(zip(_addresses(one), _addresses(other), strict=True))
 
 
 def _addresses(member: SlotPlan) -> tuple[str, str, str]:
@@ -62,22 +63,30 @@ def _words(member: SlotPlan) -> _Words:
     return {**names, **{f"{address}/32": name for address, name in names.items()}}
 
 
-def _surroundings(topology: Topology, member: SlotPlan, others: Sequence[SlotPlan]) -> _Description:
-    """Who has a member's addresses, who shares its slot, and what machine it is."""
-    own = _words(member)
-    description: _Description = [other.member for other in others if other.nat_vm1 in own or other.nat_vm2 in own]
+def _surroundings(topology: Topology, members: Sequence[SlotPlan], others: Sequence[SlotPlan]) -> list[list[object]]:
+    """For each member: who has its addresses, who shares its slot, and what machine it is."""
+    holders: dict[str, list[tuple[str, bool]]] = {}
     for vnic in topology.vnics.values():
         for position, address in enumerate(vnic.addresses):
-            if address in own:
-                name = "own" if vnic.vm == member.member else vnic.name
-                description.append((own[address], name, position == 0))
-    vm = topology.vms[member.member]
-    vnics = [replace(topology.vnics[name], name="", vm="", mac="", addresses=()) for name in vm.vnics]
-    description.append((vm.kind, vm.routes, vm.forwarding, *vnics))
+            holders.setdefault(address, []).append((vnic.name, position == 0))
+    sharing: dict[str, list[str]] = {}
+    for one in (*others, *members):
+        for address in {*_addresses(one)}:
+            sharing.setdefault(address, []).append(one.member)
     tables = [subnet.routes for subnet in topology.subnets.values()]
     tables += [lpg.routes or () for lpg in topology.lpgs.values()]
-    description += [route for routes in tables for route in routes if route.private_ip in own]
-    return description
+    next_hops = {route.private_ip for routes in tables for route in routes}
+    descriptions = []
+    for member in members:
+        vm = topology.vms[member.member]
+        vnics = [replace(topology.vnics[name], name="", vm="", mac="", addresses=()) for name in vm.vnics]
+        description: list[object] = [vm.kind, vm.routes, vm.forwarding, *vnics]
+        for address in _addresses(member):
+            held = [("own" if name in vm.vnics else name, primary) for name, primary in holders.get(address, ())]
+            shared = [name for name in sharing[address] if name != member.member]
+            description += [*held, *shared, address if address in next_hops else ""]
+        descriptions.append(description)
+    return descriptions
 
 
 def _chains(topology: Topology) -> Iterator[tuple[str, Chain]]:
@@ -126,28 +135,30 @@ def _target(target: Target, own: _Words) -> tuple[str, object]:
     return type(target).__name__, target
 
 
+def _touched(match: Match, target: Netmap, values: list[tuple[int, int]]) -> list[int]:
+    """Which members a NETMAP can have to do with; values: sorted pairs of an address and its member's number."""
+    touched: set[int] = set()
+    for network in (match.source or match.destination or "0.0.0.0/0", target.to):
+        first, last = numbers(network)[:2]
+        touched |= {number for _, number in values[bisect(values, (first, -1)) : bisect(values, (last + 1, -1))]}
+    return sorted(touched)
+
+
 def _moved(match: Match, target: Netmap, own: _Words) -> list[object]:
     """What a NETMAP makes of a member's addresses, and of what it makes them."""
     first, last = numbers(target.to)[:2]
+    start, end = numbers(match.source or match.destination or "0.0.0.0/0")[:2]
+    if end - start != last - first or (match.source and match.destination):
+        return [*own]  # not simply one to one: the member is like no other
     found: list[object] = []
-    for network in (match.source, match.destination):
-        if network is None:
-            continue
-        start, end = numbers(network)[:2]
-        for address, name in own.items():
-            if "/" in address:
-                continue
-            value = _number(address)
-            if end - start != last - first:
-                found.append(address)  # not one to one: nothing is said of it
-            if start <= value <= end:
-                image = str(IPAddress(value - start + first))
-                found.append((name, "becomes", own.get(image, image)))
-            if first <= value <= last:
-                origin = str(IPAddress(value - first + start))
-                found.append((name, "comes of", own.get(origin, origin)))
-    if match.source is None and match.destination is None:
-        found += own
+    for address, name in own.items():
+        value = 0 if "/" in address else _number(address)
+        if start <= value <= end:
+            image = str(IPAddress(value - start + first))
+            found.append((name, "becomes", own.get(image, image)))
+        if first <= value <= last:
+            origin = str(IPAddress(value - first + start))
+            found.append((name, "comes of", own.get(origin, origin)))
     return found
 
 
