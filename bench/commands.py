@@ -32,6 +32,7 @@ COMMANDS = {
     "rules --article": ["rules", "full", "--vm", "natVm1", "--article"],
     "trace": ["trace", "full", "customer1/vm1", "management/server1"],
     "trace --steps": ["trace", "full", "customer1/vm1", "management/server1", "--steps"],
+    "handover": ["handover", "full", "management"],
     "diff": ["diff", "full", "--base", "HEAD"],
     "trace --all": ["trace", "full", "--all"],
 }

@@ -1,4 +1,4 @@
-"""Of servers that nothing in the network tells apart `diff` traces one: held to tracing every flow by itself."""
+"""Of members that nothing in the network tells apart `diff` traces one: held to tracing every flow by itself."""
 
 from dataclasses import replace
 
@@ -51,9 +51,9 @@ def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Way]:
     return ways
 
 
-def groups(plan: PodPlan) -> list[list[str]]:
-    found = alike(expected_topology(plan), *sides(plan))
-    return [[server.member.removeprefix("management/") for server in group] for group in found]
+def groups(plan: PodPlan, *, hosts: bool = False) -> list[list[str]]:
+    sides_in_turn = sides(plan)[::-1] if hosts else sides(plan)
+    return [[m.member.split("/")[1] for m in group] for group in alike(expected_topology(plan), *sides_in_turn)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -76,13 +76,16 @@ def test_the_ways_of_a_full_pod_are_those_of_tracing_a_sample_by_itself(policy):
 # --- what makes a server like no other -------------------------------------------------------------------------------
 
 
-def six_servers() -> dict:
-    """The article's example with six servers more, which have slots of their own in one pair of VNICs."""
+def six_more() -> dict:
+    """The article's example with six servers and six hosts more, all with slots of their own in one pair of VNICs."""
     mapping = stack_mapping("dev")
     for number in range(6):
         mapping["management"]["servers"][f"s{number}"] = f"10.0.200.{8 + number}"
         pair = {"natVm1": f"198.18.0.{8 + number}", "natVm2": f"198.18.0.{136 + number}"}
         mapping["addresses"][f"management/s{number}"] = pair
+        mapping["customers"]["customer1"]["hosts"][f"h{number}"] = f"10.0.0.{131 + number}"
+        pair = {"natVm1": f"198.18.0.{16 + number}", "natVm2": f"198.18.0.{144 + number}"}
+        mapping["addresses"][f"customer1/h{number}"] = pair
     return mapping
 
 
@@ -99,9 +102,10 @@ def with_rules(of: PodPlan, vm: str, change) -> PodPlan:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_servers_with_the_same_rules_are_one_group(policy):
-    found = groups(plan(six_servers(), policy))
+    found = groups(plan(six_more(), policy))
     assert max(map(len, found)) >= 3
     assert ["mgmt"] in found  # it has the primary addresses
+    assert max(map(len, groups(plan(six_more(), policy), hosts=True))) >= 2
 
 
 def listed(m: dict) -> None:
@@ -121,11 +125,21 @@ def shared_slot(m: dict) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("edit", [listed, same_address_as_a_host, shared_slot], ids=lambda edit: edit.__name__)
 def test_a_server_that_the_stack_file_sets_apart_is_like_no_other(edit, policy):
-    mapping = six_servers()
+    mapping = six_more()
     edit(mapping)
     of = plan(mapping, policy)
     assert ["s4"] in groups(of)
     assert delivered(of) == one_by_one(of)
+
+
+def test_a_server_whose_slot_another_member_has_is_like_no_other():
+    """Whether or not a rule says so: the other's flows would go with the exchanged addresses."""
+    of = plan(six_more(), "static")
+    servers, hosts = sides(of)
+    taken = next(server for server in servers if server.member == "management/s2")
+    found = alike(expected_topology(of), servers, [*hosts, replace(taken, member="customer1/x", real="10.0.0.9")])
+    assert [taken] in found
+    assert [taken] not in alike(expected_topology(of), servers, hosts)
 
 
 def at(rule: Rule, address: str) -> bool:
@@ -140,7 +154,7 @@ FAULTS = {
     ),
     "a rule before the others takes it": (
         "natVm1",
-        lambda c: [Rule(Match(destination="198.18.0.12/31"), Dnat("198.18.0.2")), *c.rules],
+        lambda c: [Rule(Match(destination="198.18.0.10/31"), Dnat("198.18.0.2")), *c.rules],
     ),
     "a rule between them takes those behind it": (
         "natVm2",
@@ -151,13 +165,21 @@ FAULTS = {
             if rule is r or at(r, "198.18.0.138")
         ],
     ),
+    "a host's rule leads to its neighbour": (
+        "natVm1",
+        lambda c: [
+            replace(r, target=Dnat("10.0.0.131")) if r.comment == "customer1/h3" and isinstance(r.target, Dnat) else r
+            for r in c.rules
+        ],
+    ),
+    "a host may not": ("natVm1", lambda c: [r for r in c.rules if r.match.source != "10.0.0.133/32"]),
     "one host alone is kept from it": (
         "natVm1",
         lambda c: [Rule(Match(source="10.0.0.100/32", destination="198.18.0.12/32"), Dnat("198.18.0.9")), *c.rules],
     ),
     "a NETMAP moves it onto another": (
         "natVm1",
-        lambda c: [Rule(Match(destination="198.18.0.12/31"), Netmap("198.18.0.136/31")), *c.rules],
+        lambda c: [Rule(Match(destination="198.18.0.10/31"), Netmap("198.18.0.136/31")), *c.rules],
     ),
 }
 
@@ -165,9 +187,9 @@ FAULTS = {
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_rule_that_treats_one_server_differently_shows(fault, policy):
-    good = plan(six_servers(), policy)
+    good = plan(six_more(), policy)
     bad = with_rules(good, *FAULTS[fault])
     ways = delivered(bad)
     assert ways == one_by_one(bad)
     assert ways != delivered(good)
-    assert groups(bad) != groups(good)
+    assert (groups(bad), groups(bad, hosts=True)) != (groups(good), groups(good, hosts=True))
