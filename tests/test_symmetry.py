@@ -177,6 +177,10 @@ FAULTS = {
         "natVm1",
         lambda c: [Rule(Match(source="10.0.0.100/32", destination="198.18.0.12/32"), Dnat("198.18.0.9")), *c.rules],
     ),
+    "a NETMAP leads to another VNIC": (
+        "natVm2",
+        lambda c: [replace(r, target=Netmap("198.18.0.32/27")) if isinstance(r.target, Netmap) else r for r in c.rules],
+    ),
     "a NETMAP moves it onto another": (
         "natVm1",
         lambda c: [Rule(Match(destination="198.18.0.10/31"), Netmap("198.18.0.136/31")), *c.rules],
