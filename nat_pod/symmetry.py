@@ -152,7 +152,9 @@ def _moved(match: Match, target: Netmap, own: _Words) -> list[object]:
         return [*own]  # not simply one to one: the member is like no other
     found: list[object] = []
     for address, name in own.items():
-        value = 0 if "/" in address else _number(address)
+        if _single(address):
+            continue  # the same once more
+        value = _number(address)
         if start <= value <= end:
             image = str(IPAddress(value - start + first))
             found.append((name, "becomes", own.get(image, image)))
