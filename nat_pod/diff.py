@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from nat_pod.config import MANAGEMENT
 from nat_pod.expected import expected_topology
 from nat_pod.flows import declared_flows, flow_between
-from nat_pod.plan import CapacityPlan, NatVmPlan, PodPlan
-from nat_pod.trace import Disposition, Packet, Tracer
+from nat_pod.plan import CapacityPlan, NatVmPlan, PodPlan, SlotPlan
+from nat_pod.symmetry import alike
+from nat_pod.trace import Disposition, Packet, Tracer, label
 
 Pair = tuple[str, str]
 """A flow's key: the member that sends and the member that answers."""
@@ -107,14 +108,10 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
     names = {} if old is None else _renamed(old, new)
     before = {} if old is None else _rename(delivered(old), names)
     after = delivered(new)
-    pairs = sorted(before.keys() | after.keys())
-    changes = [
-        FlowChange(
-            sender=sender, receiver=receiver, before=before.get((sender, receiver)), after=after.get((sender, receiver))
-        )
-        for sender, receiver in pairs
+    pairs = sorted(pair for pair in before.keys() | after.keys() if before.get(pair) != after.get(pair))
+    changed = [
+        FlowChange(sender=pair[0], receiver=pair[1], before=before.get(pair), after=after.get(pair)) for pair in pairs
     ]
-    changed = [change for change in changes if change.before != change.after]
     both = [
         (change, _ends(change.before) == _ends(change.after)) for change in changed if change.before and change.after
     ]
@@ -147,24 +144,58 @@ def with_user_data(plan: PodPlan, user_data: str) -> PodPlan:
 def delivered(plan: PodPlan) -> dict[Pair, Way]:
     """Every flow between a host and a server, in either direction, that arrives and is answered.
 
-    Traced as TCP: the rules know no protocols, and the lab tries the others with packets.
+    Traced as TCP: the rules know no protocols, and the lab tries the others with packets.  Of servers that nothing in
+    the network tells apart one is traced, and of hosts.
     """
-    tracer = Tracer(expected_topology(plan))
+    topology = expected_topology(plan)
+    tracer = Tracer(topology)
     servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
     hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
-    ways = {}
-    for server in servers:
-        for host in hosts:
+    ways: dict[Pair, Way] = {}
+    hosts_alike = alike(topology, hosts, servers)
+    for servers_alike in alike(topology, servers, hosts):
+        server = servers_alike[0]
+        for group in hosts_alike:
+            host = group[0]
             for flow in (flow_between(host, server), flow_between(server, host)):
                 packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
                 traced = tracer.trace(flow.sender, packet, flow.receiver)
-                if traced.disposition is Disposition.DELIVERED:
-                    ways[flow.sender, str(flow.receiver)] = Way(
-                        address=flow.destination,
-                        seen=traced.request.packet.src,
-                        hops=tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops),
-                    )
+                if traced.disposition is not Disposition.DELIVERED:
+                    continue
+                way = Way(
+                    address=flow.destination,
+                    seen=traced.request.packet.src,
+                    hops=tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops),
+                )
+                pair = (flow.sender, str(flow.receiver))
+                for other_server in servers_alike:
+                    for other_host in group:
+                        new = _exchange(server, other_server) | _exchange(host, other_host)
+                        ways[new[pair[0]], new[pair[1]]] = _said(way, new)
     return ways
+
+
+def _exchange(one: SlotPlan, other: SlotPlan) -> dict[str, str]:
+    """{name or address of the one: that of the other}: for saying of the other what is known of the one."""
+    return {
+        one.member: other.member,
+        label(one.member): label(other.member),
+        one.real: other.real,
+        one.nat_vm1: other.nat_vm1,
+        one.nat_vm2: other.nat_vm2,
+    }
+
+
+def _said(way: Way, new: dict[str, str]) -> Way:
+    """The way of one pair as that of another pair like it."""
+    return Way(
+        address=new.get(way.address, way.address),
+        seen=new.get(way.seen, way.seen),
+        hops=tuple(
+            (" -> ".join([new.get(end, end) for end in at.split(" -> ")]), new.get(src, src), new.get(dst, dst))
+            for at, src, dst in way.hops
+        ),
+    )
 
 
 def _ends(way: Way | None) -> tuple[str, str] | None:

@@ -126,6 +126,24 @@ class Topology:
     vnics: dict[str, Vnic]
     vms: dict[str, Vm]
 
+    @property
+    def networks(self) -> set[str]:
+        """Every network, as a CIDR, that a VCN, a subnet, a route, a security rule or a guest's route names."""
+        cidrs = {cidr for vcn in self.vcns.values() for cidr in vcn.cidrs}
+        cidrs |= {subnet.cidr for subnet in self.subnets.values()}
+        tables = [subnet.routes for subnet in self.subnets.values()]
+        tables += [lpg.routes for lpg in self.lpgs.values() if lpg.routes is not None]
+        cidrs |= {route.destination for routes in tables for route in routes}
+        cidrs |= {cidr for vm in self.vms.values() for cidr, _ in vm.routes}
+        return cidrs | self.peers
+
+    @property
+    def peers(self) -> set[str]:
+        """The networks that security rules name."""
+        lists = {subnet.security for subnet in self.subnets.values()}
+        lists |= {vnic.security for vnic in self.vnics.values()}
+        return {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
+
     def vcn_of(self, vnic: Vnic) -> Vcn:
         """The VCN a VNIC is in."""
         return self.vcns[self.subnets[vnic.subnet].vcn]

@@ -253,27 +253,13 @@ def _places(topology: Topology) -> Places:
     Two of one place are in the same prefixes of every route, security rule, subnet and VCN, and the same VNICs have
     them.
     """
-    cidrs = {cidr for vcn in topology.vcns.values() for cidr in vcn.cidrs}
-    cidrs |= {subnet.cidr for subnet in topology.subnets.values()}
-    tables = [subnet.routes for subnet in topology.subnets.values()]
-    tables += [lpg.routes for lpg in topology.lpgs.values() if lpg.routes is not None]
-    cidrs |= {route.destination for routes in tables for route in routes}
-    cidrs |= _peers(topology)
-    cidrs |= {cidr for vm in topology.vms.values() for cidr, _ in vm.routes}
     holders: dict[int, str] = {}
     for vnic in topology.vnics.values():
         for position, address in enumerate(vnic.addresses):
             # The primary address is one by itself: it is what the guest has.
             value = int(IPAddress(address))
             holders[value] = f"{holders.get(value)} {vnic.name} {position == 0}"
-    return Places([numbers(cidr)[:2] for cidr in cidrs] + _runs(holders))
-
-
-def _peers(topology: Topology) -> set[str]:
-    """The networks that security rules name."""
-    lists = {subnet.security for subnet in topology.subnets.values()}
-    lists |= {vnic.security for vnic in topology.vnics.values()}
-    return {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
+    return Places([numbers(cidr)[:2] for cidr in topology.networks] + _runs(holders))
 
 
 def _runs(holders: dict[int, str]) -> list[tuple[int, int]]:
@@ -322,7 +308,7 @@ class _Walk:
         self.tracked: dict[str, set[tuple[str, int, int, int, int]]] = {}
         self.walkers = {vm.name: Walker(vm.rules) for vm in topology.vms.values() if vm.rules is not None}
         self.places = _places(topology)
-        self.sources = Places(numbers(cidr)[:2] for cidr in _peers(topology))
+        self.sources = Places(numbers(cidr)[:2] for cidr in topology.peers)
         # VNICs that the same rules hold for, numbered.
         kinds: dict[tuple[object, ...], int] = {}
         self.policies = {
