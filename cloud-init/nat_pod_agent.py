@@ -714,8 +714,12 @@ def read_vnics(text):
 
 def bring_up(vnics, problems):
     """Configure the secondary VNICs; the primary is DHCP's.  Returns what the status shows."""
-    by_mac = {link["address"].lower(): link for link in interfaces() if link.get("link_type") == "ether"}
     report = []
+    try:
+        by_mac = {link["address"].lower(): link for link in interfaces() if link.get("link_type") == "ether"}
+    except AgentError as problem:
+        problems.append(str(problem))
+        return report
     for place, (mac, address) in enumerate(vnics):
         link = by_mac.get(mac)
         name = link and link["ifname"]
@@ -823,6 +827,16 @@ def good_rules(problems):
     except AgentError as problem:
         problems.append("saved rules: %s" % problem)
         return None
+
+
+def good_vnics(problems):
+    """The last good VNIC list, empty where there is none."""
+    listed = load(GOOD_VNICS)
+    try:
+        return read_vnics(listed) if listed is not None else []
+    except AgentError as problem:
+        problems.append("saved: %s" % problem)
+        return []
 
 
 def settle(candidates, problems, notes):
@@ -943,7 +957,11 @@ def dotted(address):
 
 def poll():
     """One round: what IMDS wants, or the last good state where it does not say."""
-    problems, notes, wanted = [], [], None
+    problems, notes, wanted, vnics = [], [], None, None
+    good = good_rules(problems)
+    if good:
+        # `restore` has loaded them, or stopped forwarding.  IMDS may take 15 seconds to fail; VNICs need not wait.
+        bring_up(good_vnics([]), [])
     try:
         listed, vm, value = [
             imds(path) for path in ("vnics/", "instance/metadata/nat-pod-vm", "instance/metadata/nat-pod-rules")
@@ -954,7 +972,6 @@ def poll():
     except AgentError as problem:
         listed = vm = value = None
         problems.append("%s; the last good rules and VNICs stay" % problem)
-    good = good_rules(problems)
     candidates = [good] if good else []
     if vm is not None and value is not None:
         try:
@@ -965,20 +982,13 @@ def poll():
         except AgentError as problem:
             problems.append("document refused, what is loaded stays: %s" % problem)
     settle(candidates, problems, notes)
-    report = []
-    try:
-        vnics = None
-        if listed is not None:
-            try:
-                vnics = read_vnics(listed)
-                keep(GOOD_VNICS, listed, problems)
-            except AgentError as problem:
-                problems.append(str(problem))
-        if vnics is None and load(GOOD_VNICS) is not None:
-            vnics = read_vnics(load(GOOD_VNICS))
-        report = bring_up(vnics or [], problems)
-    except AgentError as problem:
-        problems.append(str(problem))
+    if listed is not None:
+        try:
+            vnics = read_vnics(listed)
+            keep(GOOD_VNICS, listed, problems)
+        except AgentError as problem:
+            problems.append(str(problem))
+    report = bring_up(vnics or good_vnics(problems), problems)
     return finish(vm, wanted, report, problems, notes)
 
 

@@ -248,6 +248,8 @@ def vm(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "say", lambda level, text: None)
     monkeypatch.setattr(agent, "set_kernel", lambda name, value, notes: None)  # the kernel is this machine's
     monkeypatch.setattr(agent.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(agent, "report", dict)  # asks the kernel for its flows
+    monkeypatch.setattr(agent.os, "fsync", lambda file: None)
 
     def fake(command, text=None):
         if command[0] == "iptables-save":

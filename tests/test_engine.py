@@ -317,7 +317,7 @@ def test_last_host_of_a_vnic_pair_takes_the_pair_along(pod: Pod) -> None:
     assert pod.engine.preview().counts == documented("last host of a VNIC pair removed")
     done = pod.apply()
     # The VNICs go before the subnets they are in, and the rules stop using them before that.
-    assert [do for do, _ in done] == ["update"] * 3 + ["delete"] * 4
+    assert [do for do, _ in done] == ["update"] * 3 + ["delete"] * 5
     assert {name for do, name in done if do == "delete"} == {"nat-pod-dev-natVm1-vnic-2", "nat-pod-dev-natVm2-vnic-2"}
     assert len(pod.region.all(SUBNET)) == len(REALMS) + 3
     pod.engine.expect_no_changes()
@@ -428,9 +428,12 @@ def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_pat
     preview = pod.engine.preview()
     assert preview.counts == documented("bootstrap changed")
     assert planned(preview) == {
-        "replace": ["198.18.0.131", "198.18.0.3", "natVm1", "natVm1-vnic-2", "natVm2", "natVm2-vnic-2"]
+        "replace": ["198.18.0.131", "198.18.0.3", "natVm1", "natVm1-vnic-2", "natVm2", "natVm2-vnic-2"],
+        "update": ["lpgs"],  # leads to NAT VM1's primary private IP, which is another one then
     }
-    assert paths(preview) == {"natVm1": {"metadata.user_data"}, "natVm2": {"metadata.user_data"}}
+    changed = paths(preview)
+    assert changed.pop("lpgs")
+    assert changed == {"natVm1": {"metadata.user_data"}, "natVm2": {"metadata.user_data"}}
     reasons = {step.name.removeprefix("nat-pod-dev-"): step.replaced_by for step in preview.steps if step.replaced_by}
     assert reasons == {"natVm1": ("metadata",), "natVm2": ("metadata",)}
 
@@ -439,8 +442,10 @@ def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_pat
     order = [done.index((do, f"nat-pod-dev-{vm}")) for vm in ("natVm1", "natVm2") for do in ("delete", "create")]
     assert order == sorted(order), "the second VM was touched before the first had been launched again"
     assert {str(ip.facts["ipAddress"]) for ip in pod.region.all(PRIVATE_IP)} == addresses
-    for side in ("natVm1", "natVm2"):
-        assert pod.region.read(pod.find(ROUTE_TABLE, side))["routeRules"]
+    for table in ("natVm1", "natVm2", "lpgs"):
+        assert pod.region.read(pod.find(ROUTE_TABLE, table))["routeRules"]
+    targets = {rule["networkEntityId"] for rule in pod.region.read(pod.find(ROUTE_TABLE, "lpgs"))["routeRules"]}
+    assert {pod.region.read(target)["ipAddress"] for target in targets} == {"198.18.0.2"}
     pod.engine.expect_no_changes()
 
 

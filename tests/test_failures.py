@@ -385,6 +385,23 @@ def test_a_metadata_service_that_fails_or_lies_changes_nothing(vm, mode, said):
         vm.heals(generation)  # the agent tries three times: the service is up by then
 
 
+@pytest.mark.parametrize(("rules_saved", "up"), [(True, True), (False, False)])
+def test_after_a_reboot_the_saved_vnics_do_not_wait_for_the_metadata_service(vm, rules_saved, up):
+    """Without saved rules nothing has guarded the VM yet, nor stopped what its image forwards: then they wait."""
+    good = vm.disk / "root/var/lib/nat-pod/rules"
+    kept = good.read_text()
+    vm.run("ip", "address", "flush", "dev", "ens5", vm=True)
+    try:
+        if not rules_saved:
+            good.unlink()
+        assert vm.round("import os; agent.imds = lambda path: os._exit(9)")[0] == 9
+        assert ("198.18.0.34/27" in vm.run("ip", "address", vm=True).stdout) is up
+    finally:
+        good.write_text(kept)
+    assert vm.round()[0] == 0
+    assert "198.18.0.34/27" in vm.run("ip", "address", vm=True).stdout
+
+
 # --- rebooted --------------------------------------------------------------------------------------------------------
 
 HOSTILE = r"""
@@ -455,6 +472,7 @@ def rebooted(vm):
     if not vm.processes:
         vm.python("nat_pod.lab.imds", str(vm.state_file), wait=False)
     vm.round()  # says what is wrong with the rules on the disk, and puts them right
+    vm.round()  # reports that all is well again
     assert vm.round() == (0, "")
 
 

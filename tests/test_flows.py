@@ -11,7 +11,7 @@ from nat_pod.flows import declared_flows, refused_flows, stranger_addresses
 from nat_pod.plan import PodPlan
 from nat_pod.pod import plan_pod
 from nat_pod.topology import Topology
-from nat_pod.trace import Disposition, Packet, trace
+from nat_pod.trace import Disposition, Packet, Tracer, trace
 
 
 def planned(mapping: dict, policy: str) -> tuple[PodPlan, Topology]:
@@ -33,12 +33,13 @@ def test_every_pair_is_delivered_exactly_when_it_is_declared(request, stack, pol
         side: {address for vnic in plan.vm(side).vnics for address in (vnic.primary, *vnic.secondaries)}
         for side in ("natVm1", "natVm2")
     }
+    tracer = Tracer(topology)
     delivered = {}
     tried = 0
     for sender, source in senders.items():
         for destination in sorted(into["natVm2" if sender.startswith("management/") else "natVm1"]):
             tried += 1
-            traced = trace(topology, sender, Packet(src=source, dst=destination))
+            traced = tracer.trace(sender, Packet(src=source, dst=destination))
             if traced.disposition is Disposition.DELIVERED:
                 delivered[(sender, destination)] = traced.request.reached
     assert delivered == declared

@@ -17,7 +17,7 @@ from nat_pod.lab.probe import Answer
 from nat_pod.plan import PodPlan
 from nat_pod.report import table
 from nat_pod.topology import VM_ROUTER, Topology
-from nat_pod.trace import Disposition, Packet, Trace, label, trace
+from nat_pod.trace import Disposition, Packet, Trace, Tracer, label
 
 PROTOCOLS = (ICMP, HTTP, UDP)
 _TRANSPORT = {ICMP: "icmp", HTTP: "tcp", UDP: "udp"}
@@ -77,8 +77,13 @@ class Report:
 
 def expectations(plan: PodPlan, deployed: Topology) -> list[Expectation]:
     """Every declared flow with each protocol, and the refused ones."""
-    expected = []
-    for flow in [*declared_flows(plan), *refused_flows(plan)]:
+    return expect([*declared_flows(plan), *refused_flows(plan)], deployed)
+
+
+def expect(flows: Sequence[Flow], deployed: Topology) -> list[Expectation]:
+    """Flows with each protocol, or with the one that a port belongs to."""
+    tracer, expected = Tracer(deployed), []
+    for flow in flows:
         for protocol in (HTTP,) if flow.port is not None else PROTOCOLS:
             packet = Packet(
                 src=flow.source,
@@ -87,7 +92,7 @@ def expectations(plan: PodPlan, deployed: Topology) -> list[Expectation]:
                 dport=flow.port or PORTS.get(protocol, 0),
             )
             expected.append(
-                Expectation(flow=flow, protocol=protocol, predicted=trace(deployed, flow.sender, packet, flow.receiver))
+                Expectation(flow=flow, protocol=protocol, predicted=tracer.trace(flow.sender, packet, flow.receiver))
             )
     return expected
 
