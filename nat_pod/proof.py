@@ -28,7 +28,7 @@ from nat_pod.flows import Flow, declared_flows, flow_between, matrix, refused_fl
 from nat_pod.iptables import render_rule
 from nat_pod.netfilter import Chain, Goto, Match
 from nat_pod.plan import VROUTER, PodPlan
-from nat_pod.topology import Topology
+from nat_pod.topology import Route, Topology
 from nat_pod.trace import Disposition, Leg, Packet, Tracer
 
 PORT = 80
@@ -127,6 +127,17 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     )
 
 
+def _whatever_customers_route(topology: Topology, plan: PodPlan) -> Topology:
+    """The network with all that is no customer's own routed to his LPG: his route tables are his to write."""
+    subnets = dict(topology.subnets)
+    for name, subnet in topology.subnets.items():
+        lpgs = {route.lpg for route in subnet.routes if route.lpg is not None}
+        if subnet.vcn in plan.customer_cidrs:
+            anywhere = tuple(Route(destination="0.0.0.0/0", lpg=lpg) for lpg in sorted(lpgs))
+            subnets[name] = replace(subnet, routes=(*subnet.routes, *anywhere))
+    return replace(topology, subnets=subnets)
+
+
 # A class of packets: first and last of a source or destination, and what became of them.
 _Block = tuple[int, int]
 
@@ -137,6 +148,7 @@ class _Prover:
         self.strangers = stranger_addresses(plan)
         for name, address in self.strangers.items():
             topology = with_host(topology, name, address)
+        topology = _whatever_customers_route(topology, plan)
         self.topology = topology
         self.tracer = Tracer(topology)
         self.declared = {(flow.sender, flow.destination): str(flow.receiver) for flow in declared_flows(plan)}

@@ -115,8 +115,9 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
     ]
     held = "every protocol and port" if proof.any_protocol else "TCP port 80 only: rules look at protocols or ports"
     lines += _wrapped(
-        "One packet of each class that rules and network tell apart stands for all; not looked at: sources in another "
-        f"customer's network, which only OCI can prevent. Holds for {held}.",
+        "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
+        "everything to the POD. Not looked at: sources in another customer's network, which only OCI can prevent. "
+        f"Holds for {held}.",
         width,
         "",
     )

@@ -226,7 +226,24 @@ def test_an_nsg_that_trusts_addresses_instead_of_vnics_is_found(dev):
     found = counter_examples(plan, replace(topology, vnics=vnics))
     assert [(one.kind, one.sender) for one in found if one.source == "198.18.0.130"] == [
         ("one customer reaches another", "customer1/stranger"),
+        ("one customer reaches another", "customer2/stranger"),
     ]
+
+
+def test_lpgs_without_a_route_table_are_a_way_past_nat_vm1(ten):
+    """A host with a server's address, whose owner routes NAT VM2's range to his LPG."""
+    plan = planned(ten)
+    topology = expected_topology(plan)
+    open_lpgs = {name: replace(lpg, routes=None) for name, lpg in topology.lpgs.items()}
+    found = counter_examples(plan, replace(topology, lpgs=open_lpgs))
+    twin = next(slot for slot in plan.slots if slot.member == "amber/web")
+    assert twin.real in {slot.real for slot in plan.slots if slot.member.startswith("management/")}
+    assert any(
+        (one.kind, one.sender, one.source) == ("one customer reaches another", twin.member, twin.real)
+        and one.destination.startswith("198.18.6.")
+        for one in found
+    )
+    assert counter_examples(plan, topology) == []
 
 
 def test_rules_that_look_at_a_protocol_are_said_to_limit_the_proof(dev):
