@@ -152,11 +152,9 @@ def delivered(plan: PodPlan) -> dict[Pair, Way]:
     servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
     hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
     ways: dict[Pair, Way] = {}
-    hosts_alike = alike(topology, hosts, servers)
-    for servers_alike in alike(topology, servers, hosts):
-        server = servers_alike[0]
-        for group in hosts_alike:
-            host = group[0]
+    hosts_alike = [_exchanges(group) for group in alike(topology, hosts, servers)]
+    for server, other_servers in map(_exchanges, alike(topology, servers, hosts)):
+        for host, other_hosts in hosts_alike:
             for flow in (flow_between(host, server), flow_between(server, host)):
                 packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
                 traced = tracer.trace(flow.sender, packet, flow.receiver)
@@ -168,22 +166,26 @@ def delivered(plan: PodPlan) -> dict[Pair, Way]:
                     hops=tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops),
                 )
                 pair = (flow.sender, str(flow.receiver))
-                for other_server in servers_alike:
-                    for other_host in group:
-                        new = _exchange(server, other_server) | _exchange(host, other_host)
+                for other_server in other_servers:
+                    for other_host in other_hosts:
+                        new = other_server | other_host
                         ways[new[pair[0]], new[pair[1]]] = _said(way, new)
     return ways
 
 
-def _exchange(one: SlotPlan, other: SlotPlan) -> dict[str, str]:
-    """{name or address of the one: that of the other}: for saying of the other what is known of the one."""
-    return {
-        one.member: other.member,
-        label(one.member): label(other.member),
-        one.real: other.real,
-        one.nat_vm1: other.nat_vm1,
-        one.nat_vm2: other.nat_vm2,
-    }
+def _exchanges(group: list[SlotPlan]) -> tuple[SlotPlan, list[dict[str, str]]]:
+    """The first of a group, and for each of it {name or address of the first: its own}."""
+    one = group[0]
+    return one, [
+        {
+            one.member: other.member,
+            label(one.member): label(other.member),
+            one.real: other.real,
+            one.nat_vm1: other.nat_vm1,
+            one.nat_vm2: other.nat_vm2,
+        }
+        for other in group
+    ]
 
 
 def _said(way: Way, new: dict[str, str]) -> Way:
