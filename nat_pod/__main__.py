@@ -6,6 +6,6 @@ import sys
 from nat_pod.cli import main
 
 if __name__ == "__main__":
-    # A command is over in seconds and what it builds has no cycles: looking for them is a tenth of what `diff` takes.
+    # A command needs what it builds to its end, which is near: looking for garbage is a tenth of what `diff` takes.
     gc.disable()
     sys.exit(main())

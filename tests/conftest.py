@@ -75,6 +75,14 @@ def ten() -> dict[str, object]:
     return stack_mapping("ten")
 
 
+def project_with(directory: Path, stack: str, text: str) -> Path:
+    """A project with one stack file of its own; the program, the package and the guest are the real ones."""
+    for name in ("Pulumi.yaml", "__main__.py", "nat_pod", "cloud-init"):
+        (directory / name).symlink_to(REPOSITORY / name)
+    (directory / f"Pulumi.{stack}.yaml").write_text(text, encoding="utf-8")
+    return directory
+
+
 def stack_mapping(name: str) -> dict[str, object]:
     config = yaml.safe_load((REPOSITORY / f"Pulumi.{name}.yaml").read_text(encoding="utf-8"))["config"]
     prefix = "nat-pod:"

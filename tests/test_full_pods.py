@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import project_with
 from netaddr import IPNetwork
 
 from bench.engine import full_pod
@@ -27,11 +27,8 @@ pytestmark = pytest.mark.lab
 
 
 def project(directory: Path, cidr: str, policy: str) -> Path:
-    for name in ("Pulumi.yaml", "__main__.py", "nat_pod", "cloud-init"):
-        (directory / name).symlink_to(REPOSITORY / name)
     config = {**full_pod(cidr), "nat-pod:sourceNat": policy}
-    (directory / "Pulumi.full.yaml").write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
-    return directory
+    return project_with(directory, "full", yaml.safe_dump({"config": config}))
 
 
 def ends_and_middle(plan: PodPlan) -> list[list[SlotPlan]]:

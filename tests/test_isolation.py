@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, project_with
 from netaddr import IPNetwork
 
 from nat_pod import cli
@@ -34,10 +34,8 @@ PROTOCOLS = (ICMP, HTTP, UDP)
 
 @pytest.fixture(scope="module", params=["static", "masquerade"])
 def pod(request, tmp_path_factory) -> Iterator[tuple[PodPlan, Topology, Lab]]:
-    directory = tmp_path_factory.mktemp("isolation")
-    for name in ("Pulumi.yaml", "__main__.py", "nat_pod", "cloud-init"):
-        (directory / name).symlink_to(REPOSITORY / name)
-    (directory / "Pulumi.ten.yaml").write_text(yaml.safe_dump(hundred_hosts(request.param)), encoding="utf-8")
+    stack = yaml.safe_dump(hundred_hosts(request.param))
+    directory = project_with(tmp_path_factory.mktemp("isolation"), "ten", stack)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         assert cli.main(["allocate", "ten"]) == cli.OK

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, project_with
 
 from nat_pod import guest, iptables
 from nat_pod.lab import checks, probe, sandbox
@@ -35,14 +35,11 @@ CASES = {  # the article's, by what a person would call them
 
 def project(directory: Path, **replaced: str) -> Path:
     """A copy of the project with other words in Pulumi.dev.yaml; the program and the guest are the real ones."""
-    for name in ("Pulumi.yaml", "__main__.py", "nat_pod", "cloud-init"):
-        (directory / name).symlink_to(REPOSITORY / name)
     text = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
     for old, new in replaced.items():
         assert f"{old}: " in text
         text = re.sub(rf"{old}: \S+", f"{old}: {new}", text)
-    (directory / "Pulumi.dev.yaml").write_text(text, encoding="utf-8")
-    return directory
+    return project_with(directory, "dev", text)
 
 
 def deployed(directory: Path, stack: str) -> tuple[PodPlan, Topology]:
