@@ -30,7 +30,7 @@ lint: venv
 	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
 bootstrap: venv
-	@$(RUN) -m nat_pod.guest
+	@$(RUN) -m nat_pod.plan.guest
 
 golden: venv
 	@$(RUN) -m pytest -q --update-golden

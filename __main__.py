@@ -5,10 +5,10 @@ from typing import cast
 import pulumi
 from pulumi.runtime.config import CONFIG
 
-from nat_pod.args import NatPodArgs
 from nat_pod.component import NatPod
-from nat_pod.config import NAMESPACE
 from nat_pod.errors import NatPodError
+from nat_pod.names import NAMESPACE
+from nat_pod.oci.args import NatPodArgs
 
 OBJECTS = ("natVm", "management", "customers", "subnets", "addresses")
 

@@ -2,8 +2,8 @@
 
 The stack file is edited at random, planned by the real planner, and its documents put into the metadata of both NAT
 VMs, whose agents then run one after the other, in turns which comes first.  Which flows a change may end is what
-`nat_pod/diff.py` says: those whose way (addresses at each hop) is not the same before and after.  Every other flow must
-go on: no reset, no wrong byte, no stall.
+`nat_pod/trace/diff.py` says: those whose way (addresses at each hop) is not the same before and after.  Every other
+flow must go on: no reset, no wrong byte, no stall.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from nat_pod.addressing import Slot
-from nat_pod.book import settle
-from nat_pod.config import PodConfig, read_draft
-from nat_pod.diff import delivered
+from nat_pod.config.address_book import settle
+from nat_pod.config.addressing import Slot
+from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import ConfigError
-from nat_pod.expected import expected_topology
-from nat_pod.lab.load import TCP, UDP
-from nat_pod.lab.sandbox import Lab
-from nat_pod.plan import SIDES, PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.topology import VM_HOST, VM_NAT, Topology
+from nat_pod.lab.wire.load import TCP, UDP
+from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.names import SIDES
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.diff import delivered
+from nat_pod.trace.expected import expected_topology
+from nat_pod.trace.topology import VM_HOST, VM_NAT, Topology
 
 REPORT = Path(__file__).with_suffix(".md")
 CUSTOMERS, MACHINES, HOSTS, SERVERS, PAIRS = 4, 9, 6, 3, 2

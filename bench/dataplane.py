@@ -31,13 +31,13 @@ from netaddr import IPNetwork, cidr_merge
 
 from bench.engine import full_pod, processor
 from bench.line import Batch, Line, Side, Way
-from nat_pod.article import article_lines
-from nat_pod.config import MASQUERADE, Member, PodConfig
-from nat_pod.iptables import hooks, render
-from nat_pod.lab import netns, sandbox
-from nat_pod.netfilter import Goto, Ruleset, Table
-from nat_pod.plan import SIDES
-from nat_pod.rules import compile_rules
+from nat_pod.config.model import MASQUERADE, Member, PodConfig
+from nat_pod.lab.wire import netns, sandbox
+from nat_pod.names import SIDES
+from nat_pod.rules.article import article_lines
+from nat_pod.rules.compiler import compile_rules
+from nat_pod.rules.iptables import hooks, render
+from nat_pod.rules.netfilter import Goto, Ruleset, Table
 
 REPORT = Path(__file__).resolve().parent / "results.md"
 POLICIES = ("masquerade", "static")

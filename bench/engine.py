@@ -23,12 +23,12 @@ from typing import Any
 import yaml
 from netaddr import IPNetwork
 
-from nat_pod.book import settle
-from nat_pod.config import PodConfig, read_draft
+from nat_pod.config.address_book import settle
+from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import ConfigError
-from nat_pod.lab.engine import Engine, find_cli
-from nat_pod.lab.region import Region
-from nat_pod.lab.region_file import RegionFile
+from nat_pod.lab.engine.engine import Engine, find_cli
+from nat_pod.lab.region.file import RegionFile
+from nat_pod.lab.region.region import Region
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FLOOR = REPOSITORY / "bench" / "floor"

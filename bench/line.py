@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from nat_pod.lab import netns
+from nat_pod.lab.wire import netns
 
 MTU = 9000
 BATCH = 256  # packets, all new flows: about 3 ms

@@ -1,12 +1,13 @@
 """NAT POD on Oracle Cloud Infrastructure.
 
-Data flows one way; each arrow is a module or two, named after what a network engineer would look for:
+Data flows one way; each arrow is a package, named after what a network engineer would look for:
 
-    Pulumi.<stack>.yaml          stack.py
-      -> PodConfig               config.py, addressing.py   every problem at once, or a frozen value
-      -> PodPlan                 pod.py: rules.py, plan.py  pure values, no Outputs, no I/O
-           -> OCI resources      component.py               the only place with OCIDs
-           -> guest text         iptables.py, guest.py      rule document and bootstrap
-           -> trace, plan, ...   expected.py, trace.py, cli.py
-           -> lab                lab/                       simulated region -> Linux namespaces
+    Pulumi.<stack>.yaml
+      -> PodConfig                 config/      every problem at once, or a frozen value
+      -> PodPlan                   plan/        pure values, no Outputs, no I/O; rules/ compiles the mappings
+           -> OCI resources        oci/         the only place with OCIDs
+           -> trace, proof, diff   trace/       what happens to a packet, without sending one
+           -> lab                  lab/         simulated region -> Linux namespaces
+      commands/                    what the engineer types; pages/ what others read; status.py what the VMs say
+      handbuilt/                   a POD built by hand -> Pulumi.<stack>.yaml
 """

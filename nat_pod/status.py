@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nat_pod.limits import FLOWS_PER_ADDRESS
-from nat_pod.plan import NAT_VM1, NAT_VM2, NatVmPlan, PodPlan
+from nat_pod.names import NAT_VM1, NAT_VM2
+from nat_pod.plan.model import NatVmPlan, PodPlan
 
 ROUND_SECONDS = 15
 """Between two rounds of the agent (cloud-init/nat-pod-agent.timer)."""

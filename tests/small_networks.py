@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from nat_pod.lab.sandbox import available
-from nat_pod.topology import VM_HOST, Lpg, Route, SecurityRule, Subnet, Topology, Vcn, Vm, Vnic
+from nat_pod.lab.wire.sandbox import available
+from nat_pod.trace.topology import VM_HOST, Lpg, Route, SecurityRule, Subnet, Topology, Vcn, Vm, Vnic
 
 needs_lab = pytest.mark.skipif(available() is not None, reason=str(available()))
 

@@ -8,7 +8,16 @@ import itertools
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.addressing import Layout, Pair, Slot, default_layout, free_addresses, halves, overlap, reserved_by_oci
+from nat_pod.config.addressing import (
+    Layout,
+    Pair,
+    Slot,
+    default_layout,
+    free_addresses,
+    halves,
+    overlap,
+    reserved_by_oci,
+)
 
 PREFIXES = range(16, 26)
 VNIC_LIMITS = range(2, 25)

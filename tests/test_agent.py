@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nat_pod import guest
-from nat_pod.config import PodConfig
-from nat_pod.lab import imds
-from nat_pod.pod import plan_pod
+from nat_pod.config.model import PodConfig
+from nat_pod.lab.wire import imds
+from nat_pod.plan import guest
+from nat_pod.plan.planner import plan_pod
 
 SOURCE = Path(__file__).resolve().parent.parent / "cloud-init/nat_pod_agent.py"
 spec = importlib.util.spec_from_file_location("nat_pod_agent", SOURCE)

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from test_config import changed
 
-from nat_pod.addressing import Slot
-from nat_pod.book import Entry, edit, read, settle, write
-from nat_pod.config import PodConfig, read_draft
+from nat_pod.config.address_book import Entry, edit, read, settle, write
+from nat_pod.config.addressing import Slot
+from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import NatPodError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -21,10 +21,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nat_pod import guest, iptables, stack
-from nat_pod.config import PodConfig
-from nat_pod.lab import boot
-from nat_pod.pod import plan_pod
+from nat_pod.config import stack_file as stack
+from nat_pod.config.model import PodConfig
+from nat_pod.lab.wire import boot
+from nat_pod.plan import guest
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules import iptables
 
 pytestmark = pytest.mark.lab
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,15 +142,15 @@ class Lab:
 
     def boot(self, imds: bool = True) -> subprocess.CompletedProcess:
         if imds:
-            self.python("nat_pod.lab.imds", str(self.state_file), wait=False)
-        return self.python("nat_pod.lab.boot", "boot", str(self.disk))
+            self.python("nat_pod.lab.wire.imds", str(self.state_file), wait=False)
+        return self.python("nat_pod.lab.wire.boot", "boot", str(self.disk))
 
     def poll(self) -> subprocess.CompletedProcess:
-        return self.python("nat_pod.lab.boot", "start", str(self.disk), "nat-pod-agent.service")
+        return self.python("nat_pod.lab.wire.boot", "start", str(self.disk), "nat-pod-agent.service")
 
     def log_in(self, *command: str) -> subprocess.CompletedProcess:
         """What a command prints for somebody who is logged in as root."""
-        return self.python("nat_pod.lab.boot", "run", str(self.disk), *command)
+        return self.python("nat_pod.lab.wire.boot", "run", str(self.disk), *command)
 
     def status(self) -> dict:
         return json.loads((self.disk / "root/run/nat-pod/status.json").read_text())
@@ -546,7 +548,7 @@ def test_a_reboot_without_metadata_service_keeps_rules_and_vnics(running):
     assert running.ping("198.18.0.3")
     assert "IMDS http://169.254.169.254/opc/v2/vnics/" in running.status()["error"]
     # And it goes on from there when the service is back.
-    running.python("nat_pod.lab.imds", str(running.state_file), wait=False)
+    running.python("nat_pod.lab.wire.imds", str(running.state_file), wait=False)
     generation = running.deploy(rules({"198.18.0.3": "10.0.0.100"}))
     assert running.poll().returncode == 0
     assert running.status()["applied"] == generation
@@ -608,7 +610,7 @@ def test_what_oci_utils_has_configured_is_left_alone_and_does_no_harm(lab):
 def test_the_timer_brings_a_change(running):
     timer = running.disk / "root/etc/systemd/system/nat-pod-agent.timer"
     timer.write_text(timer.read_text().replace("OnUnitActiveSec=15", "OnUnitActiveSec=1"))
-    running.python("nat_pod.lab.boot", "timers", str(running.disk), wait=False)
+    running.python("nat_pod.lab.wire.boot", "timers", str(running.disk), wait=False)
     generation = running.deploy(rules({"198.18.0.3": "10.0.0.100"}))
     deadline = time.monotonic() + 15
     while running.status()["applied"] != generation and time.monotonic() < deadline:
@@ -727,7 +729,7 @@ def test_the_vm_cannot_write_to_the_machine(lab):
     assert (lab.disk / "root/etc/systemd/system/firewalld.service").is_symlink()
     unit = lab.disk / "root/etc/systemd/system/leak.service"
     unit.write_text("[Service]\nType=oneshot\nExecStart=/bin/touch /usr/nat-pod-lab-leak\n")
-    assert lab.python("nat_pod.lab.boot", "start", str(lab.disk), "leak.service").returncode == 1
+    assert lab.python("nat_pod.lab.wire.boot", "start", str(lab.disk), "leak.service").returncode == 1
     assert not Path("/usr/nat-pod-lab-leak").exists()
 
 

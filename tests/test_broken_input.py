@@ -20,10 +20,10 @@ from broken_input import VALUES, http_answers, places, rule_documents, stack_fil
 from conftest import REPOSITORY
 from test_agent import agent
 
-from nat_pod import cli
-from nat_pod.config import PodConfig
+from nat_pod.commands import cli
+from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
-from nat_pod.pod import plan_pod
+from nat_pod.plan.planner import plan_pod
 
 COUNT = 10_000
 SEED = 198018

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nat_pod.cli import main
+from nat_pod.commands.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CASES = json.loads((REPOSITORY / "tests" / "data" / "article_cases.json").read_text(encoding="utf-8"))
@@ -541,7 +541,7 @@ def test_an_interruption_ends_with_130(run, monkeypatch):
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nat_pod.cli.read_pods", interrupt)
+    monkeypatch.setattr("nat_pod.commands.cli.read_pods", interrupt)
     assert run("check") == (130, "", "")
 
 

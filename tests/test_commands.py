@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from conftest import REPOSITORY
 
-from nat_pod.cli import main
-from nat_pod.lab import checks, commands, sandbox
+from nat_pod.commands.cli import main
+from nat_pod.lab import checks, commands
+from nat_pod.lab.wire import sandbox
 
 WHY = "this machine gives ordinary users no network namespaces"
 

@@ -16,15 +16,15 @@ from conftest import REPOSITORY, stack_mapping
 from pulumi.runtime import mocks
 from pulumi.runtime.stack import run_pulumi_func
 
-from nat_pod.args import NatPodArgs
-from nat_pod.component import NatPod
-from nat_pod.config import PodConfig
+from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
-from nat_pod.handover import handover, with_outputs
-from nat_pod.lab import oci_types as oci
-from nat_pod.lab.program import DeployError, Deployment, Registration, deploy, run_apart
-from nat_pod.lab.region import Region
-from nat_pod.pod import plan_pod
+from nat_pod.lab.engine.program import DeployError, Deployment, Registration, deploy, run_apart
+from nat_pod.lab.region import oci_types as oci
+from nat_pod.lab.region.region import Region
+from nat_pod.oci.args import NatPodArgs
+from nat_pod.oci.component import NatPod
+from nat_pod.pages.handover import handover, with_outputs
+from nat_pod.plan.planner import plan_pod
 
 POD = "nat-pod-dev"
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.addressing import Slot
-from nat_pod.config import PodConfig, read_draft
+from nat_pod.config.addressing import Slot
+from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.pod import plan_pod
+from nat_pod.plan.planner import plan_pod
 
 DATA = Path(__file__).resolve().parent / "data"
 WRONG = yaml.safe_load((DATA / "wrong_stacks.yaml").read_text(encoding="utf-8"))

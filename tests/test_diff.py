@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from nat_pod import report
-from nat_pod.cli import main
-from nat_pod.config import PodConfig
-from nat_pod.diff import FlowChange, compare, delivered, with_user_data
-from nat_pod.plan import PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.rules import compile_rules
-from nat_pod.stack import read_stack
+from nat_pod.commands import report
+from nat_pod.commands.cli import main
+from nat_pod.config.model import PodConfig
+from nat_pod.config.stack_file import read_stack
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules.compiler import compile_rules
+from nat_pod.trace.diff import FlowChange, compare, delivered, with_user_data
 
 MGMT = "management/mgmt"
 BOTH = "{0} > management/mgmt, management/mgmt > {0}"
@@ -513,8 +513,8 @@ def test_this_checkout_knows_the_bootstrap_of_the_revision(monkeypatch, capsys):
 
     stack = read_stack(REPOSITORY, "dev")
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("nat_pod.cli.read_stack_at", lambda directory, name, revision: stack)
-    monkeypatch.setattr("nat_pod.cli.file_at", file_at)
+    monkeypatch.setattr("nat_pod.commands.cli.read_stack_at", lambda directory, name, revision: stack)
+    monkeypatch.setattr("nat_pod.commands.cli.file_at", file_at)
     status, out, _ = diff(capsys, "dev", "--base", "main")
     assert (status, asked) == (0, ["cloud-init/user-data.b64"])
     assert "new bootstrap (user_data)" in out

@@ -12,16 +12,17 @@ import pytest
 from conftest import REPOSITORY, stack_mapping
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod import mermaid
-from nat_pod.book import settle
-from nat_pod.cli import main
-from nat_pod.config import PodConfig, read_draft
-from nat_pod.drawing import WIDTH, Way, draw, first_flow, way
-from nat_pod.expected import expected_topology
-from nat_pod.flows import declared_flows, flow_between
-from nat_pod.plan import SIDES, PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.trace import Packet, trace
+from nat_pod.commands.cli import main
+from nat_pod.config.address_book import settle
+from nat_pod.config.model import PodConfig, read_draft
+from nat_pod.names import SIDES
+from nat_pod.pages import mermaid
+from nat_pod.pages.drawing import WIDTH, Way, draw, first_flow, way
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.expected import expected_topology
+from nat_pod.trace.flows import declared_flows, flow_between
+from nat_pod.trace.walk import Packet, trace
 
 SVG = "{http://www.w3.org/2000/svg}"
 

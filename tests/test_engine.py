@@ -20,10 +20,11 @@ import pytest
 import yaml
 
 from bench.engine import full_pod
-from nat_pod.config import PodConfig
+from nat_pod.config.model import PodConfig
 from nat_pod.lab import surroundings
-from nat_pod.lab.engine import Engine, EngineError, Run, find_cli
-from nat_pod.lab.oci_types import (
+from nat_pod.lab.engine.engine import Engine, EngineError, Run, find_cli
+from nat_pod.lab.region.file import RegionFile
+from nat_pod.lab.region.oci_types import (
     INSTANCE,
     LPG,
     PRIVATE_IP,
@@ -32,9 +33,8 @@ from nat_pod.lab.oci_types import (
     VCN,
     VNIC_ATTACHMENT,
 )
-from nat_pod.lab.region import Region
-from nat_pod.lab.region_file import RegionFile
-from nat_pod.pod import plan_pod
+from nat_pod.lab.region.region import Region
+from nat_pod.plan.planner import plan_pod
 
 pytestmark = [pytest.mark.engine, pytest.mark.runs_commands]
 

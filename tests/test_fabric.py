@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from small_networks import ANYTHING, add, change, needs_lab, network
 
-from nat_pod.lab.fabric import (
+from nat_pod.lab.wire.fabric import (
     dhcp_offer,
     imds_document,
     lay_cables,
@@ -13,9 +13,9 @@ from nat_pod.lab.fabric import (
     vcn_namespace,
     vm_namespace,
 )
-from nat_pod.lab.probe import HTTP, ICMP, UDP, Flow
-from nat_pod.lab.sandbox import Lab
-from nat_pod.topology import VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn
+from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Flow
+from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn
 
 # --- texts -----------------------------------------------------------------------------------------------------------
 

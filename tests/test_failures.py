@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import pytest
 from test_boot import HOOKS, MAPPINGS, PRIMARY, ROOT, SECONDARY, Lab, rules
 
-from nat_pod import guest
+from nat_pod.plan import guest
 
 pytestmark = pytest.mark.lab
 
@@ -36,7 +36,7 @@ class Vm(Lab):
 
     def open_rounds(self) -> None:
         self.agent = subprocess.Popen(
-            [*self.vm, sys.executable, "-m", "nat_pod.lab.boot", "rounds", str(self.disk)],
+            [*self.vm, sys.executable, "-m", "nat_pod.lab.wire.boot", "rounds", str(self.disk)],
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -381,7 +381,7 @@ def test_a_metadata_service_that_fails_or_lies_changes_nothing(vm, mode, said):
         assert vm.ping(KEPT, flow=700)
         assert "198.18.0.34/27" in vm.run("ip", "address", vm=True).stdout
         vm.stop_processes()
-        vm.python("nat_pod.lab.imds", str(vm.state_file), wait=False)
+        vm.python("nat_pod.lab.wire.imds", str(vm.state_file), wait=False)
         vm.heals(generation)  # the agent tries three times: the service is up by then
 
 
@@ -470,7 +470,7 @@ def rebooted(vm):
     vm.open_rounds()
     vm.deploy(rules(MAPPINGS))
     if not vm.processes:
-        vm.python("nat_pod.lab.imds", str(vm.state_file), wait=False)
+        vm.python("nat_pod.lab.wire.imds", str(vm.state_file), wait=False)
     vm.round()  # says what is wrong with the rules on the disk, and puts them right
     vm.round()  # reports that all is well again
     assert vm.round() == (0, "")

@@ -5,13 +5,13 @@ The tracer knows the rules and the network, not the mapping; so this holds the c
 
 import pytest
 
-from nat_pod.config import PodConfig
-from nat_pod.expected import expected_topology, with_host
-from nat_pod.flows import declared_flows, refused_flows, stranger_addresses
-from nat_pod.plan import PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.topology import Topology
-from nat_pod.trace import Disposition, Packet, Tracer, trace
+from nat_pod.config.model import PodConfig
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.expected import expected_topology, with_host
+from nat_pod.trace.flows import declared_flows, refused_flows, stranger_addresses
+from nat_pod.trace.topology import Topology
+from nat_pod.trace.walk import Disposition, Packet, Tracer, trace
 
 
 def planned(mapping: dict, policy: str) -> tuple[PodPlan, Topology]:

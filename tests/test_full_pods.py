@@ -15,13 +15,14 @@ from conftest import project_with
 from netaddr import IPNetwork
 
 from bench.engine import full_pod
-from nat_pod.config import MANAGEMENT
-from nat_pod.flows import Flow, flow_between, refused_flows
-from nat_pod.lab import checks, sandbox
+from nat_pod.lab import checks
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
-from nat_pod.plan import NAT_VM1, NAT_VM2, PodPlan, SlotPlan
-from nat_pod.topology import VM_HOST, Topology
+from nat_pod.lab.wire import sandbox
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2
+from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.trace.flows import Flow, flow_between, refused_flows
+from nat_pod.trace.topology import VM_HOST, Topology
 
 pytestmark = pytest.mark.lab
 

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from bench import engine
-from nat_pod import guest
-from nat_pod.config import PodConfig
+from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
-from nat_pod.pod import plan_pod
+from nat_pod.plan import guest
+from nat_pod.plan.planner import plan_pod
 
 HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-PRE")]
 RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*nat\n:NATPOD-PRE - [0:0]\nCOMMIT\n"
@@ -25,7 +25,7 @@ RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*n
 
 def test_the_committed_user_data_is_what_the_sources_give():
     assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config(), (
-        "cloud-init/ has changed: run `python -m nat_pod.guest`; deployed NAT VMs will be replaced"
+        "cloud-init/ has changed: run `python -m nat_pod.plan.guest`; deployed NAT VMs will be replaced"
     )
 
 

@@ -10,16 +10,16 @@ import pytest
 from conftest import REPOSITORY, stack_mapping
 from netaddr import IPNetwork
 
-from nat_pod.cli import main
-from nat_pod.config import PodConfig
+from nat_pod.commands.cli import main
+from nat_pod.config.model import PodConfig
 from nat_pod.errors import NatPodError
-from nat_pod.expected import expected_topology, vrouter_address, with_host
-from nat_pod.handover import handover, sheet_dict, sheet_markdown
-from nat_pod.netfilter import Ruleset
-from nat_pod.plan import PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.topology import Route, SecurityRule, Topology
-from nat_pod.trace import Disposition, Packet, Trace, trace
+from nat_pod.pages.handover import handover, sheet_dict, sheet_markdown
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules.netfilter import Ruleset
+from nat_pod.trace.expected import expected_topology, vrouter_address, with_host
+from nat_pod.trace.topology import Route, SecurityRule, Topology
+from nat_pod.trace.walk import Disposition, Packet, Trace, trace
 
 MANAGEMENT = "management"
 

@@ -16,13 +16,13 @@ import pytest
 import yaml
 from conftest import REPOSITORY, stack_mapping
 
-from nat_pod import iptables
-from nat_pod.article import article_lines
-from nat_pod.book import create
-from nat_pod.cli import main
-from nat_pod.config import PodConfig
+from nat_pod.commands.cli import main
+from nat_pod.config.address_book import create
+from nat_pod.config.model import PodConfig
 from nat_pod.errors import NatPodError
-from nat_pod.pod import plan_pod
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules import iptables
+from nat_pod.rules.article import article_lines
 
 DATA = yaml.safe_load((REPOSITORY / "tests" / "data" / "damaged_pods.yaml").read_text(encoding="utf-8"))
 GOOD, DAMAGED = DATA["good"], DATA["damaged"]

@@ -13,62 +13,34 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "nat_pod"
-HANDBUILT = PACKAGE / "handbuilt"
 LAB = PACKAGE / "lab"
 
-# Module: what it may import of nat-pod.  A module that is missing here fails the test: say where it belongs.
+# Package (or module at the top level): what it may import of nat-pod, itself apart.  One that is missing here fails the
+# test: say where it belongs.  A later row may import earlier ones only, so the list is the flow, from top to bottom.
 ALLOWED = {
-    "__init__": set(),
     "errors": set(),
     "limits": set(),
-    "netfilter": set(),
-    "tree": {"netfilter"},
-    "topology": {"netfilter"},
-    "plan": {"netfilter"},
-    "addressing": {"limits"},
-    "config": {"addressing", "errors", "limits"},
-    "stack": {"config", "errors"},
-    "book": {"addressing", "config", "errors", "stack"},
-    "rules": {"addressing", "config", "limits", "netfilter", "plan", "tree"},
-    "iptables": {"netfilter"},
-    "guest": {"limits"},
-    "pod": {
-        "addressing", "config", "errors", "guest", "iptables", "limits", "netfilter", "plan", "rules",
+    "names": set(),
+    "text": set(),
+    "config": {"errors", "limits", "names"},
+    "rules": {"config", "limits", "names"},
+    "plan": {"config", "errors", "limits", "names", "rules"},
+    "oci": {"config", "errors", "limits", "names", "plan"},
+    "component": {"oci"},
+    "trace": {"config", "errors", "names", "plan", "rules"},
+    "status": {"limits", "names", "plan"},
+    "handbuilt": {"config", "errors", "limits", "names", "plan"},
+    "pages": {"config", "errors", "names", "plan", "text", "trace"},
+    "lab.region": {"config", "errors", "limits", "names"},
+    "lab.wire": {"errors", "names", "trace"},
+    "lab.engine": {"config", "errors", "lab.region", "names"},
+    "lab": {
+        "config", "errors", "lab.engine", "lab.region", "lab.wire", "names", "plan", "rules", "text", "trace",
     },
-    "args": set(),
-    "component": {"args", "config", "errors", "limits", "plan", "pod"},
-    "article": {"config", "plan"},
-    "expected": {"addressing", "config", "errors", "flows", "plan", "topology"},
-    "chains": {"iptables", "netfilter"},
-    "trace": {"chains", "netfilter", "topology"},
-    "trace_text": {"proof", "trace"},
-    "proof": {"chains", "config", "expected", "flows", "iptables", "netfilter", "plan", "topology", "trace"},
-    "flows": {"addressing", "config", "plan"},
-    "symmetry": {"chains", "netfilter", "plan", "topology"},
-    "diff": {"config", "expected", "flows", "plan", "symmetry", "trace"},
-    "handbuilt": set(),
-    "handbuilt.saved_rules": {"errors"},
-    "handbuilt.saved_walk": {"errors", "handbuilt.saved_rules"},
-    "handbuilt.vnic_list": {"errors", "handbuilt.saved_rules", "limits"},
-    "handbuilt.reconstruct": {
-        "addressing", "config", "errors", "handbuilt.saved_rules", "handbuilt.saved_walk", "handbuilt.vnic_list",
-        "limits", "plan",
+    "commands": {
+        "config", "errors", "handbuilt", "limits", "names", "pages", "plan", "rules", "status", "text", "trace",
     },
-    "handbuilt.draft": {
-        "addressing", "config", "handbuilt.reconstruct", "handbuilt.saved_rules", "limits", "plan",
-    },
-    "status": {"limits", "plan"},
-    "report": {"config", "diff", "handbuilt.draft", "handbuilt.reconstruct", "limits", "plan", "rules", "status"},
-    "drawing": {"config", "expected", "flows", "plan", "trace"},
-    "mermaid": {"config", "drawing", "plan"},
-    "handover": {"config", "errors", "expected", "flows", "plan", "report", "topology", "trace"},
-    "pods": {"addressing", "config", "errors", "limits", "pod", "report", "stack"},
-    "cli": {
-        "article", "book", "config", "diff", "drawing", "errors", "expected", "flows", "guest", "handbuilt.draft",
-        "handbuilt.reconstruct", "handbuilt.saved_rules", "handbuilt.vnic_list", "handover", "iptables", "mermaid",
-        "plan", "pod", "pods", "proof", "report", "stack", "status", "trace", "trace_text",
-    },
-    "__main__": {"cli"},
+    "__main__": {"commands"},
 }  # fmt: skip
 
 THIRD_PARTY = {"pulumi", "pulumi_oci", "netaddr", "yaml"}
@@ -76,12 +48,12 @@ THIRD_PARTY = {"pulumi", "pulumi_oci", "netaddr", "yaml"}
 PULUMI_PARTS = {"grpc", "google"}
 SPEAKS_TO_THE_ENGINE = {"language_host", "plugin", "provider", "run_program"}
 USES_PULUMI = {"oci_types", "program", "provider", "run_program", "language_host"}
-STARTS_GIT = {"stack"}  # `diff` asks git for the stack file at an earlier revision
+STARTS_GIT = {"stack_file"}  # `diff` asks git for the stack file at an earlier revision
 STARTS_PROGRAMS = {"boot", "engine", "holder", "imds", "language_host", "netns", "sandbox"}
 
 
 def imports(path: Path, *, only_at_import: bool = False) -> set[str]:
-    """Full names of what a file imports: `nat_pod.config`, `pulumi`; of `from nat_pod import x` it is `nat_pod.x`."""
+    """Full names of what a file imports: `nat_pod.names`, `pulumi`; of `from nat_pod import x` it is `nat_pod.x`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if only_at_import:
         for node in ast.walk(tree):
@@ -106,15 +78,26 @@ def modules(directory: Path) -> list[Path]:
     return sorted(directory.glob("*.py"))
 
 
-OUTSIDE_LAB = [*modules(PACKAGE), *modules(HANDBUILT)]
-INSIDE_LAB = modules(LAB)
-ALL = [*OUTSIDE_LAB, *INSIDE_LAB, REPOSITORY / "__main__.py", REPOSITORY / "package" / "__main__.py"]
+INSIDE = sorted(PACKAGE.rglob("*.py"))
+INSIDE_LAB = [path for path in INSIDE if path.is_relative_to(LAB)]
+OUTSIDE_LAB = [path for path in INSIDE if path not in INSIDE_LAB]
+ALL = [*INSIDE, REPOSITORY / "__main__.py", REPOSITORY / "package" / "__main__.py"]
 
 
 def module_of(path: Path) -> str:
-    """Its name inside nat_pod: `plan`, `handbuilt.draft`, `handbuilt` for that folder's __init__."""
+    """Its name inside nat_pod: `plan.model`, `lab.wire.netns`; `config` for that folder's __init__."""
     name = str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
     return name.removesuffix(".__init__")
+
+
+def package_of(module: str) -> str:
+    """The row of ALLOWED that a module belongs to."""
+    return max((row for row in ALLOWED if f"{module}.".startswith(f"{row}.")), key=len, default=module)
+
+
+def own_imports(path: Path) -> set[str]:
+    """What a module imports of nat-pod, without `nat_pod.`"""
+    return {name.removeprefix("nat_pod.") for name in imports(path) if name.startswith("nat_pod.")}
 
 
 def name_of(path: Path) -> str:
@@ -124,41 +107,62 @@ def name_of(path: Path) -> str:
 def test_the_reader_of_imports_finds_each_form_of_them(tmp_path):
     source = tmp_path / "x.py"
     source.write_text(
-        "import a.b as c\nfrom nat_pod import cli\nfrom nat_pod.lab import netns\nfrom nat_pod.plan import SIDES\n"
+        "import a.b as c\nfrom nat_pod.commands import cli\nfrom nat_pod.lab.wire import netns\n"
+        "from nat_pod.plan.model import x\n"
         "if True:\n    import d\ndef f():\n    import e\n    def g():\n        import h\n"
     )
-    at_import = {"a.b", "nat_pod.cli", "nat_pod.lab.netns", "nat_pod.plan", "d"}
+    at_import = {"a.b", "nat_pod.commands.cli", "nat_pod.lab.wire.netns", "nat_pod.plan.model", "d"}
     assert imports(source) == at_import | {"e", "h"}
     assert imports(source, only_at_import=True) == at_import
 
 
-@pytest.mark.parametrize("path", OUTSIDE_LAB, ids=name_of)
-def test_a_module_imports_only_what_lies_before_it(path):
-    own = {name.removeprefix("nat_pod.") for name in imports(path) if name.startswith("nat_pod")}
-    if path.stem == "cli":
-        own -= {"lab.commands", "lab.sandbox"}  # see the next test but one
-    assert own <= ALLOWED[module_of(path)]
+@pytest.mark.parametrize("path", [path for path in INSIDE if path != PACKAGE / "__init__.py"], ids=name_of)
+def test_a_module_imports_only_packages_that_lie_before_its_own(path):
+    package = package_of(module_of(path))
+    others = {package_of(name) for name in own_imports(path)} - {package}
+    if package == "commands":
+        others -= {"lab", "lab.wire"}  # see the next test but one
+    assert others <= ALLOWED[package]
 
 
-def test_the_allowed_imports_go_round_in_no_circle():
-    left = dict(ALLOWED)
+def test_the_packages_are_in_the_order_of_the_flow():
+    for at, (package, needs) in enumerate(ALLOWED.items()):
+        assert needs <= set(list(ALLOWED)[:at]), f"{package} may import only what stands above it"
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, or wait for such; none when there is no circle."""
+    left = dict(graph)
     while left:
         ready = {name for name, needs in left.items() if not needs & set(left)}
-        assert ready, f"a circle among {sorted(left)}"
+        if not ready:
+            return sorted(left)
         left = {name: needs for name, needs in left.items() if name not in ready}
+    return []
+
+
+def test_a_circle_of_imports_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
+@pytest.mark.xfail(reason="the region's types and the region know one another")
+def test_no_module_imports_itself_by_way_of_others_the_lab_included():
+    graph = {module_of(path): own_imports(path) for path in INSIDE}
+    assert circle({name: needs & set(graph) for name, needs in graph.items()}) == []
 
 
 def test_nothing_outside_the_lab_imports_it_but_the_command_line_and_that_only_when_asked_to():
-    who = {path.stem for path in OUTSIDE_LAB if any(name.startswith("nat_pod.lab") for name in imports(path))}
-    assert who == {"cli"}
-    at_import = imports(PACKAGE / "cli.py", only_at_import=True)
+    who = {module_of(path) for path in OUTSIDE_LAB if any(name.startswith("nat_pod.lab") for name in imports(path))}
+    assert who == {"commands.cli"}
+    at_import = imports(PACKAGE / "commands" / "cli.py", only_at_import=True)
     assert not [name for name in at_import if name.startswith("nat_pod.lab")]
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_only_four_packages_come_from_elsewhere(path):
     foreign = tops(imports(path)) - set(sys.stdlib_module_names) - {"nat_pod"} - THIRD_PARTY
-    assert foreign <= (PULUMI_PARTS if path.parent == LAB and path.stem in SPEAKS_TO_THE_ENGINE else set())
+    assert foreign <= (PULUMI_PARTS if path.parent == LAB / "engine" and path.stem in SPEAKS_TO_THE_ENGINE else set())
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
@@ -177,7 +181,7 @@ def test_pulumi_is_in_the_component_in_the_program_and_in_the_labs_engine_room_o
 def test_programs_are_started_in_the_lab_only_but_for_git():
     starting = {"subprocess", "pty", "multiprocessing"}
     assert {path.stem for path in OUTSIDE_LAB if tops(imports(path)) & starting} == STARTS_GIT
-    runs = re.findall(r"subprocess\.\w+\((\[[^,]+)", (PACKAGE / "stack.py").read_text(encoding="utf-8"))
+    runs = re.findall(r"subprocess\.\w+\((\[[^,]+)", (PACKAGE / "config" / "stack_file.py").read_text(encoding="utf-8"))
     assert runs == ['["git"']
     assert {path.stem for path in INSIDE_LAB if tops(imports(path)) & starting} <= STARTS_PROGRAMS
     calls = [
@@ -205,7 +209,7 @@ def test_there_is_something_that_runs_in_the_guest():
 def test_the_command_line_starts_without_loading_pulumi_or_the_lab():
     """Pulumi takes more than a second to load; `check` takes a tenth."""
     script = (
-        "import sys, nat_pod.cli; "
+        "import sys, nat_pod.commands.cli; "
         "print([n for n in sys.modules if n.split('.')[0] in ('pulumi', 'pulumi_oci', 'grpc') or 'nat_pod.lab' in n])"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -17,15 +17,15 @@ import yaml
 from conftest import REPOSITORY, project_with
 from netaddr import IPNetwork
 
-from nat_pod import cli
-from nat_pod.flows import declared_flows, matrix, stranger_addresses
+from nat_pod.commands import cli
 from nat_pod.lab.observe import observe
-from nat_pod.lab.packets import FRAGMENTS, HTTP, ICMP, REDIRECT, REPLY, TAIL, UDP
-from nat_pod.lab.probe import Flow
-from nat_pod.lab.sandbox import Lab
 from nat_pod.lab.surroundings import stand_up
-from nat_pod.plan import PodPlan
-from nat_pod.topology import Route, Topology
+from nat_pod.lab.wire.packets import FRAGMENTS, HTTP, ICMP, REDIRECT, REPLY, TAIL, UDP
+from nat_pod.lab.wire.probe import Flow
+from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.plan.model import PodPlan
+from nat_pod.trace.flows import declared_flows, matrix, stranger_addresses
+from nat_pod.trace.topology import Route, Topology
 
 pytestmark = pytest.mark.lab
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, project_with
 
-from nat_pod import guest, iptables
-from nat_pod.lab import checks, probe, sandbox
+from nat_pod.lab import checks
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
-from nat_pod.plan import PodPlan
-from nat_pod.topology import Topology
+from nat_pod.lab.wire import probe, sandbox
+from nat_pod.plan import guest
+from nat_pod.plan.model import PodPlan
+from nat_pod.rules import iptables
+from nat_pod.trace.topology import Topology
 
 pytestmark = pytest.mark.lab
 

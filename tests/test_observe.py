@@ -12,15 +12,15 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from nat_pod import guest
-from nat_pod.expected import expected_topology
-from nat_pod.flows import STRANGER
-from nat_pod.lab import oci_types as oci
 from nat_pod.lab.observe import GONE, observe
-from nat_pod.lab.region import Region
+from nat_pod.lab.region import oci_types as oci
+from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import build, stand_up
-from nat_pod.plan import PodPlan
-from nat_pod.topology import Lpg, Route, SecurityRule, Topology, Vnic
+from nat_pod.names import STRANGER
+from nat_pod.plan import guest
+from nat_pod.plan.model import PodPlan
+from nat_pod.trace.expected import expected_topology
+from nat_pod.trace.topology import Lpg, Route, SecurityRule, Topology, Vnic
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import yaml
 from conftest import REPOSITORY, stack_mapping
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
-from nat_pod.config import PodConfig
-from nat_pod.lab.engine import Engine, EngineError, find_cli
-from nat_pod.lab.oci_types import INSTANCE, PRIVATE_IP
-from nat_pod.lab.region import Region
-from nat_pod.lab.region_file import RegionFile
+from nat_pod.config.model import PodConfig
+from nat_pod.lab.engine.engine import Engine, EngineError, find_cli
+from nat_pod.lab.region.file import RegionFile
+from nat_pod.lab.region.oci_types import INSTANCE, PRIVATE_IP
+from nat_pod.lab.region.region import Region
 
 PACKAGE = REPOSITORY / "package"
 TOKEN = "nat-pod:index:NatPod"

@@ -10,8 +10,8 @@ import pytest
 from conftest import REPOSITORY
 from netaddr import IPNetwork
 
-from nat_pod.cli import main
-from nat_pod.pods import Pod, free_ranges
+from nat_pod.commands.cli import main
+from nat_pod.commands.pods import Pod, free_ranges
 
 DEV = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
 

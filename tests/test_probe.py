@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from small_networks import needs_lab, network
 
-from nat_pod.lab import packets
-from nat_pod.lab.netns import LabError
-from nat_pod.lab.probe import HTTP, ICMP, UDP, Answer, Flow, Seen
-from nat_pod.lab.sandbox import Lab
+from nat_pod.lab.wire import packets
+from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Answer, Flow, Seen
+from nat_pod.lab.wire.sandbox import Lab
 
 
 def test_the_checksum_is_that_of_the_rfc():

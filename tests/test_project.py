@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nat_pod import cli
-from nat_pod.config import PodConfig
-from nat_pod.stack import read_stack
+from nat_pod.commands import cli
+from nat_pod.config.model import PodConfig
+from nat_pod.config.stack_file import read_stack
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))

@@ -10,18 +10,18 @@ from dataclasses import replace
 import pytest
 from netaddr import IPAddress
 
-from nat_pod import proof as proof_module
-from nat_pod.chains import Span
-from nat_pod.config import PodConfig
-from nat_pod.expected import expected_topology, with_host
-from nat_pod.flows import declared_flows, matrix, refused_flows, stranger_addresses
+from nat_pod.config.model import PodConfig
 from nat_pod.lab import checks
-from nat_pod.netfilter import Accept, Chain, Dnat, Drop, Match, Netmap, Rule, Ruleset, Snat
-from nat_pod.plan import PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.proof import CounterExample, prove
-from nat_pod.topology import SecurityRule, Topology
-from nat_pod.trace import Disposition, Packet, Tracer
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules.netfilter import Accept, Chain, Dnat, Drop, Match, Netmap, Rule, Ruleset, Snat
+from nat_pod.trace import proof as proof_module
+from nat_pod.trace.chains import Span
+from nat_pod.trace.expected import expected_topology, with_host
+from nat_pod.trace.flows import declared_flows, matrix, refused_flows, stranger_addresses
+from nat_pod.trace.proof import CounterExample, prove
+from nat_pod.trace.topology import SecurityRule, Topology
+from nat_pod.trace.walk import Disposition, Packet, Tracer
 
 MGMT = "management/mgmt"
 

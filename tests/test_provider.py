@@ -16,11 +16,20 @@ from google.protobuf import empty_pb2
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 from pulumi.runtime.proto.provider_pb2 import DiffResponse, PropertyDiff
 
-from nat_pod.lab import provider
-from nat_pod.lab.oci_types import INSTANCE, PRIVATE_IP, ROUTE_TABLE, SUBNET, UNKNOWN, VCN, VNIC_ATTACHMENT, OciError
-from nat_pod.lab.plugin import decode, encode, new_server
-from nat_pod.lab.region import Region
-from nat_pod.lab.region_file import RegionFile, RegionFileError
+from nat_pod.lab.engine import provider
+from nat_pod.lab.engine.plugin import decode, encode, new_server
+from nat_pod.lab.region.file import RegionFile, RegionFileError
+from nat_pod.lab.region.oci_types import (
+    INSTANCE,
+    PRIVATE_IP,
+    ROUTE_TABLE,
+    SUBNET,
+    UNKNOWN,
+    VCN,
+    VNIC_ATTACHMENT,
+    OciError,
+)
+from nat_pod.lab.region.region import Region
 
 COMPARTMENT = "ocid1.compartment.oc1..example"
 PRIMARY = {"subnetId": "ocid1.subnet", "privateIp": "198.18.0.2", "nsgIds": ["a", "b"]}

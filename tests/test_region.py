@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from nat_pod.lab import oci_types as oci
-from nat_pod.lab.oci_types import Diff, OciError
-from nat_pod.lab.region import Region
+from nat_pod.lab.region import oci_types as oci
+from nat_pod.lab.region.oci_types import Diff, OciError
+from nat_pod.lab.region.region import Region
 
 COMPARTMENT = "ocid1.compartment.oc1..test"
 IMAGE = "ocid1.image.oc1..test"

@@ -9,14 +9,14 @@ from functools import cache
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config import PodConfig
-from nat_pod.guest import metadata_bytes, read_document
-from nat_pod.iptables import hooks, parse, render
+from nat_pod.config.model import PodConfig
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
-from nat_pod.netfilter import CHAIN_NAME_LIMIT, Goto, Rule, Ruleset
-from nat_pod.pod import plan_pod
-from nat_pod.rules import compile_rules
-from nat_pod.tree import BRANCHES
+from nat_pod.plan.guest import metadata_bytes, read_document
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules.compiler import compile_rules
+from nat_pod.rules.iptables import hooks, parse, render
+from nat_pod.rules.netfilter import CHAIN_NAME_LIMIT, Goto, Rule, Ruleset
+from nat_pod.rules.tree import BRANCHES
 
 
 def compiled(mapping: dict, **changes: object) -> dict[str, Ruleset]:
@@ -130,7 +130,7 @@ def test_a_packet_through_a_full_pod_meets_few_rules(dev, policy, customers):
 def test_trees_decide_each_flow_of_a_full_pod_as_the_flat_lists_do(dev, policy, customers, monkeypatch):
     config = full(dev, policy, customers)
     trees = compile_rules(config)
-    monkeypatch.setattr("nat_pod.rules.grow", lambda _, rules: (tuple(rules), []))
+    monkeypatch.setattr("nat_pod.rules.compiler.grow", lambda _, rules: (tuple(rules), []))
     flat = compile_rules(config)
     for vm in ("natVm1", "natVm2"):
         assert len(trees[vm].nat.chains) > len(flat[vm].nat.chains)

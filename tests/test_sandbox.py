@@ -14,11 +14,11 @@ from typing import ClassVar
 import pytest
 from small_networks import ANYTHING, add, change, needs_lab, network
 
-from nat_pod.lab import sandbox
-from nat_pod.lab.netns import LabError
-from nat_pod.lab.probe import Flow
-from nat_pod.lab.sandbox import Lab
-from nat_pod.topology import VM_NAT, Route, Subnet, Topology, Vcn
+from nat_pod.lab.wire import sandbox
+from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.probe import Flow
+from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.trace.topology import VM_NAT, Route, Subnet, Topology, Vcn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PEER = Flow(source_vm="a1", destination="10.1.0.2")
@@ -344,7 +344,7 @@ class TestUse:
     def test_rootless(self, key):
         """As an ordinary user: uid 65534 of a user namespace, without capabilities, so that files stay readable."""
         program = (
-            "lab = sandbox.start(key, network()); from nat_pod.lab.probe import Flow; import os;"
+            "lab = sandbox.start(key, network()); from nat_pod.lab.wire.probe import Flow; import os;"
             f"print(os.geteuid(), [a.answered_by for a in sandbox.probe(key, [{PEER!r}] * 3, capture=True)]);"
             "print(sandbox.drops(key, 'a'), sandbox.enter(lab.pid, ['sh', '-c', 'exit 7']));"
             "pid = lab.pid; lab.stop(); print(sandbox.find(key), os.path.exists(f'/proc/{pid}'))"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nat_pod.config.stack_file import _Fast, _Plain, load_yaml, read_stack, stack_names
 from nat_pod.errors import ConfigError, NatPodError
-from nat_pod.stack import _Fast, _Plain, load_yaml, read_stack, stack_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -16,13 +16,14 @@ import pytest
 from conftest import REPOSITORY
 from test_lab import deployed, project
 
-from nat_pod import guest, status
-from nat_pod.cli import main
-from nat_pod.config import PodConfig
-from nat_pod.lab import sandbox
-from nat_pod.lab.probe import Flow
-from nat_pod.plan import PodPlan
-from nat_pod.pod import plan_pod
+from nat_pod import status
+from nat_pod.commands.cli import main
+from nat_pod.config.model import PodConfig
+from nat_pod.lab.wire import sandbox
+from nat_pod.lab.wire.probe import Flow
+from nat_pod.plan import guest
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
 from nat_pod.status import Report, Use, Vnic, compare, read_report
 
 NOW = 1_750_000_000.0
@@ -280,7 +281,7 @@ def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("nat_pod.cli.time.time", lambda: NOW)
+    monkeypatch.setattr("nat_pod.commands.cli.time.time", lambda: NOW)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         try:

@@ -6,15 +6,15 @@ import pytest
 from conftest import stack_mapping
 
 from bench.engine import full_pod
-from nat_pod.config import PodConfig
-from nat_pod.diff import Pair, Way, delivered
-from nat_pod.expected import expected_topology
-from nat_pod.flows import flow_between
-from nat_pod.netfilter import Chain, Dnat, Match, Netmap, Rule
-from nat_pod.plan import PodPlan, SlotPlan
-from nat_pod.pod import plan_pod
-from nat_pod.symmetry import alike
-from nat_pod.trace import Disposition, Packet, Tracer
+from nat_pod.config.model import PodConfig
+from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule
+from nat_pod.trace.diff import Pair, Way, delivered
+from nat_pod.trace.expected import expected_topology
+from nat_pod.trace.flows import flow_between
+from nat_pod.trace.symmetry import alike
+from nat_pod.trace.walk import Disposition, Packet, Tracer
 
 POLICIES = ("masquerade", "static")
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from nat_pod.chains import UnknownRuleError
-from nat_pod.config import PodConfig
-from nat_pod.expected import expected_topology, with_host
-from nat_pod.netfilter import (
+from nat_pod.config.model import PodConfig
+from nat_pod.plan.planner import plan_pod
+from nat_pod.rules.netfilter import (
     Accept,
     Chain,
     Dnat,
@@ -26,9 +25,10 @@ from nat_pod.netfilter import (
     Snat,
     Table,
 )
-from nat_pod.pod import plan_pod
-from nat_pod.topology import Route, SecurityRule, Subnet, Topology, Vm
-from nat_pod.trace import Disposition, Packet, Tracer, trace
+from nat_pod.trace.chains import UnknownRuleError
+from nat_pod.trace.expected import expected_topology, with_host
+from nat_pod.trace.topology import Route, SecurityRule, Subnet, Topology, Vm
+from nat_pod.trace.walk import Disposition, Packet, Tracer, trace
 
 CUSTOMER1 = "customer1/vm1"
 MGMT = "management/mgmt"

@@ -8,8 +8,8 @@ import random
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.netfilter import CHAIN_NAME_LIMIT, Accept, Goto, Match, Rule
-from nat_pod.tree import grow, without_dear
+from nat_pod.rules.netfilter import CHAIN_NAME_LIMIT, Accept, Goto, Match, Rule
+from nat_pod.rules.tree import grow, without_dear
 
 FIRST, LAST = int(IPAddress("9.255.255.0")), int(IPAddress("10.0.4.255"))
 

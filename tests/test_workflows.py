@@ -137,8 +137,8 @@ def checkout(tmp_path):
         shutil.copy2(REPOSITORY / ".ci" / name, tmp_path / ".ci" / name)
     for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "Pulumi.ten.yaml"):
         shutil.copy2(REPOSITORY / name, tmp_path / name)
-    (tmp_path / "nat_pod").mkdir()
-    (tmp_path / "nat_pod" / "rules.py").write_text("")
+    (tmp_path / "nat_pod" / "rules").mkdir(parents=True)
+    (tmp_path / "nat_pod" / "rules" / "compiler.py").write_text("")
     commit(tmp_path)
     return tmp_path
 
@@ -161,7 +161,7 @@ def changed_stacks(directory: Path, base: str = "HEAD^1") -> list[str]:
 CHANGES = {
     "a stack file": (["Pulumi.ten.yaml"], ["ten"]),
     "a new stack file": (["Pulumi.a.yaml", "Pulumi.dev.yaml"], ["a", "dev"]),
-    "the compiler": (["nat_pod/rules.py"], ["dev", "ten"]),
+    "the compiler": (["nat_pod/rules/compiler.py"], ["dev", "ten"]),
     "the project's defaults": (["Pulumi.yaml"], ["dev", "ten"]),
     "a document": (["README.md"], []),
     "nothing": ([], []),

@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 from netaddr import IPAddress, IPNetwork, spanning_cidr
 
-from nat_pod.addressing import default_layout, overlap, reserved_by_oci
-from nat_pod.config import MANAGEMENT, NAMESPACE, is_customer_name, is_member_name, read_draft
+from nat_pod.config.addressing import default_layout, overlap, reserved_by_oci
+from nat_pod.config.model import is_customer_name, is_member_name, read_draft
 from nat_pod.handbuilt.reconstruct import Finding, Handbuilt, Kind
 from nat_pod.handbuilt.saved_rules import Range, dotted
 from nat_pod.limits import MAX_VNICS, VCN_PREFIXES
-from nat_pod.plan import NAT_VM1, NAT_VM2, VROUTER
+from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, VROUTER
 
 FILL_IN = "FILL-IN"
 ASSUMED = "ASSUMED"

@@ -19,8 +19,8 @@ from enum import StrEnum
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.addressing import reserved_by_oci
-from nat_pod.config import MANAGEMENT, MASQUERADE, NEVER_MAPPED, STATIC
+from nat_pod.config.addressing import reserved_by_oci
+from nat_pod.config.model import MASQUERADE, NEVER_MAPPED, STATIC
 from nat_pod.errors import NatPodError
 from nat_pod.handbuilt.saved_rules import Action, Range, SavedRule, SavedTable, cidr, dotted, network
 from nat_pod.handbuilt.saved_walk import (
@@ -35,7 +35,7 @@ from nat_pod.handbuilt.saved_walk import (
 )
 from nat_pod.handbuilt.vnic_list import VnicList
 from nat_pod.limits import POD_SPACE, RESERVED_LOW, VNIC_SUBNET_PREFIX
-from nat_pod.plan import NAT_VM1, NAT_VM2, SIDES
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES
 
 _POD = network(POD_SPACE)
 _SUBNET_SIZE: int = 2 ** (32 - VNIC_SUBNET_PREFIX)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nat_pod.flows import Flow, declared_flows, refused_flows
-from nat_pod.lab import probe
-from nat_pod.lab.packets import HTTP, ICMP, PORTS, UDP
-from nat_pod.lab.probe import Answer
-from nat_pod.plan import PodPlan
-from nat_pod.report import table
-from nat_pod.topology import VM_ROUTER, Topology
-from nat_pod.trace import Disposition, Packet, Trace, Tracer, label
+from nat_pod.lab.wire import probe
+from nat_pod.lab.wire.packets import HTTP, ICMP, PORTS, UDP
+from nat_pod.lab.wire.probe import Answer
+from nat_pod.plan.model import PodPlan
+from nat_pod.text import table
+from nat_pod.trace.flows import Flow, declared_flows, refused_flows
+from nat_pod.trace.topology import VM_ROUTER, Topology
+from nat_pod.trace.walk import Disposition, Packet, Trace, Tracer, label
 
 PROTOCOLS = (ICMP, HTTP, UDP)
 _TRANSPORT = {ICMP: "icmp", HTTP: "tcp", UDP: "udp"}

@@ -13,17 +13,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import NatPodError
-from nat_pod.lab import checks, sandbox
-from nat_pod.lab.engine import Engine, find_cli
+from nat_pod.lab import checks
+from nat_pod.lab.engine.engine import Engine, find_cli
+from nat_pod.lab.engine.program import Deployment, deploy
 from nat_pod.lab.observe import observe
-from nat_pod.lab.program import Deployment, deploy
-from nat_pod.lab.region_file import RegionFile
+from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.surroundings import bring_up, prepare
-from nat_pod.plan import PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.stack import read_stack
-from nat_pod.topology import Topology
+from nat_pod.lab.wire import sandbox
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.topology import Topology
 
 OK, FINDINGS = 0, 1
 _PROBE_SECONDS = 2.0

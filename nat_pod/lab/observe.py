@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 from netaddr import IPAddress
 
-from nat_pod import guest, iptables
-from nat_pod.lab.oci_types import (
+from nat_pod.lab.region.oci_types import (
     DEFAULT_ROUTE_TABLE,
     DEFAULT_SECURITY_LIST,
     INSTANCE,
@@ -31,10 +30,13 @@ from nat_pod.lab.oci_types import (
     VNIC_ATTACHMENT,
     Inputs,
 )
-from nat_pod.lab.region import Region
+from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import ROUTER_TAG
-from nat_pod.netfilter import Ruleset
-from nat_pod.topology import VM_HOST, VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn, Vm, Vnic
+from nat_pod.names import POD
+from nat_pod.plan import guest
+from nat_pod.rules import iptables
+from nat_pod.rules.netfilter import Ruleset
+from nat_pod.trace.topology import VM_HOST, VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn, Vm, Vnic
 
 _KINDS = (
     VCN,
@@ -50,7 +52,6 @@ _KINDS = (
     SECURITY_LIST,
     DEFAULT_SECURITY_LIST,
 )
-POD = "pod"
 GONE = "0.0.0.0"
 """Stands for the address of a private IP that a route rule still points to and that is no more: a blackhole."""
 

@@ -17,11 +17,10 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from nat_pod.addressing import free_addresses
-from nat_pod.config import MANAGEMENT
-from nat_pod.expected import vrouter_address
-from nat_pod.flows import stranger_addresses
-from nat_pod.lab.oci_types import (
+from nat_pod.config.addressing import free_addresses
+from nat_pod.config.stack_file import read_stack
+from nat_pod.lab.engine.program import Deployment, deploy
+from nat_pod.lab.region.oci_types import (
     INSTANCE,
     LPG,
     PRIVATE_IP,
@@ -32,16 +31,16 @@ from nat_pod.lab.oci_types import (
     VNIC_ATTACHMENT,
     Inputs,
 )
-from nat_pod.lab.program import Deployment, deploy
-from nat_pod.lab.region import Region
-from nat_pod.plan import VROUTER, PodPlan
-from nat_pod.pod import plan_pod
-from nat_pod.stack import read_stack
+from nat_pod.lab.region.region import Region
+from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.expected import vrouter_address
+from nat_pod.trace.flows import stranger_addresses
 
 ROUTER_TAG = {"role": VROUTER}
 """Marks the vRouter: its guest forwards, and routes each further VNIC's VCN by that VNIC."""
 
-_ANYWHERE = "0.0.0.0/0"
 _HOST_SHAPE = "VM.Standard2.1"
 _ROUTER_SHAPE = "VM.Standard2.4"
 
@@ -194,7 +193,7 @@ def _vcn(plan: PodPlan, region: Region, name: str, cidr: str) -> str:
 def _subnet(plan: PodPlan, region: Region, name: str, cidr: str, vcn: str, table: str) -> str:
     """One subnet over the whole VCN, open from the POD and within: what it may reach is decided in the POD."""
     ingress = [{"protocol": "all", "source": source} for source in (plan.cidr, cidr)]
-    egress = [{"protocol": "all", "destination": _ANYWHERE}]
+    egress = [{"protocol": "all", "destination": ANYWHERE}]
     security = _stand(
         region,
         SECURITY_LIST,

@@ -50,7 +50,7 @@ class Site:
         for address in MACHINES:
             self.run("ip", "address", "add", f"{address}/32", "dev", "lo")
         self.write()
-        self.start(sys.executable, "-m", "nat_pod.lab.imds", str(self._state))
+        self.start(sys.executable, "-m", "nat_pod.lab.wire.imds", str(self._state))
 
     def close(self) -> None:
         """End everything."""

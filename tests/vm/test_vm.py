@@ -21,12 +21,12 @@ import pytest
 from box import Box, Site, wait
 from conftest import REPOSITORY
 
-from nat_pod import guest
-from nat_pod.config import PodConfig
-from nat_pod.lab.fabric import imds_document
+from nat_pod.config.model import PodConfig
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
-from nat_pod.pod import plan_pod
+from nat_pod.lab.wire.fabric import imds_document
+from nat_pod.plan import guest
+from nat_pod.plan.planner import plan_pod
 
 pytestmark = pytest.mark.vm
 OWN_UNITS = ("nat-pod-agent.service", "nat-pod-agent.timer", "nat-pod-restore.service")

@@ -1,0 +1,1 @@
+"""The stack file: read, checked, and written back."""

@@ -1,0 +1,283 @@
+"""The address book as a lock file: `allocate` gives new members a slot and edits its own block of the stack file.
+
+`pulumi up` never invents or moves an address; only this does, and only by adding.  A member that is gone keeps its
+pair as `released`, because somebody may still send to it; a member that comes back gets its old pair.  Every other
+line of the file stays as it is, comments included.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nat_pod.config.addressing import Slot
+from nat_pod.config.model import PodConfig
+from nat_pod.config.stack_file import load_text
+from nat_pod.errors import NatPodError
+
+KEY = "nat-pod:addresses"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the book."""
+
+    slot: Slot
+    released: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """An address book that fits the members, and what had to be done: member names by kind of change."""
+
+    entries: dict[str, Entry]
+    added: tuple[str, ...]
+    returned: tuple[str, ...]
+    released: tuple[str, ...]
+    reused: tuple[str, ...]
+    renamed: tuple[str, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file has to be written."""
+        return bool(self.added or self.returned or self.released or self.reused or self.renamed)
+
+
+def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
+    """Give each member a slot and release those of members that are gone.  Pure.
+
+    reuse: slots kept as released count as free.  Raises NatPodError when the slots do not suffice.
+    """
+    names = [member.name for member in config.members]
+    entries = {name: Entry(slot) for name, slot in config.book.items()}
+    entries |= {name: Entry(slot, released=True) for name, slot in config.released.items()}
+    entries, renamed = _renamed(entries, config)
+    gone = tuple(name for name in entries if name not in names and not entries[name].released)
+    back = tuple(name for name in names if name in entries and entries[name].released)
+    for name in gone:
+        entries[name] = Entry(entries[name].slot, released=True)
+    for name in back:
+        entries[name] = Entry(entries[name].slot)
+    kept_back: dict[Slot, list[str]] = {}  # a server and a host may have shared it
+    for name, entry in entries.items():
+        if entry.released:
+            kept_back.setdefault(entry.slot, []).append(name)
+    taken = {entry.slot for entry in entries.values() if not entry.released}
+    free = iter([s for s in config.layout.slots() if s not in taken and (reuse or s not in kept_back)])
+    added, reused = [], []
+    for name in names:
+        if name in entries:
+            continue
+        slot = next(free, None)
+        if slot is None:
+            missing = sum(1 for other in names if other not in entries)
+            hint = (
+                f"; {len(kept_back)} are kept as released (--reuse hands them out)" if kept_back and not reuse else ""
+            )
+            raise NatPodError(
+                f"nat-pod:addresses: no slot left for {missing} members from {name} on: "
+                f"{config.cidr} with this shape has {config.layout.capacity}{hint}"
+            )
+        for former in kept_back.get(slot, ()):
+            reused.append(former)
+            del entries[former]
+        entries[name] = Entry(slot)
+        added.append(name)
+    return Settled(
+        entries=entries, added=tuple(added), returned=back, released=gone, reused=tuple(reused), renamed=renamed
+    )
+
+
+def _renamed(entries: dict[str, Entry], config: PodConfig) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """The entries with those of renamed customers under their new names, and these names: slots do not move."""
+    names = {customer.formerly: customer.name for customer in config.customers if customer.formerly is not None}
+    result, renamed = {}, []
+    for name, entry in entries.items():
+        realm, _, host = name.partition("/")
+        new = f"{names[realm]}/{host}" if realm in names else name
+        if new != name and new not in entries:
+            renamed.append(new)
+            result[new] = entry
+        else:
+            result[name] = entry
+    return result, tuple(renamed)
+
+
+def edit(text: str, config: PodConfig, settled: Settled) -> str:
+    """The stack file's text with the book's block brought up to date.
+
+    Unchanged entries keep their lines, and with them their comments; a changed entry is written anew, a new one at
+    the end.  Line ends stay what they are.  Raises NatPodError when the file is written in a form that cannot be
+    edited line by line: the result is read back, and must be the same file with another book.
+    """
+    before: Any = load_text(text)
+    wanted = {name: _value(config, entry) for name, entry in settled.entries.items()}
+    try:
+        result = _edited_text(text, before, config, settled)
+        after: Any = load_text(result)
+        book = {name: _read(entry) for name, entry in (after["config"].pop(KEY, None) or {}).items()}
+        before["config"].pop(KEY, None)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError):
+        after, book = None, {}
+    if after != before or book != wanted:
+        raise NatPodError(
+            f"{KEY}: this block is written in a form that cannot be edited in place; "
+            "write it as one `member: {natVm1: ..., natVm2: ...}` a line and try again (nothing was changed)"
+        )
+    return result
+
+
+def _edited_text(text: str, loaded: dict[str, Any], config: PodConfig, settled: Settled) -> str:
+    lines = text.splitlines(keepends=True)
+    newline = "\r\n" if lines[0].endswith("\r\n") else "\n"
+    if not lines[-1].endswith(("\n", "\r")):
+        lines[-1] += newline
+    config_node, block = _nodes(text)
+    if not isinstance(block, yaml.MappingNode) or block.flow_style or not block.value:
+        new_lines = _rewritten(lines, config_node, block, config, settled)
+    else:
+        new_lines = _edited(lines, block, loaded["config"][KEY], config, settled)
+    return "".join(line if line.endswith(("\n", "\r")) else f"{line}{newline}" for line in new_lines)
+
+
+def read(path: Path) -> str:
+    """A stack file's text with its own line ends."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return stream.read()
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file in one step: a crash or a full disk leaves the old one.
+
+    Raises NatPodError when the file cannot be written.
+    """
+    path = path.resolve()  # the file itself, not a symbolic link to it
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).chmod(path.stat().st_mode & 0o777)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
+
+
+def create(path: Path, text: str) -> None:
+    """Write a new file; one that is there stays as it is.  Raises NatPodError when it cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8", newline="") as stream:
+            try:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise NatPodError(f"{path.name}: is there already and stays as it is; take another name") from None
+    except OSError as error:
+        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
+
+
+def _nodes(text: str) -> tuple[yaml.MappingNode, yaml.Node | None]:
+    """The `config` mapping and the book in it: a mapping, an empty scalar, or None when there is no such key."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    config_node = next((value for key, value in root.value if key.value == "config"), None) if root else None
+    if not isinstance(config_node, yaml.MappingNode) or not config_node.value:
+        raise LookupError("config")  # everything stands in Pulumi.yaml
+    for key, value in config_node.value:
+        if key.value == KEY:
+            # What counts for a block written anew is where the key stands; an empty value is a scalar behind it.
+            found: yaml.Node = value
+            found.start_mark = key.start_mark
+            return config_node, found
+    return config_node, None
+
+
+def _rewritten(
+    lines: list[str],
+    config_node: yaml.MappingNode,
+    block: yaml.Node | None,
+    config: PodConfig,
+    settled: Settled,
+) -> list[str]:
+    """The whole block, in place of an empty or one-line one, or at the end of `config`."""
+    indent = " " * config_node.value[0][0].start_mark.column
+    body = [f"{indent}  {_line(name, entry, config)}" for name, entry in settled.entries.items()]
+    if block is None:
+        last = max(_last_line(lines, value) for _, value in config_node.value)
+        return [*lines[: last + 1], f"{indent}{KEY}:", *body, *lines[last + 1 :]]
+    first, last = block.start_mark.line, _last_line(lines, block)
+    return [*lines[:first], f"{indent}{KEY}:{_comment(lines, block)}", *body, *lines[last + 1 :]]
+
+
+def _edited(
+    lines: list[str], block: yaml.MappingNode, loaded: dict[str, Any], config: PodConfig, settled: Settled
+) -> list[str]:
+    """Line by line: keep, rewrite or drop each entry, and add the new ones behind the last."""
+    indent = " " * block.value[0][0].start_mark.column
+    result = list(lines[: block.value[0][0].start_mark.line])
+    for index, (key, value) in enumerate(block.value):
+        start, end = key.start_mark.line, _last_line(lines, value)
+        following = block.value[index + 1][0].start_mark.line if index + 1 < len(block.value) else end + 1
+        entry = settled.entries.get(key.value)
+        if entry is not None:
+            kept = _read(loaded[key.value]) == _value(config, entry)
+            written = f"{indent}{_line(key.value, entry, config)}{_comment(lines, value)}"
+            result += lines[start : end + 1] if kept else [written]
+        result += lines[end + 1 : following]  # comments between two entries
+    present = {key.value for key, _ in block.value}
+    result += [
+        f"{indent}{_line(name, entry, config)}" for name, entry in settled.entries.items() if name not in present
+    ]
+    last = _last_line(lines, block.value[-1][1])
+    return result + lines[last + 1 :]
+
+
+def _last_line(lines: list[str], node: yaml.Node) -> int:
+    """The last line that belongs to a node: a block's end mark stands at the next token, so its last child counts."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _last_line(lines, last[1] if isinstance(last, tuple) else last)
+    line = int(node.end_mark.line) - (
+        1 if node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line else 0
+    )
+    line = min(line, len(lines) - 1)
+    while line > node.start_mark.line and (not lines[line].strip() or lines[line].lstrip().startswith("#")):
+        line -= 1
+    return line
+
+
+def _comment(lines: list[str], node: yaml.Node) -> str:
+    """The comment behind a one-line node, with the blanks before it."""
+    mark = node.end_mark
+    rest = lines[mark.line][mark.column :].rstrip() if mark.line < len(lines) and mark.column else ""
+    return rest if rest.lstrip().startswith("#") else ""
+
+
+def _line(name: str, entry: Entry, config: PodConfig) -> str:
+    value = _value(config, entry)
+    released = ", released: true" if entry.released else ""
+    return f"{name}: {{natVm1: {value['natVm1']}, natVm2: {value['natVm2']}{released}}}"
+
+
+def _value(config: PodConfig, entry: Entry) -> dict[str, object]:
+    nat_vm1, nat_vm2 = config.layout.addresses(entry.slot)
+    value: dict[str, object] = {"natVm1": nat_vm1, "natVm2": nat_vm2}
+    return {**value, "released": True} if entry.released else value
+
+
+def _read(entry: dict[str, object]) -> dict[str, object]:
+    """An entry as it stands in a file; `released: false` says nothing."""
+    return {key: value for key, value in entry.items() if key != "released" or value is True}

@@ -1,0 +1,194 @@
+"""Stack files: `Pulumi.yaml` and `Pulumi.<stack>.yaml` as the Pulumi CLI would hand them to the program.
+
+The commands and the lab read the same two files the CLI reads, and merge them the same way, so that what `plan` says
+and what `pulumi up` does start from one configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nat_pod.config.model import PodConfig
+from nat_pod.errors import ConfigError, NatPodError, Problem
+from nat_pod.names import NAMESPACE
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A stack's files, read.  `config` has full names ("nat-pod:cidr", "oci:region") and project defaults."""
+
+    name: str
+    path: Path
+    config: dict[str, object]
+
+    def pod_config(self) -> dict[str, object]:
+        """The keys of nat-pod alone, without the prefix: what PodConfig.from_mapping takes."""
+        prefix = f"{NAMESPACE}:"
+        return {key.removeprefix(prefix): value for key, value in self.config.items() if key.startswith(prefix)}
+
+    def checked(self) -> PodConfig:
+        """The POD's configuration.  Raises ConfigError with every problem."""
+        return PodConfig.from_mapping(self.pod_config(), self.name)
+
+
+def stack_names(directory: Path) -> list[str]:
+    """The stacks that have a file in `directory`, sorted."""
+    return sorted(
+        path.name[len("Pulumi.") : -len(".yaml")] for path in directory.glob("Pulumi.*.yaml") if path.is_file()
+    )
+
+
+def read_stack(directory: Path, name: str) -> Stack:
+    """Read a stack's configuration with the project's defaults under it.
+
+    Raises ConfigError for a file that is not YAML, names a key twice or holds an encrypted nat-pod value, and
+    NatPodError when there is no such file.
+    """
+    path = directory / f"Pulumi.{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(stack_names(directory)) or "none"
+        raise NatPodError(f"{path.name}: no such stack file in {directory}; stacks here are: {known}")
+    project = directory / "Pulumi.yaml"
+    defaults = _config_of(load_yaml(project), project.name) if project.is_file() else {}
+    return _merge(name, path, path.name, defaults, _config_of(load_yaml(path), path.name))
+
+
+def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
+    """A stack's configuration as it was at a git revision; None when it had no file then.
+
+    Raises what `read_stack` raises, and NatPodError when `directory` is no git checkout or has no such revision.
+    """
+    path = directory / f"Pulumi.{name}.yaml"
+    own = file_at(directory, path.name, revision)
+    if own is None:
+        return None
+    project = file_at(directory, "Pulumi.yaml", revision) or ""
+    source = f"{path.name} at {revision}"
+    defaults = _config_of(_mapping(project, f"Pulumi.yaml at {revision}"), f"Pulumi.yaml at {revision}")
+    return _merge(name, path, source, defaults, _config_of(_mapping(own, source), source))
+
+
+def file_at(directory: Path, name: str, revision: str) -> str | None:
+    """The text of `directory/name` at a git revision; None when there was no such file."""
+    commit = _git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if commit is None:
+        if _git(directory, "rev-parse", "--git-dir") is None:
+            raise NatPodError(f"{directory} is no git checkout, so there is no {revision} to compare with")
+        raise NatPodError(
+            f"--base: {revision}: is no revision of this checkout, e.g. main, HEAD~1 or v1.0; "
+            "in a shallow clone, run: git fetch --unshallow"
+        )
+    return _git(directory, "show", f"{commit.strip()}:./{name}")
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """What git prints, None when it fails.  It only reads; this is the one program nat_pod starts outside the lab."""
+    # What a hook or an alias exports would lead git to another repository than the one of `directory`.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(["git", *arguments], cwd=directory, env=environment, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise NatPodError("git is not installed; `diff` reads the earlier stack file with it") from None
+    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+
+
+def _merge(name: str, path: Path, source: str, defaults: dict[object, object], own: dict[object, object]) -> Stack:
+    config = _project_defaults(defaults)
+    problems = [
+        Problem(str(key), None, f"has no namespace; write {NAMESPACE}:{key}") for key in own if ":" not in str(key)
+    ]
+    problems += [
+        Problem(str(key), None, "is encrypted; nat-pod has no secrets, set it with `pulumi config set --plaintext`")
+        for key, value in own.items()
+        if str(key).startswith(f"{NAMESPACE}:") and isinstance(value, dict) and "secure" in value
+    ]
+    if problems:
+        raise ConfigError(source, problems)
+    config.update({str(key): value for key, value in own.items()})
+    return Stack(name, path, config)
+
+
+def load_text(text: str) -> object:
+    """YAML text as plain values.  Raises yaml.YAMLError, also for a key that stands twice."""
+    try:
+        return yaml.load(text, _Fast)
+    except yaml.YAMLError:
+        return yaml.load(text, _Plain)  # the same refusal in words that do not depend on what is installed
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping.  Raises ConfigError with line and column, also for a key that stands twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(path.name, [Problem("file", None, f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(path.name, [Problem(*_where(error))]) from None
+    return _mapping(text, path.name)
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        loaded = load_text(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(source, [Problem(*_where(error))]) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(source, [Problem("file", None, "must be a mapping with the key config:")])
+    return loaded
+
+
+def _config_of(file: dict[str, Any], source: str) -> dict[object, object]:
+    config = file.get("config")
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(source, [Problem("config", config, "must be a mapping of keys to values")])
+    return config
+
+
+def _project_defaults(declared: dict[object, object]) -> dict[str, object]:
+    return {
+        str(key) if ":" in str(key) else f"{NAMESPACE}:{key}": entry["default"]
+        for key, entry in declared.items()
+        if isinstance(entry, dict) and "default" in entry
+    }
+
+
+def _where(error: Exception) -> tuple[str, None, str]:
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "file"
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return place, None, f"is not YAML that can be read: {reason}"
+
+
+class _UniqueKeys(yaml.constructor.SafeConstructor):
+    """PyYAML keeps the last of two equal keys in silence: a customer written twice would lose its first hosts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key} stands here twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Plain(_UniqueKeys, yaml.SafeLoader):
+    """PyYAML's own parser."""
+
+
+class _Fast(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's parser where PyYAML was built with it: a full /21 POD's file in a fifth of the time."""

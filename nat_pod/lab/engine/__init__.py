@@ -1,0 +1,1 @@
+"""The Pulumi engine, and what it talks to."""

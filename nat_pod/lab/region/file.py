@@ -1,0 +1,165 @@
+"""A simulated region in a file, so that it outlives the process: the provider plugin, the lab and a test share one.
+
+The engine starts the provider anew for every command, and once more for every explicit provider.  The file is a
+journal, one line of JSON for each change that the region accepted, in order.  Appending costs the same however large
+the region is, a process that is killed loses nothing, and the file answers what was asked of the region, and when.
+
+    RegionFile.make(path, Region("uk-london-1"))     # once
+    region = RegionFile(path)                        # anywhere, as often as needed; always up to date
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from nat_pod.errors import NatPodError
+from nat_pod.lab.region.oci_types import Inputs, OciError, Value
+from nat_pod.lab.region.region import Region
+
+
+class RegionFileError(NatPodError):
+    """The file holds no region, or not one of this release; str() says what to do."""
+
+
+class RegionFile(Region):
+    """The region in a file.  Every method first takes in what other processes have changed.
+
+    That an instance is busy with an attach or detach is known to the process that does it, and to no other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header = _header(path)
+        super().__init__(
+            header["region"],
+            attach_seconds=header["attachSeconds"],
+            lpg_limit=header["lpgLimit"],
+            secondary_ip_limit=header["secondaryIpLimit"],
+            domain_prefix=header["domainPrefix"],
+        )
+        self._read_to = 0
+        self._replaying: int | None = None
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._file)
+        self._lock = _SharedLock(self)
+
+    @classmethod
+    def make(cls, path: Path, region: Region) -> RegionFile:
+        """Make an empty region at `path`, with the name and limits of `region`."""
+        header = {
+            "region": region.name,
+            "attachSeconds": region.attach_seconds,
+            "lpgLimit": region.lpg_limit,
+            "secondaryIpLimit": region.secondary_ip_limit,
+            "domainPrefix": region.domain_prefix,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return cls(path)
+
+    def close(self) -> None:
+        """Close the file; the region in it stays."""
+        self._close()
+
+    def changes(self) -> list[Inputs]:
+        """Everything the region accepted, in order: `do` (create, update, delete) and its arguments."""
+        with self._lock:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines[1:]]
+
+    def _done(self, **change: Value) -> None:
+        if self._replaying is not None:
+            return
+        line = json.dumps(change).encode() + b"\n"
+        os.pwrite(self._file, line, self._read_to)
+        self._read_to += len(line)
+
+    def _catch_up(self) -> None:
+        """Take in what others have appended.  A last line that was cut short never was a change and goes."""
+        size = os.fstat(self._file).st_size
+        if size <= self._read_to:
+            return
+        fresh = os.pread(self._file, size - self._read_to, self._read_to)
+        *lines, rest = fresh.split(b"\n")
+        if rest:
+            os.ftruncate(self._file, size - len(rest))
+        self._replaying = threading.get_ident()
+        try:
+            for line in lines:
+                if self._read_to:  # the first line is the header
+                    self._replay(json.loads(line))
+                self._read_to += len(line) + 1
+        finally:
+            self._replaying = None
+
+    def _replay(self, change: Inputs) -> None:
+        try:
+            if change["do"] == "create":
+                self.create(change["type"], change["inputs"], change["name"], ocid=change["ocid"])
+            elif change["do"] == "update":
+                self.update(change["ocid"], change["inputs"])
+            else:
+                self.delete(change["ocid"])
+        except OciError as error:
+            raise RegionFileError(
+                f"{self.path} was written by another release of nat-pod, whose region accepted what this one refuses "
+                f"({error}); delete it and start again"
+            ) from None
+
+    @contextmanager
+    def _modifying(self, instance: str | None) -> Iterator[None]:
+        if self._replaying == threading.get_ident():  # it happened already
+            yield
+            return
+        with super()._modifying(instance):
+            yield
+
+
+class _SharedLock:
+    """A region's lock among the threads of this process and, while any of them has it, among processes."""
+
+    def __init__(self, region: RegionFile) -> None:
+        self._region = region
+        self._threads = threading.RLock()
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        self._depth += 1
+        if self._depth > 1:
+            return
+        try:
+            fcntl.flock(self._region._file, fcntl.LOCK_EX)
+            self._region._catch_up()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if not self._depth:
+            fcntl.flock(self._region._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+
+def _header(path: Path) -> Inputs:
+    try:
+        with path.open(encoding="utf-8") as file:
+            header: Inputs = json.loads(file.readline())
+    except OSError as error:
+        raise RegionFileError(f"{path}: no simulated region here: {error.strerror}") from None
+    except ValueError:
+        header = {}
+    if set(header) != {"region", "attachSeconds", "lpgLimit", "secondaryIpLimit", "domainPrefix"}:
+        raise RegionFileError(f"{path}: this is not a simulated region")
+    return header

@@ -1,0 +1,1 @@
+"""Network namespaces, the machines in them, and packets."""

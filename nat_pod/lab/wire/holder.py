@@ -1,0 +1,342 @@
+"""The process that is a lab: it builds the namespaces, boots the NAT VMs, and answers requests until it is killed.
+
+`sandbox.start` runs it as pid 1 of a pid namespace; its end is the lab's end, so nothing in here cleans up.
+
+Standard input has the topology and is then the bond to the caller; standard output tells him, in lines of JSON, how
+building goes.  Requests come by the socket whose descriptor is the only argument.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nat_pod.lab.wire import netns
+from nat_pod.lab.wire.fabric import (
+    IMDS_ADDRESS,
+    dhcp_offer,
+    imds_document,
+    lay_cables,
+    read_drops,
+    vcn_namespace,
+    vm_namespace,
+)
+from nat_pod.lab.wire.load import Load
+from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.probe import Flow, Prober, Servers
+from nat_pod.trace.topology import VM_NAT, Topology
+
+_TMPFS = "/run"
+_HOME = Path(_TMPFS) / "nat-pod"
+_AGENT = "nat-pod-agent.service"
+_IMDS_SECONDS = 20
+_BOOT_SECONDS = 180
+_COMPLAINT = 3000  # characters of a boot's output in an error message
+
+
+class Operations:
+    """The lab, and what it does on request: every method without underscore is an operation."""
+
+    def __init__(self, topology: Topology, tell: Callable[[str], None]) -> None:
+        self._topology = topology
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._rounds: dict[str, subprocess.Popen[str]] = {}
+        self._load: Load | None = None
+        self._turn = threading.Lock()
+        self._build(tell)
+
+    def status(self) -> dict[str, Any]:
+        """The machines and networks, and the exit status of each process that keeps a NAT VM going (None: it runs)."""
+        return {
+            "vms": {vm.name: vm.kind for vm in self._topology.vms.values()},
+            "vcns": list(self._topology.vcns),
+            "processes": {name: process.poll() for name, process in self._processes.items()},
+        }
+
+    def topology(self) -> str:
+        """The deployed network that this lab was built from: a pickled Topology, in base64."""
+        return base64.b64encode(pickle.dumps(self._topology)).decode()
+
+    def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
+        """Send flows; see `probe.Prober.probe`."""
+        with self._turn:
+            answers = self._prober.probe([Flow(**flow) for flow in flows], seconds, capture)
+        return [asdict(answer) for answer in answers]
+
+    def drops(self, vcn: str) -> list[tuple[str, int]]:
+        """Why packets died in a VCN: the comments of the rules that dropped some, and how many."""
+        self._known(vcn, self._topology.vcns)
+        return read_drops(netns.save_rules(vcn_namespace(vcn)))
+
+    def rules(self, vm: str) -> str:
+        """`iptables-save -c` of a VM."""
+        self._known(vm, self._topology.vms)
+        return netns.save_rules(vm_namespace(vm))
+
+    def run(self, argv: list[str], vm: str = "", vcn: str = "", seconds: float = 60) -> dict[str, Any]:
+        """Run a program on a VM, or in a VCN's router: exit status, and what it printed."""
+        if vm:
+            self._known(vm, self._topology.vms)
+        else:
+            self._known(vcn, self._topology.vcns)
+        command = netns.in_namespace(vm_namespace(vm) if vm else vcn_namespace(vcn), argv)
+        return _finished(command, seconds)
+
+    def poll(self, vm: str) -> dict[str, Any]:
+        """Let a NAT VM's agent poll now, as its timer would: exit status, and what it printed."""
+        disk = self._disk(vm)
+        return _finished(self._boot_command(vm, "start", str(disk), _AGENT), _BOOT_SECONDS)
+
+    def round(self, vm: str) -> dict[str, Any]:
+        """One round of a NAT VM's agent without the start of Python: exit status, what it printed, seconds it took.
+
+        The first call stops the VM's timer: from then on rounds come when they are asked for.
+        """
+        disk = self._disk(vm)
+        if vm not in self._rounds:
+            timers = self._processes.pop(f"{vm} timers")
+            timers.terminate()
+            timers.wait()
+            self._rounds[vm] = subprocess.Popen(
+                self._boot_command(vm, "rounds", str(disk)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        process = self._rounds[vm]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write('{"verb": "poll"}\n')
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise LabError(f"{vm}: the process that runs its agent ended")
+        return dict(json.loads(line))
+
+    def load(self, action: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON, as the action takes and gives it
+        """Flows that stay open: `load.Load`'s open, close, mark or report."""
+        if action not in ("open", "close", "mark", "report"):
+            raise LabError(f"flows cannot be told to {action}")
+        if self._load is None:
+            self._load = Load(self._topology)
+            self._load.start()
+        return getattr(self._load, action)(**arguments)
+
+    def log_in(self, vm: str, argv: list[str]) -> dict[str, Any]:
+        """Run a program on a NAT VM as somebody who is logged in: exit status, and what it printed."""
+        return _finished(self._boot_command(vm, "run", str(self._disk(vm)), *argv), _BOOT_SECONDS)
+
+    def metadata(self, vm: str, metadata: dict[str, str]) -> None:
+        """Replace a NAT VM's instance metadata, as an update in place does on OCI."""
+        path = self._disk(vm) / "imds.json"
+        with self._turn:
+            document = json.loads(path.read_text())
+            document["instance"]["metadata"] = metadata
+            _write(path, document)
+
+    def read(self, vm: str, path: str) -> str:
+        """A file on a NAT VM's disk, by its path there, e.g. /var/lib/nat-pod/status.json."""
+        try:
+            return (self._disk(vm) / "root" / path.lstrip("/")).read_text(errors="replace")
+        except OSError as error:
+            raise LabError(f"{vm}: {path}: {error.strerror}") from None
+
+    def log(self, vm: str) -> str:
+        """What a NAT VM's boot and timers have printed so far."""
+        self._disk(vm)
+        return _log(vm).read_text(errors="replace")
+
+    # --- building ----------------------------------------------------------------------------------------------
+
+    def _build(self, tell: Callable[[str], None]) -> None:
+        netns.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", _TMPFS])
+        for folder in ("disks", "logs"):
+            (_HOME / folder).mkdir(parents=True)
+        topology, fabric = self._topology, lay_cables(self._topology)
+        tell(f"{len(fabric.vcns)} VCNs and {len(fabric.vms)} VMs as network namespaces")
+        netns.ip_batch("".join(f"netns add {space.name}\n" for space in fabric.spaces))
+        for space in fabric.spaces:
+            netns.set_sysctls(space.name, space.sysctls)
+        tell(f"{len(fabric.ports)} VNICs, {len(topology.lpgs)} LPGs, route tables and security rules")
+        netns.ip_batch(fabric.cables)
+        for space in fabric.spaces:
+            netns.set_sysctls(space.name, space.link_sysctls)
+            netns.ip_batch(space.batch, space.name)
+            netns.restore_rules(space.name, space.rules)
+        Servers(topology).start()
+        self._prober = Prober(topology, fabric)
+        nat_vms = [vm.name for vm in topology.vms.values() if vm.kind == VM_NAT]
+        if nat_vms:
+            tell(f"{', '.join(nat_vms)} boot from their metadata")
+            self._boot(nat_vms)
+        for space in fabric.spaces:
+            netns.wait_for_links(space.name)
+
+    def _boot(self, names: list[str]) -> None:
+        """Power the NAT VMs on, at the same time as after one `pulumi up`, and keep their timers running."""
+        for name in names:
+            vm, disk = self._topology.vms[name], _HOME / "disks" / vm_namespace(name)
+            disk.mkdir()
+            _write(disk / "dhcp.json", dhcp_offer(self._topology, vm))
+            _write(disk / "imds.json", imds_document(self._topology, vm))
+            imds = [sys.executable, "-m", "nat_pod.lab.wire.imds", str(disk / "imds.json")]
+            self._keep(f"{name} metadata service", netns.in_namespace(vm_namespace(name), imds), name)
+        for name in names:
+            self._wait_for_imds(name)
+        boots = {name: _spawn(self._boot_command(name, "boot", str(self._disk(name))), name) for name in names}
+        end = time.monotonic() + _BOOT_SECONDS
+        for name, process in boots.items():
+            try:
+                status = process.wait(max(0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise LabError(f"{name}: no end of its boot after {_BOOT_SECONDS} s:\n{_tail(name)}") from None
+            if status:
+                raise LabError(f"{name}: its boot failed with exit status {status}:\n{_tail(name)}")
+        for name in names:
+            self._keep(f"{name} timers", self._boot_command(name, "timers", str(self._disk(name))), name)
+
+    def _wait_for_imds(self, name: str) -> None:
+        end = time.monotonic() + _IMDS_SECONDS
+        process = self._processes[f"{name} metadata service"]
+        while process.poll() is None and time.monotonic() < end:
+            with netns.open_socket(vm_namespace(name), socket.AF_INET, socket.SOCK_STREAM) as trial:
+                trial.settimeout(1)
+                with suppress(OSError):
+                    trial.connect((IMDS_ADDRESS, 80))
+                    return
+            time.sleep(0.02)
+        raise LabError(f"{name}: its metadata service does not come up:\n{_tail(name)}")
+
+    def _boot_command(self, vm: str, *arguments: str) -> list[str]:
+        # `ip netns exec`, since the guest looks at /sys/class/net, and only this mounts the right one.
+        return ["ip", "netns", "exec", vm_namespace(vm), sys.executable, "-m", "nat_pod.lab.wire.boot", *arguments]
+
+    def _keep(self, label: str, command: list[str], vm: str) -> None:
+        self._processes[label] = _spawn(command, vm)
+
+    def _disk(self, vm: str) -> Path:
+        disk = _HOME / "disks" / vm_namespace(vm)
+        if not disk.is_dir():
+            raise LabError(f"{vm} is no NAT VM of this lab")
+        return disk
+
+    def _known(self, name: str, among: dict[str, Any]) -> None:
+        if name not in among:
+            raise LabError(f"{name or 'nothing'} is not in this lab; it has {', '.join(sorted(among))}")
+
+
+def _spawn(command: list[str], vm: str) -> subprocess.Popen[bytes]:
+    """A process of a VM; what it prints goes to the VM's log."""
+    with _log(vm).open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def _finished(command: list[str], seconds: float) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, text=True
+        )
+    except subprocess.TimeoutExpired:
+        raise LabError(f"{' '.join(command)}: no end after {seconds:g} s") from None
+    return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+
+
+def _log(vm: str) -> Path:
+    return _HOME / "logs" / f"{vm_namespace(vm)}.log"
+
+
+def _tail(vm: str) -> str:
+    return _log(vm).read_text(errors="replace")[-_COMPLAINT:].strip()
+
+
+def _write(path: Path, value: object) -> None:
+    """Replace a file at once: the metadata service reads it at any time."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value))
+    new.replace(path)
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> None:
+    """Build, then serve for ever."""
+    listener = socket.socket(fileno=int(arguments[0]))
+    bond = sys.stdin.buffer
+    head = bond.read(8)
+    payload = bond.read(struct.unpack("!Q", head)[0]) if len(head) == 8 else b""
+    if not payload:
+        sys.exit("the caller went away")
+    threading.Thread(target=_hold, args=[bond], daemon=True).start()
+    # Two servers for each host, a capture for each VM and the probes in flight: more than the usual 1024.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        operations = Operations(pickle.loads(payload), lambda text: _tell({"progress": text}))
+    except LabError as error:
+        _tell({"error": str(error)})
+        sys.exit(1)
+    except Exception:
+        _tell({"error": f"a bug in the lab:\n{traceback.format_exc()}"})
+        sys.exit(1)
+    listener.listen(32)
+    _tell({"ready": True})
+    with (_HOME / "logs" / "holder.log").open("ab") as log:  # the caller's pipes end with him
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_serve, args=[operations, connection], daemon=True).start()
+
+
+def _tell(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _hold(bond: BinaryIO) -> None:
+    """End the lab when the caller is gone without having said `stay`."""
+    if bond.readline() != b"stay\n":
+        os._exit(1)
+
+
+def _serve(operations: Operations, connection: socket.socket) -> None:
+    """Answer the request of one connection."""
+    with connection, suppress(OSError), connection.makefile("rwb") as stream:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        # Whoever started the lab is uid 0 in here, also rootless.
+        if struct.unpack("3i", credentials)[1] != 0:
+            return
+        line = stream.readline()
+        if not line:
+            return  # somebody only wanted to know whether the lab stands
+        stream.write(json.dumps(_answer(operations, line)).encode() + b"\n")
+
+
+def _answer(operations: Operations, line: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        name = request["operation"]
+        method = None if name.startswith("_") else getattr(operations, name, None)
+        if method is None:
+            raise LabError(f"the lab has no operation {name}")
+        return {"result": method(**request["arguments"])}
+    except LabError as error:
+        return {"error": str(error)}
+    except Exception:
+        return {"error": f"a bug in the lab:\n{traceback.format_exc()}"}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

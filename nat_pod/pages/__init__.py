@@ -1,0 +1,1 @@
+"""What others read: pictures and hand-over pages."""

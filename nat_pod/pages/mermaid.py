@@ -1,0 +1,87 @@
+"""`plan --markdown`: the POD and the way of a flow as Mermaid, which GitHub draws from the text.
+
+Identifiers are numbered, never names: a host may be called `end`, which is a word of Mermaid's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nat_pod.names import MANAGEMENT, SIDES, VROUTER
+from nat_pod.pages.drawing import NAMES, Way
+from nat_pod.plan.model import PodPlan, VnicPlan
+
+_MOST_HOSTS, _MOST_MEMBERS, _MOST_VNICS = 20, 8, 4
+_IDS = {SIDES[0]: "vm1", SIDES[1]: "vm2"}
+
+
+def networks(plan: PodPlan, stack: str) -> str:
+    """A flowchart: who is connected with whom, and the addresses of each."""
+    lines = ["flowchart LR"]
+    for number, (customer, cidr) in enumerate(plan.customer_cidrs.items()):
+        lines += _network(f"c{number}", customer, cidr, f"h{number}", _members(plan, customer))
+    lines.append(f"  subgraph pod[{_label([f'POD {stack}: {plan.cidr}'])}]")
+    for vm in plan.vms:
+        lines.append(f"    {_IDS[vm.key]}[{_label([NAMES[vm.key], *_vnics(plan, vm.vnics)])}]")
+    lines.append("  end")
+    subnet = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
+    lines.append(f"  vr([{_label(['vRouter', plan.vrouter_ip, f'in {subnet}'])}])")
+    lines += _network("m", MANAGEMENT, plan.management_cidr, "s", _members(plan, MANAGEMENT))
+    lines += [f"  h{number} <-- LPG --> vm1" for number in range(len(plan.customer_cidrs))]
+    lines += ["  vm1 <--> vm2", "  vm2 <--> vr", "  vr <--> s"]
+    return "\n".join(lines)
+
+
+def packets(flow: Way) -> str:
+    """A sequence diagram: the packet of a flow on each leg, request and reply."""
+    ends = [flow.sender, flow.receiver]
+    if flow.sender.member.startswith(f"{MANAGEMENT}/"):
+        ends.reverse()
+    ids = {**_IDS, ends[0].member: "a", ends[1].member: "b"}
+    lines = ["sequenceDiagram", "  autonumber"]
+    lines.append(f"  participant a as {ends[0].member}<br>{ends[0].real}")
+    lines += [f"  participant {_IDS[side]} as {NAMES[side]}" for side in SIDES]
+    lines.append(f"  participant b as {ends[1].member}<br>{ends[1].real}")
+    for stretch in flow.stretches:
+        arrow = "-->>" if stretch.reply else "->>"
+        lines.append(f"  {ids[stretch.start]}{arrow}{ids[stretch.end]}: {stretch.src} to {stretch.dst}")
+    if flow.dead:
+        lines.append(f"  Note over a,b: {_plain(flow.dead)}")
+    return "\n".join(lines)
+
+
+def _network(key: str, name: str, cidr: str, node: str, members: Sequence[str]) -> list[str]:
+    return [
+        f"  subgraph {key}[{_label([f'{name}: {cidr}'])}]",
+        f"    {node}[{_label(members)}]",
+        "  end",
+    ]
+
+
+def _members(plan: PodPlan, realm: str) -> list[str]:
+    named = [(slot.member.split("/"), slot.real) for slot in plan.slots]
+    lines = [f"{name} {real}" for (owner, name), real in named if owner == realm]
+    if realm != MANAGEMENT and len(plan.slots) > _MOST_HOSTS:
+        return [f"{len(lines)} host{'' if len(lines) == 1 else 's'}"]
+    return _cut(lines, _MOST_MEMBERS) or ["nobody yet"]
+
+
+def _vnics(plan: PodPlan, vnics: Sequence[VnicPlan]) -> Iterator[str]:
+    subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
+    yield from _cut([f"VNIC {vnic.index}: {subnets[vnic.key]}" for vnic in vnics], _MOST_VNICS)
+
+
+def _cut(lines: list[str], most: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[: most - 1], f"and {len(lines) - most + 1} more"]
+
+
+def _label(lines: Sequence[str]) -> str:
+    """A quoted label of several lines."""
+    return f'"{"<br>".join(_plain(line) for line in lines)}"'
+
+
+def _plain(text: str) -> str:
+    """Text without the characters that mean something to Mermaid or to HTML, as its entities."""
+    return "".join(
+        character if character.isalnum() or character in " .:/-,_()'" else f"#{ord(character)};" for character in text
+    )

@@ -1,0 +1,1 @@
+"""Everything that follows from a configuration, as plain values."""

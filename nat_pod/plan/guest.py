@@ -1,0 +1,284 @@
+"""What a NAT VM is given: the bootstrap (user_data) and the rule document, as instance metadata.
+
+Facts this module rests on
+- OCI replaces an instance when `user_data` or `ssh_authorized_keys` changes; every other metadata key changes in
+  place (OCI Terraform provider, `core_instance_resource.go`).  So user_data is one constant per release, and the
+  rules travel in a key of their own.
+- All metadata together may have 32,000 bytes (OCI API, LaunchInstanceDetails).
+- bz2 has one implementation, so packing a document gives the same bytes on any machine; zlib and zlib-ng differ.
+  user_data must be gzip, the only packing cloud-init undoes, and is therefore a committed file: packing it anew on
+  another machine would change its bytes and with them replace every NAT VM.
+
+`python -m nat_pod.plan.guest` rebuilds the committed file from `cloud-init/`.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import re
+import string
+import sys
+import tokenize
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
+
+FORMAT = "1"
+VERSION = 1
+VM_KEY = "nat-pod-vm"
+RULES_KEY = "nat-pod-rules"
+DOCUMENT_LIMIT = 4 << 20
+"""Bytes unpacked; the agent has the same bound, so that a few bytes of metadata cannot fill its memory."""
+
+SOURCES = Path(__file__).resolve().parents[2] / "cloud-init"
+ARTEFACT = SOURCES / "user-data.b64"
+
+# Placeholder in cloud-config.yaml: file in cloud-init/.
+_FILES = {
+    "agent": "nat_pod_agent.py",
+    "agent_service": "nat-pod-agent.service",
+    "agent_timer": "nat-pod-agent.timer",
+    "restore_service": "nat-pod-restore.service",
+    "sysctl": "90-nat-pod.conf",
+    "forwarding": "forwarding.conf",
+    "networkmanager": "90-nat-pod-networkmanager.conf",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """A rule document as the agent gets it.  `hooks` are (table, built-in chain, own chain)."""
+
+    vm: str
+    generation: str
+    hooks: tuple[tuple[str, str, str], ...]
+    rules: str
+
+
+def rule_document(vm: str, hooks: Sequence[tuple[str, str, str]], rules_text: str) -> tuple[str, str]:
+    """The value of the `nat-pod-rules` key, and its generation.
+
+    The generation is a hash of the contents: it names what is loaded, and shows when a document is damaged.
+    """
+    body: dict[str, object] = {
+        "version": VERSION,
+        "vm": vm,
+        "hooks": [list(hook) for hook in hooks],
+        "rules": fold(rules_text),
+    }
+    generation = _generation(body)
+    packed = bz2.compress(_canonical(body | {"generation": generation}))
+    return f"{FORMAT}:{base64.b64encode(packed).decode()}", generation
+
+
+def read_document(value: str) -> Document:
+    """Unpack what `rule_document` made.  Raises ValueError with the reason when it is damaged or of another version.
+
+    The rules are not judged here: `iptables.parse` does that, and the agent on the VM.
+    """
+    head, _, packed = value.partition(":")
+    if head != FORMAT:
+        raise ValueError(f"rule document: format {head[:20]!r}, expected {FORMAT!r}")
+    try:
+        unpacker = bz2.BZ2Decompressor()
+        text = unpacker.decompress(base64.b64decode(packed.encode(), validate=True), DOCUMENT_LIMIT)
+        if not unpacker.eof or unpacker.unused_data:
+            raise ValueError("cut short, too long, or followed by something")
+        body = json.loads(text)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"rule document: cannot be unpacked: {error}") from None
+    if not isinstance(body, dict) or set(body) != {"version", "vm", "generation", "hooks", "rules"}:
+        raise ValueError("rule document: expected exactly the keys version, vm, generation, hooks and rules")
+    generation = body.pop("generation")
+    if generation != _generation(body):
+        raise ValueError(f"rule document: its contents do not match its generation {generation!r}")
+    if body["version"] != VERSION:
+        raise ValueError(f"rule document: version {body['version']!r}, expected {VERSION}")
+    return Document(
+        vm=body["vm"],
+        generation=generation,
+        hooks=tuple((table, builtin, chain) for table, builtin, chain in body["hooks"]),
+        rules=unfold(body["rules"]),
+    )
+
+
+def fold(rules_text: str) -> str:
+    """Rules in the short form of a document: each thing is said once, which packing alone does not achieve.
+
+        :NATPOD-V-198.18.0.0/27
+        -d 198.18.0.2/32 -m comment --comment "customer1/vm1" -j DNAT --to-destination 10.0.0.100
+        :NATPOD-H-customer1
+        -s 10.0.0.100/32 % -j SNAT --to-source %
+
+    A chain's rules stand below its name.  `%` is what the rule that translates to this address has: its comment, and
+    behind `--to-source` its address.  A text that would not come back word for word stays as it is.
+    """
+    known = _translations(rules_text)
+    chains: dict[str, list[str]] = {}
+    out: list[list[str]] = []
+    for line in rules_text.splitlines():
+        if line.startswith(":"):
+            name = line.partition(" ")[0]
+            out.append(chains.setdefault(name[1:], [name]))
+        elif line.startswith("-A "):
+            chain, _, rule = line[len("-A ") :].partition(" ")
+            source = re.match(r"-s (\S+)/32 ", rule)
+            if source and source[1] in known:
+                address, comment = known[source[1]]
+                rule = rule.replace(f" {comment} ", " % ").replace(f"--to-source {address}", "--to-source %")
+            chains.setdefault(chain, []).append(rule)
+        else:
+            chains = {} if line.startswith("*") else chains
+            out.append([line])
+    short = "".join(f"{line}\n" for part in out for line in part)
+    return short if unfold(short) == rules_text else rules_text
+
+
+def unfold(short: str) -> str:
+    """What `fold` was given.  The agent does the same on the NAT VM."""
+    known = _translations(short)
+    out: list[str] = []
+    rules: list[str] = []
+    chain = ""
+    for line in short.split("\n"):
+        if line.startswith("-") and not line.startswith("-A "):
+            folded = re.match(r"-s (\S+)/32 % (.*)", line)
+            if folded and folded[1] in known:
+                address, comment = known[folded[1]]
+                line = f"-s {folded[1]}/32 {comment} {folded[2].replace('%', address, 1)}"
+            rules.append(f"-A {chain} {line}")
+            continue
+        if line.startswith(":") and " " not in line:
+            chain = line[1:]
+            line += " - [0:0]"
+        elif line == "COMMIT":
+            out += rules
+            rules = []
+        out.append(line)
+    return "\n".join(out + rules)
+
+
+def _translations(text: str) -> dict[str, tuple[str, str]]:
+    """What the rules that translate to an address say of it: the address they translate, and their comment."""
+    said = re.findall(r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})', text)
+    return {real: (address, comment) for address, comment, real in said}
+
+
+def metadata(
+    vm: str, ssh_key: str, hooks: Sequence[tuple[str, str, str]], rules_text: str
+) -> tuple[dict[str, str], str]:
+    """All metadata of a NAT VM, and the generation of the rule document in it."""
+    document, generation = rule_document(vm, hooks, rules_text)
+    return {
+        "user_data": render_user_data(),
+        "ssh_authorized_keys": ssh_key,
+        VM_KEY: vm,
+        RULES_KEY: document,
+    }, generation
+
+
+def metadata_bytes(values: Mapping[str, str]) -> int:
+    """Bytes of all keys and values."""
+    return sum(len(key.encode()) + len(value.encode()) for key, value in values.items())
+
+
+def budget_problem(values: Mapping[str, str]) -> str | None:
+    """Why this metadata does not fit an instance, with figures, or None when it fits."""
+    used, room = metadata_bytes(values), METADATA_BYTES - METADATA_OVERHEAD_BYTES
+    if used <= room:
+        return None
+    parts = ", ".join(f"{key} {len(value.encode())}" for key, value in values.items())
+    return (
+        f"{used} bytes ({parts}), {used - room} more than fit: OCI takes {METADATA_BYTES}, of which "
+        f"{METADATA_OVERHEAD_BYTES} are kept free; use fewer members, or spread them over two PODs"
+    )
+
+
+def render_user_data() -> str:
+    """The bootstrap as it is deployed: base64 of gzip of the cloud-config, as committed."""
+    return ARTEFACT.read_text(encoding="ascii").strip()
+
+
+def render_cloud_config() -> str:
+    """The cloud-config as the sources in `cloud-init/` give it, before packing."""
+    values = {name: (SOURCES / file).read_text(encoding="utf-8") for name, file in _FILES.items()}
+    values["agent"] = without_docstrings(values["agent"])
+    # A JSON string is a YAML string, whatever is in it.
+    quoted = {name: json.dumps(without_comments(value)) for name, value in values.items()}
+    template = (SOURCES / "cloud-config.yaml").read_text(encoding="utf-8")
+    return without_comments(string.Template(template).substitute(quoted))
+
+
+def without_comments(text: str) -> str:
+    """A file without comment lines and blank lines; `#!` and `#cloud-config` are not comments.
+
+    The comments of the sources are a third of the bytes, which the rules need; and without this, a better comment
+    would change user_data and so replace every NAT VM at the next `pulumi up`.
+    """
+    kept = [
+        line
+        for line in text.splitlines()
+        if line.startswith(("#!", "#cloud-config")) or (line.strip() and not line.lstrip().startswith("#"))
+    ]
+    return "".join(line + "\n" for line in kept)
+
+
+def without_docstrings(source: str) -> str:
+    """A Python source without docstrings and comments, indented by one blank a level; for the reason above."""
+    drop: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            docstring = node.body[0]
+            if len(node.body) > 1:  # a body must not become empty
+                drop.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT and column:
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    kept = (line for count, line in enumerate(lines, 1) if count not in drop)
+    return "".join(" " * ((len(line) - len(line.lstrip())) // 4) + line.lstrip() + "\n" for line in kept)
+
+
+def unpack_user_data(value: str) -> str:
+    """The cloud-config in a `user_data` value."""
+    return gzip.decompress(base64.b64decode(value, validate=True)).decode()
+
+
+def build() -> bool:
+    """Write the committed file if, unpacked, it is not what the sources give.  Returns whether it was written."""
+    config = render_cloud_config()
+    if ARTEFACT.exists() and unpack_user_data(render_user_data()) == config:
+        return False
+    packed = base64.b64encode(gzip.compress(config.encode(), 9, mtime=0)).decode()
+    ARTEFACT.write_text(packed + "\n", encoding="ascii")
+    return True
+
+
+def _canonical(body: Mapping[str, object]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _generation(body: Mapping[str, object]) -> str:
+    return hashlib.sha256(_canonical(body)).hexdigest()[:16]
+
+
+def main() -> int:
+    """Rebuild `cloud-init/user-data.b64`."""
+    written = build()
+    print(f"{ARTEFACT}: {'written' if written else 'up to date'}, {len(render_user_data())} bytes")
+    if written:
+        print("NAT VMs deployed with the former user_data will be replaced by the next `pulumi up`.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""plan_pod: PodConfig -> PodPlan.  Pure: calls the compiler and the arithmetic, and holds the two together."""
+
+from __future__ import annotations
+
+from netaddr import cidr_merge
+
+from nat_pod import limits
+from nat_pod.config.addressing import halves
+from nat_pod.config.model import PodConfig
+from nat_pod.errors import ConfigError, Problem
+from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, ROUTE_TABLES, SIDES, VROUTER
+from nat_pod.plan import guest
+from nat_pod.plan.model import (
+    CapacityPlan,
+    LpgPlan,
+    NatVmPlan,
+    PodPlan,
+    RouteRulePlan,
+    SecurityRulePlan,
+    SlotPlan,
+    SubnetPlan,
+    VnicPlan,
+)
+from nat_pod.rules import iptables
+from nat_pod.rules.compiler import compile_rules
+from nat_pod.rules.netfilter import Ruleset
+
+ICMP = "1"
+UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
+
+
+def plan_pod(config: PodConfig, stack: str) -> PodPlan:
+    """Everything that follows from a configuration.
+
+    stack: the stack's name, for messages.  Raises ConfigError when the plan would break a limit of the platform that
+    only the whole plan can show: the bytes of instance metadata, rules of an NSG, rules of a route table.
+    """
+    rules = compile_rules(config)
+    vnics = {side: _vnics(config, side) for side in SIDES}
+    lpgs = tuple(
+        LpgPlan(customer=customer.name, peer_id=customer.peer_id, formerly=customer.formerly)
+        for customer in config.customers
+    )
+    routes = {
+        NAT_VM1: tuple(
+            RouteRulePlan(destination=str(customer.cidr), customer=customer.name) for customer in config.customers
+        ),
+        NAT_VM2: (RouteRulePlan(destination=str(config.management.cidr), private_ip=str(config.management.vrouter)),),
+        LPGS: tuple(
+            RouteRulePlan(destination=destination, private_ip=vnics[NAT_VM1][0].primary)
+            for destination in _not_for_customers(config)
+        ),
+    }
+    plan = PodPlan(
+        cidr=str(config.cidr),
+        compartment_id=config.compartment_id,
+        shape=config.nat_vm.shape,
+        ocpus=config.nat_vm.ocpus,
+        memory_gbs=config.nat_vm.memory_gbs,
+        image_id=config.nat_vm.image_id,
+        availability_domain=config.nat_vm.availability_domain,
+        source_nat=config.source_nat,
+        management_cidr=str(config.management.cidr),
+        vrouter_ip=str(config.management.vrouter),
+        customer_cidrs={customer.name: str(customer.cidr) for customer in config.customers},
+        subnets=_subnets(config),
+        vms=(
+            _vm(config, NAT_VM1, "FAULT-DOMAIN-1", vnics[NAT_VM1], rules[NAT_VM1]),
+            _vm(config, NAT_VM2, "FAULT-DOMAIN-2", vnics[NAT_VM2], rules[NAT_VM2]),
+        ),
+        lpgs=lpgs,
+        routes=routes,
+        security=_security(config),
+        slots=_slots(config),
+        neighbours=_neighbours(config),
+        capacity=capacity(config),
+        may_reach=_may_reach(config),
+        released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
+    )
+    problems = _limit_problems(plan)
+    if problems:
+        raise ConfigError(f"Pulumi.{stack}.yaml", problems)
+    return plan
+
+
+def _pairs_in_use(config: PodConfig) -> list[int]:
+    """VNIC pairs are made as slots need them; the first one is there from the start, it is the primary VNICs'."""
+    return sorted({slot.pair for slot in config.book.values()} | {1})
+
+
+def _vnics(config: PodConfig, side: str) -> tuple[VnicPlan, ...]:
+    which = SIDES.index(side)
+    vnics = []
+    for index in _pairs_in_use(config):
+        pair = config.layout.pairs[index - 1]
+        primary = str((pair.nat_vm1 if side == NAT_VM1 else pair.nat_vm2)[limits.RESERVED_LOW])
+        used = sorted({slot for slot in config.book.values() if slot.pair == index})
+        addresses = [config.layout.addresses(slot)[which] for slot in used]
+        vnics.append(
+            VnicPlan(
+                key=vnic_key(side, index),
+                vm=side,
+                index=index,
+                primary=primary,
+                secondaries=tuple(address for address in addresses if address != primary),
+            )
+        )
+    return tuple(vnics)
+
+
+def vnic_key(side: str, index: int) -> str:
+    """The name of a VNIC and of its subnet, e.g. natVm1-vnic-2."""
+    return f"{side}-vnic-{index}"
+
+
+def _subnets(config: PodConfig) -> tuple[SubnetPlan, ...]:
+    pairs = [config.layout.pairs[index - 1] for index in _pairs_in_use(config)]
+    return (
+        *(SubnetPlan(key=vnic_key(NAT_VM1, p.index), side=NAT_VM1, cidr=str(p.nat_vm1)) for p in pairs),
+        *(SubnetPlan(key=vnic_key(NAT_VM2, p.index), side=NAT_VM2, cidr=str(p.nat_vm2)) for p in pairs),
+        SubnetPlan(key=VROUTER, side=VROUTER, cidr=str(config.layout.vrouter)),
+    )
+
+
+def _vm(config: PodConfig, key: str, fault_domain: str, vnics: tuple[VnicPlan, ...], rules: Ruleset) -> NatVmPlan:
+    metadata, generation = guest.metadata(
+        key, config.nat_vm.ssh_public_key, iptables.hooks(rules), iptables.render(rules)
+    )
+    return NatVmPlan(
+        key=key, fault_domain=fault_domain, vnics=vnics, rules=rules, generation=generation, metadata=metadata
+    )
+
+
+def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
+    """Who may send what to whom, as OCI sees it.
+
+    All protocols between the declared networks: which of their flows pass is the NAT rules' business.  NAT VM1 takes
+    transit only from VNICs in NAT VM2's NSG, not from NAT VM2's *addresses*: a customer who forges one of those as
+    his source would otherwise be taken for management, and reach another customer.
+    """
+    management = str(config.management.cidr)
+    vm1 = [rule for customer in config.customers for rule in _both_ways(customer.name, str(customer.cidr))]
+    transit = {
+        side: _both_ways("transit", other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
+    }
+    return {
+        NAT_VM1: (*vm1, *transit[NAT_VM1], _path_mtu()),
+        NAT_VM2: (*_both_ways(MANAGEMENT, management), *transit[NAT_VM2], _path_mtu()),
+        # The vRouter's own VNIC: what it routes between management and NAT VM2.
+        VROUTER: (
+            *_both_ways(MANAGEMENT, management),
+            *(
+                rule
+                for subnet in _subnets(config)
+                if subnet.side == NAT_VM2
+                for rule in _both_ways(subnet.key, subnet.cidr)
+            ),
+            _path_mtu(),
+        ),
+    }
+
+
+def _both_ways(key: str, peer: str, *, peer_is_nsg: bool = False) -> list[SecurityRulePlan]:
+    # Stateless rules know no replies: each direction is a rule of its own.
+    return [
+        SecurityRulePlan(
+            key=f"{direction.lower()}-{key}",
+            direction=direction,
+            protocol="all",
+            peer=peer,
+            peer_is_nsg=peer_is_nsg,
+            description=f"{word} {key}",
+        )
+        for direction, word in (("INGRESS", "from"), ("EGRESS", "to"))
+    ]
+
+
+def _path_mtu() -> SecurityRulePlan:
+    # Routers on the way report "fragmentation needed" from addresses of their own; without it large packets vanish.
+    return SecurityRulePlan(
+        key="ingress-path-mtu",
+        direction="INGRESS",
+        protocol=ICMP,
+        peer=ANYWHERE,
+        icmp_type=UNREACHABLE,
+        icmp_code=FRAGMENTATION_NEEDED,
+        description="path MTU discovery",
+    )
+
+
+def _slots(config: PodConfig) -> tuple[SlotPlan, ...]:
+    slots = []
+    for member in config.members:
+        nat_vm1, nat_vm2 = config.layout.addresses(config.book[member.name])
+        slots.append(SlotPlan(member=member.name, real=str(member.address), nat_vm1=nat_vm1, nat_vm2=nat_vm2))
+    return tuple(slots)
+
+
+def _neighbours(config: PodConfig) -> dict[str, tuple[str, ...]]:
+    """What each neighbour must send to the POD.
+
+    In the default layout each side is one half of the range, so the route never changes as VNIC pairs are added.  In
+    a pinned one it is the /27s that are spoken to: NAT VM1's with a server's slot for customers, NAT VM2's with a
+    host's slot for management, and on both sides the primary VNIC's, which masquerade answers from.
+    """
+    layout = config.layout
+    if layout.pinned:
+        servers = {config.book[m.name].pair for m in config.members if m.customer is None} | {1}
+        hosts = {config.book[m.name].pair for m in config.members if m.customer is not None} | {1}
+        to_vm1 = tuple(str(pair.nat_vm1) for pair in layout.pairs if pair.index in servers)
+        to_vm2 = tuple(str(pair.nat_vm2) for pair in layout.pairs if pair.index in hosts)
+    else:
+        lower, upper = halves(layout.cidr)
+        to_vm1, to_vm2 = (str(lower),), (str(upper),)
+    return {**{customer.name: to_vm1 for customer in config.customers}, MANAGEMENT: to_vm2}
+
+
+def _not_for_customers(config: PodConfig) -> list[str]:
+    """Where a packet that comes in by an LPG must not go: NAT VM2's subnets and the vRouter's.
+
+    A customer may route any address of the POD to his LPG.  At NAT VM2 his packets look like management's when his
+    host has a server's address (the article's 10.0.0.100 is both), and NAT VM2 would send them to another customer.
+    So the LPGs' own route table leads there by way of NAT VM1, which has no mapping for them and drops them.
+    """
+    layout = config.layout
+    if not layout.pinned:
+        return [str(halves(layout.cidr)[1])]
+    return [str(network) for network in cidr_merge([*(pair.nat_vm2 for pair in layout.pairs), layout.vrouter])]
+
+
+def _may_reach(config: PodConfig) -> dict[str, tuple[str, ...]]:
+    everybody = tuple(config.management.servers)
+    return {
+        customer.name: tuple(
+            f"{MANAGEMENT}/{name}" for name in (everybody if customer.servers is None else customer.servers)
+        )
+        for customer in config.customers
+    }
+
+
+def capacity(config: PodConfig) -> CapacityPlan:
+    """What is left of slots and VNICs; released slots are not."""
+    used = len(set(config.book.values()) | set(config.released.values()))
+    return CapacityPlan(
+        slots=config.layout.capacity,
+        used=used,
+        free=config.layout.capacity - used,
+        vnics_used=len(_pairs_in_use(config)),
+        vnics_limit=config.nat_vm.vnic_limit,
+    )
+
+
+def _limit_problems(plan: PodPlan) -> list[Problem]:
+    problems = []
+    for vm in plan.vms:
+        over = guest.budget_problem(vm.metadata)
+        if over:
+            problems.append(Problem(f"{NAMESPACE}:customers", None, f"metadata of {vm.key}: {over}"))
+    for side in SIDES:
+        if len(plan.security[side]) > limits.NSG_RULES:
+            count = len(plan.security[side])
+            problems.append(
+                Problem(f"{NAMESPACE}:customers", None, f"{side} needs {count} NSG rules; OCI has {limits.NSG_RULES}")
+            )
+    for table in ROUTE_TABLES:
+        count = len(plan.routes[table])
+        if count > limits.ROUTE_RULES_PER_TABLE:
+            rule = f"{table} needs {count} route rules; a table has {limits.ROUTE_RULES_PER_TABLE}"
+            problems.append(Problem(f"{NAMESPACE}:customers", None, rule))
+    return problems

@@ -1,0 +1,1 @@
+"""Mappings as netfilter rules, and rules as text."""

@@ -1,0 +1,291 @@
+"""The rule compiler: mappings -> the rules of NAT VM1 and NAT VM2, as values.
+
+A packet from customer1/vm1 (10.0.0.100) to the server mgmt (10.0.0.100), known to customers as 198.18.0.2:
+
+    customer1/vm1 -> NAT VM1   10.0.0.100   > 198.18.0.2
+      PRE   source in customer1's VCN -> NATPOD-C-customer1; source is vm1, who may -> NATPOD-SERVERS;
+            destination is mgmt's address here -> DNAT to mgmt's address on NAT VM2
+      POST  masquerade: source becomes NAT VM1's primary address;  static: vm1's own address on NAT VM1
+    NAT VM1 -> NAT VM2         198.18.0.2   > 198.18.0.130
+      PRE   source is NAT VM1 -> NATPOD-FROM-VM1; destination is mgmt's address here -> DNAT to 10.0.0.100
+      POST  masquerade: NAT VM2's primary address;  static: same offset in NAT VM2's /27 (one NETMAP for all)
+    NAT VM2 -> mgmt            198.18.0.130 > 10.0.0.100
+    The reply meets no rule: conntrack undoes both translations on the way back.
+
+A packet from mgmt to customer1/vm1, known to management as 198.18.0.130:
+
+    mgmt -> NAT VM2            10.0.0.100   > 198.18.0.130
+      PRE   source is a declared server -> NATPOD-HOSTS; same offset in NAT VM1's /27 (one NETMAP a VNIC pair)
+    NAT VM2 -> NAT VM1         198.18.0.130 > 198.18.0.2
+      PRE   source is NAT VM2 -> NATPOD-FROM-VM2 -> the chain of the VNIC's /27; vm1's address here -> DNAT
+    NAT VM1 -> customer1/vm1   198.18.0.2   > 10.0.0.100
+
+What the shape of the chains buys
+- *Who may* (sources) and *what becomes of the address* (mapping) are separate, so rules grow as hosts + servers; the
+  article writes one line for each pair of them.
+- The source is tested once at the top and every branch is entered with goto: a packet looks at its own customer's
+  hosts or at its own VNIC's addresses and at nobody else's.  Where these are many the chain becomes a tree (`tree.py`),
+  so a new flow through a full POD costs a few percent more than through a POD of one mapping (bench/results.md).
+- Nothing is translated that is not declared, and FORWARD passes only what was translated: a missing rule is a
+  refusal.  Without the last FORWARD rule a packet to an unmapped address is sent back to the network that delivers
+  it here again (measured: one ping became 36 packets).
+- Without the last INPUT rule the NAT VM answers for an address whose mapping is missing: looks fine, is not.
+- No interface names: they differ by image (ens3, enp0s5, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from netaddr import IPNetwork, cidr_merge
+
+from nat_pod.config.addressing import Pair, Slot
+from nat_pod.config.model import MASQUERADE, CustomerConfig, Member, PodConfig
+from nat_pod.limits import RESERVED_LOW
+from nat_pod.names import NAT_VM1, NAT_VM2, SSH
+from nat_pod.rules.netfilter import (
+    Accept,
+    Chain,
+    Dnat,
+    Drop,
+    Goto,
+    Hook,
+    Match,
+    Netmap,
+    Rule,
+    Ruleset,
+    Snat,
+    Table,
+)
+from nat_pod.rules.tree import grow, without_dear
+
+PRE = "NATPOD-PRE"
+POST = "NATPOD-POST"
+FORWARD = "NATPOD-FORWARD"
+INPUT = "NATPOD-INPUT"
+FROM_VM1 = "NATPOD-FROM-VM1"
+FROM_VM2 = "NATPOD-FROM-VM2"
+SERVERS = "NATPOD-SERVERS"
+HOSTS = "NATPOD-HOSTS"
+# Families of chains; behind it stands a customer's name, a VNIC's /27, or the network of a branch of a long chain.
+CUSTOMER = "NATPOD-C-"  # sources of requests: who may
+SERVER = "NATPOD-S-"  # servers by their address
+VNIC = "NATPOD-V-"  # hosts by their address on the VM
+HIDDEN = "NATPOD-H-"  # sources after routing: what they become
+SERVER_SOURCE = "NATPOD-M-"  # servers as sources
+
+DHCP_SERVER, DHCP_CLIENT = 67, 68
+ICMP_UNREACHABLE = 3
+
+
+def compile_rules(config: PodConfig) -> dict[str, Ruleset]:
+    """The rules of natVm1 and natVm2.  Sorted throughout, so that equal configurations give equal bytes."""
+    pod = _Pod(config)
+    return {
+        NAT_VM1: Ruleset(
+            filter=_guard(ssh_from=pod.subnets_of_vm2, ssh_comment="ssh through NAT VM2"),
+            nat=_nat_table(_customers_to_vm2(pod), _vm2_to_customers(pod), _sources_vm1(pod)),
+        ),
+        NAT_VM2: Ruleset(
+            filter=_guard(ssh_from=[config.management.cidr], ssh_comment="ssh from management"),
+            nat=_nat_table(_management_to_vm1(pod), _vm1_to_management(pod), _sources_vm2(pod)),
+        ),
+    }
+
+
+class _Pod:
+    """The configuration with the look-ups that the compiler needs more than once."""
+
+    def __init__(self, config: PodConfig) -> None:
+        self.config = config
+        self.servers = [member for member in config.members if member.customer is None]
+        self.hosts = [member for member in config.members if member.customer is not None]
+        used = {slot.pair for slot in config.book.values()} | {1}
+        self.pairs = [pair for pair in config.layout.pairs if pair.index in used]
+        self.subnets_of_vm1 = without_dear(cidr_merge([pair.nat_vm1 for pair in self.pairs]))
+        self.subnets_of_vm2 = without_dear(cidr_merge([pair.nat_vm2 for pair in self.pairs]))
+        self.primary = config.layout.addresses(Slot(1, RESERVED_LOW))
+
+    def on_vm1(self, member: Member) -> str:
+        return self.config.layout.addresses(self.slot(member))[0]
+
+    def on_vm2(self, member: Member) -> str:
+        return self.config.layout.addresses(self.slot(member))[1]
+
+    def slot(self, member: Member) -> Slot:
+        return self.config.book[member.name]
+
+    def in_pair(self, members: list[Member], pair: Pair) -> list[Member]:
+        """The members with a slot in this pair, in the order of their slots."""
+        return sorted((m for m in members if self.slot(m).pair == pair.index), key=self.slot)
+
+
+# Each builder returns (rules for the top of its base chain, chains below it).
+_Part = tuple[list[Rule], list[Chain]]
+
+
+def _part(family: str, top: list[Rule], chains: list[Chain]) -> _Part:
+    """The rules of one builder, as a tree where they are many."""
+    rules, branches = grow(family, top)
+    return list(rules), [*branches, *chains]
+
+
+def _chain(name: str, family: str, rules: list[Rule]) -> list[Chain]:
+    """One chain, as a tree where its rules are many."""
+    top, branches = grow(family, rules)
+    return [Chain(name, top), *branches]
+
+
+def _customers_to_vm2(pod: _Pod) -> _Part:
+    """NAT VM1, packets from customers: who may, then the server's address here -> its address on NAT VM2."""
+    top, chains = [], []
+    for customer in pod.config.customers:
+        hosts = [host for host in pod.hosts if host.customer == customer.name]
+        if not hosts:
+            continue
+        chain = f"{CUSTOMER}{customer.name}"
+        target = SERVERS if customer.servers is None else f"{SERVER}{customer.name}"
+        top += _from(customer, chain)
+        members = [Rule(Match(source=_host(host.address)), Goto(target), host.name) for host in hosts]
+        chains += _chain(chain, CUSTOMER, members)
+        if customer.servers is not None:
+            # Flat: two customers' branches would have the same names.
+            chains.append(Chain(target, tuple(_server_rules(pod, _allowed(pod, customer)))))
+    chains += _chain(SERVERS, SERVER, _server_rules(pod, pod.servers))
+    return _part(CUSTOMER, top, chains)
+
+
+def _from(customer: CustomerConfig, chain: str) -> list[Rule]:
+    """Packets from a customer's VCN."""
+    return [Rule(Match(source=str(network)), Goto(chain), customer.name) for network in without_dear([customer.cidr])]
+
+
+def _server_rules(pod: _Pod, servers: list[Member]) -> list[Rule]:
+    return [
+        Rule(Match(destination=_host(pod.on_vm1(server))), Dnat(pod.on_vm2(server)), server.name) for server in servers
+    ]
+
+
+def _allowed(pod: _Pod, customer: CustomerConfig) -> list[Member]:
+    names = {f"management/{name}" for name in customer.servers or ()}
+    return [server for server in pod.servers if server.name in names]
+
+
+def _vm2_to_customers(pod: _Pod) -> _Part:
+    """NAT VM1, packets from NAT VM2: the chain of the VNIC's /27, then one rule a host."""
+    rules, chains = [], []
+    for pair in pod.pairs:
+        hosts = pod.in_pair(pod.hosts, pair)
+        if hosts:
+            chain = f"{VNIC}{pair.nat_vm1}"
+            rules.append(Rule(Match(destination=str(pair.nat_vm1)), Goto(chain)))
+            members = [
+                Rule(Match(destination=_host(pod.on_vm1(host))), Dnat(str(host.address)), host.name) for host in hosts
+            ]
+            chains += _chain(chain, VNIC, members)
+    top = [Rule(Match(source=str(network)), Goto(FROM_VM2)) for network in pod.subnets_of_vm2]
+    return top, [*_chain(FROM_VM2, VNIC, rules), *chains]
+
+
+def _management_to_vm1(pod: _Pod) -> _Part:
+    """NAT VM2, packets from declared servers: the same offset in NAT VM1's /27, one rule a VNIC pair."""
+    top = [Rule(Match(source=_host(server.address)), Goto(HOSTS), server.name) for server in pod.servers]
+    rules = [
+        Rule(Match(destination=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
+        for pair in pod.pairs
+        if pod.in_pair(pod.hosts, pair)
+    ]
+    return _part(SERVER_SOURCE, top, _chain(HOSTS, VNIC, rules))
+
+
+def _vm1_to_management(pod: _Pod) -> _Part:
+    """NAT VM2, packets from NAT VM1: the server's address here -> the server."""
+    rules = [
+        Rule(Match(destination=_host(pod.on_vm2(server))), Dnat(str(server.address)), server.name)
+        for server in pod.servers
+    ]
+    top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in pod.subnets_of_vm1]
+    return top, _chain(FROM_VM1, SERVER, rules)
+
+
+def _sources_vm1(pod: _Pod) -> _Part:
+    """NAT VM1, the source after the routing decision."""
+    if pod.config.source_nat == MASQUERADE:
+        return [_masquerade(pod.primary[0])], []
+    top = [
+        Rule(Match(source=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
+        for pair in pod.pairs
+        if pod.in_pair(pod.servers, pair)
+    ]
+    chains = []
+    for customer in pod.config.customers:
+        hosts = [host for host in pod.hosts if host.customer == customer.name]
+        if hosts:
+            chain = f"{HIDDEN}{customer.name}"
+            top += _from(customer, chain)
+            members = [Rule(Match(source=_host(host.address)), Snat(pod.on_vm1(host)), host.name) for host in hosts]
+            chains += _chain(chain, HIDDEN, members)
+    return _part(HIDDEN, top, chains)
+
+
+def _sources_vm2(pod: _Pod) -> _Part:
+    """NAT VM2, the source after the routing decision."""
+    if pod.config.source_nat == MASQUERADE:
+        return [_masquerade(pod.primary[1])], []
+    top = [
+        Rule(Match(source=str(pair.nat_vm1)), Netmap(str(pair.nat_vm2)))
+        for pair in pod.pairs
+        if pod.in_pair(pod.hosts, pair)
+    ]
+    top += [Rule(Match(source=_host(server.address)), Snat(pod.on_vm2(server)), server.name) for server in pod.servers]
+    return _part(HIDDEN, top, [])
+
+
+def _masquerade(primary: str) -> Rule:
+    # SNAT: what MASQUERADE would choose, known beforehand and at less cost.
+    # Only what PREROUTING translated: the VM's own traffic (metadata, iSCSI boot volume) keeps its source.
+    return Rule(Match(ctstate=("DNAT",)), Snat(primary), "hide the source behind the primary address")
+
+
+def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
+    """The nat table.  Transit comes first: it is one test, and most packets of a busy POD's replies skip it anyway."""
+    pre = Chain(PRE, tuple(transit[0] + requests[0]))
+    post = Chain(POST, tuple(sources[0]))
+    return Table(
+        "nat",
+        (Hook("PREROUTING", PRE), Hook("POSTROUTING", POST)),
+        (pre, *transit[1], *requests[1], post, *sources[1]),
+    )
+
+
+def _guard(ssh_from: Iterable[IPNetwork], ssh_comment: str) -> Table:
+    """The filter table: what may pass the VM, and what may talk to the VM itself."""
+    forward = (
+        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), "flows that exist"),
+        Rule(Match(ctstate=("DNAT",)), Accept(), "a mapping translated it"),
+        Rule(Match(), Drop(), "no mapping translated it"),
+    )
+    own = (
+        Rule(Match(in_interface="lo"), Accept(), "the VM itself"),
+        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), "answers to the VM"),
+        Rule(Match(protocol="icmp", icmp_type=ICMP_UNREACHABLE), Accept(), "path MTU discovery"),
+        Rule(
+            Match(protocol="udp", source_port=DHCP_SERVER, destination_port=DHCP_CLIENT),
+            Accept(),
+            "DHCP of the primary VNIC",
+        ),
+        *(
+            Rule(Match(source=str(network), protocol="tcp", destination_port=SSH), Accept(), ssh_comment)
+            for network in ssh_from
+        ),
+        Rule(Match(), Drop(), "no mapping translated it"),
+    )
+    return Table(
+        "filter",
+        (Hook("FORWARD", FORWARD), Hook("INPUT", INPUT)),
+        (Chain(FORWARD, forward), Chain(INPUT, own)),
+    )
+
+
+def _host(address: object) -> str:
+    return f"{address}/32"

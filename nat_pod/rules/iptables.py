@@ -1,0 +1,212 @@
+"""Rules as text: iptables-restore input from a Ruleset, and back.
+
+`render` writes each rule the way `iptables-save` prints it, `parse` reads exactly what `render` writes.  Anything
+else is refused: a reader that skips what it does not know would let the tracer predict a packet's way through rules
+that say something else.
+
+One restore input carries both tables, so a rule set is loaded in one transaction a table and never in pieces.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from nat_pod.rules.netfilter import (
+    CHAIN_NAME_LIMIT,
+    OWN_PREFIX,
+    Accept,
+    Chain,
+    Dnat,
+    Drop,
+    Goto,
+    Hook,
+    Masquerade,
+    Match,
+    Netmap,
+    Rule,
+    Ruleset,
+    Snat,
+    Table,
+    Target,
+)
+
+_COMMENT = re.compile(r"[A-Za-z0-9 ._/:,()>-]{1,200}")
+_CHAIN = re.compile(rf"{OWN_PREFIX}[A-Za-z0-9./-]{{1,{CHAIN_NAME_LIMIT - len(OWN_PREFIX)}}}")
+
+
+def render(rules: Ruleset) -> str:
+    """A Ruleset as iptables-restore input for `--noflush`: our chains only, filter before nat.
+
+    Raises ValueError for a chain name or comment that iptables would not take: a bug in the compiler.
+    """
+    lines = []
+    for table in rules.tables:
+        lines.append(f"*{table.name}")
+        for chain in table.chains:
+            if not _CHAIN.fullmatch(chain.name):
+                raise ValueError(f"chain name {chain.name!r} is not {_CHAIN.pattern}")
+            lines.append(f":{chain.name} - [0:0]")
+        lines.extend(render_rule(chain.name, rule) for chain in table.chains for rule in chain.rules)
+        lines.append("COMMIT")
+    return "\n".join(lines) + "\n"
+
+
+def hooks(rules: Ruleset) -> list[tuple[str, str, str]]:
+    """Where our chains are entered: (table, built-in chain, our chain), each as the first rule there."""
+    return [(table.name, hook.builtin, hook.chain) for table in rules.tables for hook in table.hooks]
+
+
+def render_rule(chain: str, rule: Rule) -> str:
+    """One rule as a line of iptables-restore input."""
+    match = rule.match
+    words = [f"-A {chain}"]
+    if match.source is not None:
+        words.append(f"-s {match.source}")
+    if match.destination is not None:
+        words.append(f"-d {match.destination}")
+    if match.in_interface is not None:
+        words.append(f"-i {match.in_interface}")
+    if match.protocol is not None:
+        words.append(f"-p {match.protocol}")
+        if match.icmp_type is not None:
+            words.append(f"-m icmp --icmp-type {match.icmp_type}")
+        if match.source_port is not None or match.destination_port is not None:
+            words.append(f"-m {match.protocol}")
+        if match.source_port is not None:
+            words.append(f"--sport {match.source_port}")
+        if match.destination_port is not None:
+            words.append(f"--dport {match.destination_port}")
+    if match.ctstate:
+        words.append(f"-m conntrack --ctstate {','.join(match.ctstate)}")
+    if rule.comment:
+        if not _COMMENT.fullmatch(rule.comment):
+            raise ValueError(f"comment {rule.comment!r} is not {_COMMENT.pattern}")
+        words.append(f'-m comment --comment "{rule.comment}"')
+    words.append(_target_text(rule.target))
+    return " ".join(words)
+
+
+def parse(text: str, own_hooks: Sequence[tuple[str, str, str]]) -> Ruleset:
+    """Read what `render` and `hooks` made.
+
+    Raises ValueError with the line for anything that `render` does not write, and for a jump to a chain that the
+    table does not have.
+    """
+    found: dict[str, dict[str, list[Rule]]] = {}
+    table: dict[str, list[Rule]] | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            if line.startswith("*") and table is None and line[1:] not in found:
+                table = found.setdefault(line[1:], {})
+            elif line == "COMMIT" and table is not None:
+                table = None
+            elif line.startswith(":") and table is not None:
+                name, policy, counters = line[1:].split(" ")
+                if (policy, counters) != ("-", "[0:0]") or not _CHAIN.fullmatch(name) or name in table:
+                    raise ValueError("a chain of ours stands here once, as `:NATPOD-NAME - [0:0]`")
+                table[name] = []
+            elif line.startswith("-A ") and table is not None:
+                words = shlex.split(line)
+                table[words[1]].append(_read_rule(words[2:]))
+            else:
+                raise ValueError("is none of *table, :chain, -A rule, COMMIT in its place")
+        except (ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"line {number}: {line!r}: {error}") from None
+    if sorted(found) != ["filter", "nat"] or table is not None:
+        raise ValueError(f"tables are {sorted(found)}, each closed by COMMIT; expected filter and nat")
+    for name, chains in found.items():
+        targets = {rule.target.chain for rules in chains.values() for rule in rules if isinstance(rule.target, Goto)}
+        targets |= {chain for hooked, _, chain in own_hooks if hooked == name}
+        if targets - set(chains):
+            raise ValueError(f"table {name} has no chain {', '.join(sorted(targets - set(chains)))}")
+    tables = {
+        name: Table(
+            name,
+            tuple(Hook(builtin, chain) for hooked, builtin, chain in own_hooks if hooked == name),
+            tuple(Chain(chain, tuple(rules)) for chain, rules in chains.items()),
+        )
+        for name, chains in found.items()
+    }
+    return Ruleset(filter=tables["filter"], nat=tables["nat"])
+
+
+def _target_text(target: Target) -> str:
+    match target:
+        case Accept():
+            return "-j ACCEPT"
+        case Drop():
+            return "-j DROP"
+        case Goto(chain):
+            return f"-g {chain}"
+        case Dnat(to):
+            return f"-j DNAT --to-destination {to}"
+        case Snat(to):
+            return f"-j SNAT --to-source {to}"
+        case Netmap(to):
+            return f"-j NETMAP --to {to}"
+        case Masquerade():
+            return "-j MASQUERADE"
+
+
+def _read_rule(words: list[str]) -> Rule:
+    """The words behind `-A CHAIN`."""
+    values: dict[str, str] = {}
+    modules = set()
+    rest = list(words)
+    while rest:
+        option = rest.pop(0)
+        if option == "-m":
+            modules.add(rest.pop(0))
+        elif option in _OPTIONS and option not in values:
+            values[option] = rest.pop(0)
+        else:
+            raise ValueError(f"{option} is not an option nat-pod writes, or stands here twice")
+    if not modules <= {"conntrack", "comment", values.get("-p")}:
+        raise ValueError(f"match modules {sorted(modules)} are not ones nat-pod writes")
+    ctstate = values.get("--ctstate")
+    match = Match(
+        in_interface=values.get("-i"),
+        source=values.get("-s"),
+        destination=values.get("-d"),
+        protocol=values.get("-p"),
+        source_port=_number(values.get("--sport")),
+        destination_port=_number(values.get("--dport")),
+        icmp_type=_number(values.get("--icmp-type")),
+        ctstate=tuple(ctstate.split(",")) if ctstate else (),
+    )
+    return Rule(match, _read_target(values), values.get("--comment", ""))
+
+
+_OPTIONS = {
+    "-s", "-d", "-i", "-p", "--sport", "--dport", "--icmp-type", "--ctstate", "--comment",
+    "-j", "-g", "--to-destination", "--to-source", "--to",
+}  # fmt: skip
+
+
+def _read_target(values: dict[str, str]) -> Target:
+    jump, to = (
+        values.get("-j"),
+        {key: values[key] for key in ("--to-destination", "--to-source", "--to") if key in values},
+    )
+    match (jump, values.get("-g"), list(to.items())):
+        case (None, str(chain), []):
+            return Goto(chain)
+        case ("ACCEPT", None, []):
+            return Accept()
+        case ("DROP", None, []):
+            return Drop()
+        case ("MASQUERADE", None, []):
+            return Masquerade()
+        case ("DNAT", None, [("--to-destination", address)]):
+            return Dnat(address)
+        case ("SNAT", None, [("--to-source", address)]):
+            return Snat(address)
+        case ("NETMAP", None, [("--to", network)]):
+            return Netmap(network)
+    raise ValueError(f"target {jump or values.get('-g')} with {to} is not one nat-pod writes")
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)

@@ -1,0 +1,75 @@
+"""Long lists of rules as trees of chains, so that a packet looks at few of them.
+
+A chain is read from its top: the last of 700 rules costs 700 tests.  Where each rule is for a network of its own, a
+tree does with about 20.  Eight rules for 10.0.0.10, .11, .12, .13, .80, .81, .82, .83, and four rules a chain at most:
+
+    NATPOD-C-customer1       -s 10.0.0.8/29  -g NATPOD-C-10.0.0.8/29       the networks that its chains hold
+                             -s 10.0.0.80/30 -g NATPOD-C-10.0.0.80/30
+    NATPOD-C-10.0.0.8/29     the rules of .10 to .13, as they were
+    NATPOD-C-10.0.0.80/30    the rules of .80 to .83
+
+A chain's network may hold more addresses than its rules are for: the rules themselves say what is let through.  All
+branches are entered by goto, so a packet sees one chain of each level and comes back to none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from netaddr import IPNetwork
+
+from nat_pod.rules.netfilter import Chain, Goto, Match, Rule
+
+BRANCHES = 12
+"""Most rules of a chain before it becomes a tree.  Measured in ARCHITECTURE.md."""
+
+_DEAR_PREFIX = 24
+"""iptables-nft loads three bytes for a /24, and the kernel has a fast path for one, two and four."""
+
+
+def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[tuple[Rule, ...], list[Chain]]:
+    """The rules of the chain itself, and the chains below it, called `prefix` and their network.
+
+    rules: each matches a network of its own, all of them the source or all of them the destination, and no two
+        overlap; then their order means nothing.  Up to `branches` of them stay as they are.
+    """
+    level = tuple(rules)
+    if len(level) <= branches:
+        return level, []
+    side = "source" if level[0].match.source is not None else "destination"
+    leaves = sorted(((IPNetwork(getattr(rule.match, side)), rule) for rule in level), key=lambda leaf: leaf[0])
+    chains: list[Chain] = []
+    while len(leaves) > branches:
+        above: list[tuple[IPNetwork, Rule]] = []
+        for network, part in _parts(leaves, branches):
+            if len(part) == 1:
+                above += part
+                continue
+            name = f"{prefix}{network}"
+            chains.append(Chain(name, tuple(rule for _, rule in part)))
+            match = Match(source=str(network)) if side == "source" else Match(destination=str(network))
+            above.append((network, Rule(match, Goto(name))))
+        leaves = above
+    return tuple(rule for _, rule in leaves), chains[::-1]
+
+
+def without_dear(networks: Iterable[IPNetwork]) -> list[IPNetwork]:
+    """The networks with each /24 as its two halves: a test of a /24 costs as much as six others."""
+    return [
+        part
+        for network in networks
+        for part in (network.subnet(_DEAR_PREFIX + 1) if network.prefixlen == _DEAR_PREFIX else [network])
+    ]
+
+
+def _parts(leaves: list[tuple[IPNetwork, Rule]], most: int) -> list[tuple[IPNetwork, list[tuple[IPNetwork, Rule]]]]:
+    """The sorted leaves in parts of up to `most`, each with the smallest network around it."""
+    first, last = leaves[0][0].first, leaves[-1][0].last
+    length = 32 - (first ^ last).bit_length()
+    around = IPNetwork((first, length)).cidr
+    # Two leaves are as far apart as their /24 is wide: without it each would be alone again.
+    if len(leaves) <= most and (length != _DEAR_PREFIX or len(leaves) <= 2):
+        return [(around, leaves)]
+    middle = around.first + around.size // 2
+    halves = [leaf for leaf in leaves if leaf[0].first < middle], [leaf for leaf in leaves if leaf[0].first >= middle]
+    return [part for half in halves for part in _parts(half, most)]

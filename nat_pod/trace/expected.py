@@ -1,0 +1,168 @@
+"""The network a plan asks for, as a Topology: the POD, and its neighbours as their owners would have to set them up.
+
+`trace` and `diff` walk this without deploying anything.  `lab/observe.py` makes the same values from what was really
+registered, and a test holds the two equal: what is missing in one of them is a bug in the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from netaddr import IPNetwork
+
+from nat_pod.config.addressing import free_addresses
+from nat_pod.errors import NatPodError
+from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, POD, SIDES, VROUTER
+from nat_pod.plan.model import PodPlan, RouteRulePlan, SecurityRulePlan
+from nat_pod.trace.flows import stranger_addresses
+from nat_pod.trace.topology import (
+    VM_HOST,
+    VM_NAT,
+    VM_ROUTER,
+    Lpg,
+    Route,
+    SecurityRule,
+    Subnet,
+    Topology,
+    Vcn,
+    Vm,
+    Vnic,
+)
+
+# A neighbour's own security list, stateful as people write them: everything out, everything in from the POD's range.
+_EGRESS = SecurityRule(direction="EGRESS", protocol="all", peer=ANYWHERE)
+
+
+def expected_topology(plan: PodPlan) -> Topology:
+    """The POD with its customers, management and vRouter.  MACs are left empty: nobody plans them."""
+    topology = Topology(vcns={}, subnets={}, lpgs={}, vnics={}, vms={})
+    _pod(topology, plan)
+    for customer, cidr in plan.customer_cidrs.items():
+        lpg, pod_lpg = f"{customer}/lpg", f"{POD}/{customer}"
+        routes = tuple(Route(destination=destination, lpg=lpg) for destination in plan.neighbours[customer])
+        _neighbour(topology, plan, customer, cidr, routes)
+        topology.lpgs[lpg] = Lpg(name=lpg, vcn=customer, peer=pod_lpg)
+        topology.lpgs[pod_lpg] = Lpg(name=pod_lpg, vcn=POD, peer=lpg, routes=_routes(plan.routes[LPGS]))
+    _management(topology, plan)
+    for slot in plan.slots:
+        _host(topology, slot.member, slot.real)
+    return topology
+
+
+def vrouter_address(plan: PodPlan) -> str:
+    """The vRouter's floating IP in the management VCN: its owner's choice, here a free address near the end of it.
+
+    `config.py` sees to it that there is one.
+    """
+    used = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
+    return next(free_addresses(IPNetwork(plan.management_cidr), used))
+
+
+def with_host(topology: Topology, name: str, address: str) -> Topology:
+    """The topology with one more host, e.g. `customer1/10.0.0.77`: somebody who is not in the address book."""
+    realm = name.split("/")[0]
+    if realm not in topology.subnets:
+        raise NatPodError(f"{name}: there is no realm {realm}")
+    copy = replace(topology, vms=dict(topology.vms), vnics=dict(topology.vnics))
+    _host(copy, name, address)
+    return copy
+
+
+def _pod(topology: Topology, plan: PodPlan) -> None:
+    topology.vcns[POD] = Vcn(name=POD, cidrs=(plan.cidr,))
+    lists = {key: tuple(security_rule(rule) for rule in rules) for key, rules in plan.security.items()}
+    for subnet in plan.subnets:
+        routes = _routes(plan.routes.get(subnet.side, ()))
+        security = lists[VROUTER] if subnet.side == VROUTER else ()
+        topology.subnets[subnet.key] = Subnet(
+            name=subnet.key, vcn=POD, cidr=subnet.cidr, routes=routes, security=security
+        )
+    for vm in plan.vms:
+        for vnic in vm.vnics:
+            topology.vnics[vnic.key] = Vnic(
+                name=vnic.key,
+                vm=vm.key,
+                subnet=vnic.key,
+                mac="",
+                addresses=(vnic.primary, *vnic.secondaries),
+                skip_source_dest_check=True,
+                nsgs=(vm.key,),
+                security=lists[vm.key],
+            )
+        topology.vms[vm.key] = Vm(
+            name=vm.key,
+            kind=VM_NAT,
+            vnics=tuple(vnic.key for vnic in vm.vnics),
+            rules=vm.rules,
+            forwarding=True,
+            metadata=vm.metadata,
+        )
+
+
+def _management(topology: Topology, plan: PodPlan) -> None:
+    """The management VCN and the vRouter: primary VNIC there, second VNIC in the POD's vRouter subnet."""
+    inner = vrouter_address(plan)
+    routes = tuple(Route(destination=destination, private_ip=inner) for destination in plan.neighbours[MANAGEMENT])
+    _neighbour(topology, plan, MANAGEMENT, plan.management_cidr, routes)
+    for name, subnet, address in (
+        (f"{VROUTER}-vnic-1", MANAGEMENT, inner),
+        (f"{VROUTER}-vnic-2", VROUTER, plan.vrouter_ip),
+    ):
+        topology.vnics[name] = Vnic(
+            name=name, vm=VROUTER, subnet=subnet, mac="", addresses=(address,), skip_source_dest_check=True
+        )
+    topology.vms[VROUTER] = Vm(
+        name=VROUTER,
+        kind=VM_ROUTER,
+        vnics=(f"{VROUTER}-vnic-1", f"{VROUTER}-vnic-2"),
+        routes=((plan.cidr, f"{VROUTER}-vnic-2"),),
+        forwarding=True,
+    )
+
+
+def _neighbour(topology: Topology, plan: PodPlan, name: str, cidr: str, routes: tuple[Route, ...]) -> None:
+    topology.vcns[name] = Vcn(name=name, cidrs=(cidr,))
+    security = (
+        _EGRESS,
+        SecurityRule(direction="INGRESS", protocol="all", peer=plan.cidr),
+        SecurityRule(direction="INGRESS", protocol="all", peer=cidr),
+    )
+    topology.subnets[name] = Subnet(name=name, vcn=name, cidr=cidr, routes=routes, security=security)
+
+
+def _host(topology: Topology, name: str, address: str) -> None:
+    vnic = f"{name}-vnic-1"
+    topology.vnics[vnic] = Vnic(
+        name=vnic, vm=name, subnet=name.split("/")[0], mac="", addresses=(address,), skip_source_dest_check=False
+    )
+    topology.vms[name] = Vm(name=name, kind=VM_HOST, vnics=(vnic,))
+
+
+def _routes(rules: Iterable[RouteRulePlan]) -> tuple[Route, ...]:
+    """A route table; the order of its rules means nothing, they are compared sorted."""
+    routes = [
+        Route(
+            destination=rule.destination,
+            lpg=None if rule.customer is None else f"{POD}/{rule.customer}",
+            private_ip=rule.private_ip,
+        )
+        for rule in rules
+    ]
+    return tuple(sorted(routes, key=lambda route: route.destination))
+
+
+def security_rule(rule: SecurityRulePlan) -> SecurityRule:
+    """A planned security rule as the network applies it."""
+    if rule.peer_is_nsg and rule.peer not in SIDES:
+        raise ValueError(f"{rule.key}: {rule.peer} is no NSG of the POD")
+    return SecurityRule(
+        direction=rule.direction,
+        protocol=rule.protocol,
+        peer=rule.peer,
+        peer_is_nsg=rule.peer_is_nsg,
+        stateless=True,
+        icmp_type=rule.icmp_type,
+        icmp_code=rule.icmp_code,
+        description=rule.description,
+    )

@@ -1,0 +1,382 @@
+"""`trace --all`: every packet that can be sent into a POD, and each one whose fate is not the declared one.
+
+No packet is left out and few are traced.  A trace says for which other sources and destinations it holds as well
+(`chains.Span`: nothing on the way told them apart), so one packet of each class is enough, and the classes are laid
+side by side until they cover
+
+- for every member, with its own address: all destinations outside its own network;
+- for an unknown sender in each network, who may forge: all sources that are not a member's there, times the same
+  destinations.  Left out are sources in another customer's network: by them OCI cannot tell customers apart, the
+  answer goes to the one who has the address (ARCHITECTURE.md).
+
+The rules are traced, not the stack file read: what is declared comes from `flows.py`, what happens from the tracer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from netaddr import IPAddress, IPNetwork
+
+from nat_pod.config.model import STATIC
+from nat_pod.names import MANAGEMENT, VROUTER
+from nat_pod.plan.model import PodPlan
+from nat_pod.rules.iptables import render_rule
+from nat_pod.rules.netfilter import Chain, Goto, Match
+from nat_pod.trace.chains import LAST_ADDRESS, RuleKey, numbers
+from nat_pod.trace.expected import expected_topology, with_host
+from nat_pod.trace.flows import Flow, declared_flows, flow_between, matrix, refused_flows, stranger_addresses
+from nat_pod.trace.topology import Route, Topology
+from nat_pod.trace.walk import Disposition, Leg, Packet, Tracer
+
+PORT = 80
+_PROTOCOLS = ("icmp", "tcp", "udp")
+
+NOT_DELIVERED = "declared, and not delivered"
+NOT_DECLARED = "delivered, and not declared"
+CUSTOMER_TO_CUSTOMER = "one customer reaches another"
+NOT_BIJECTIVE = "two members are one address"
+WRONG_MEMBER = "an address leads to the wrong member"
+NO_WAY_BACK = "the address seen does not lead back"
+NO_GUARD = "a NAT VM lets pass what no rule translated"
+HIDDEN_RULE = "a rule that an earlier one hides"
+DEAD_RULE = "a rule that no declared flow uses"
+KINDS = (
+    NOT_DELIVERED,
+    NOT_DECLARED,
+    CUSTOMER_TO_CUSTOMER,
+    WRONG_MEMBER,
+    NOT_BIJECTIVE,
+    NO_WAY_BACK,
+    NO_GUARD,
+    HIDDEN_RULE,
+    DEAD_RULE,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CounterExample:
+    """Something that is not as declared.  `kind` is one of KINDS.
+
+    A packet: `sender` sends `source` > `destination`; `alike` more packets meet the same fate.  A rule: `sender` is the
+    NAT VM, source and destination are empty.  `why` is a sentence, or the rule.
+    """
+
+    kind: str
+    sender: str
+    source: str
+    destination: str
+    why: str
+    alike: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """Pairs of a realm's members (or its stranger) with addresses of the NAT VM, by what is expected of them."""
+
+    realm: str
+    what: str
+    pairs: int
+    as_declared: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """Unknown senders of a realm: how many sources and destinations, and the packets that had to be traced."""
+
+    realm: str
+    sources: int
+    destinations: int
+    traced: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """What was looked at, and every counter-example.
+
+    `traced`: packets, one a class.  `any_protocol`: no rule for forwarded packets looks at a protocol or a port, so
+    what holds for TCP port 80 holds for all.
+    """
+
+    counts: tuple[Count, ...]
+    sweeps: tuple[Sweep, ...]
+    traced: int
+    any_protocol: bool
+    counter_examples: tuple[CounterExample, ...]
+
+
+def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
+    """Trace everything.  topology: the network to trace through, the plan's own unless given."""
+    prover = _Prover(plan, expected_topology(plan) if topology is None else topology)
+    prover.declared_flows()
+    counts = prover.members()
+    sweeps = [sweep for realm in (*plan.customer_cidrs, MANAGEMENT) if (sweep := prover.unknown(realm)) is not None]
+    prover.refused_flows()
+    prover.rules()
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    return Proof(
+        counts=counts,
+        sweeps=tuple(sweeps),
+        traced=prover.traced,
+        any_protocol=prover.any_protocol(),
+        counter_examples=tuple(
+            sorted(dict.fromkeys(prover.found), key=lambda one: (order[one.kind], one.sender, one.destination))
+        ),
+    )
+
+
+def _whatever_customers_route(topology: Topology, plan: PodPlan) -> Topology:
+    """The network with all that is no customer's own routed to his LPG: his route tables are his to write."""
+    subnets = dict(topology.subnets)
+    for name, subnet in topology.subnets.items():
+        lpgs = {route.lpg for route in subnet.routes if route.lpg is not None}
+        if subnet.vcn in plan.customer_cidrs:
+            anywhere = tuple(Route(destination="0.0.0.0/0", lpg=lpg) for lpg in sorted(lpgs))
+            subnets[name] = replace(subnet, routes=(*subnet.routes, *anywhere))
+    return replace(topology, subnets=subnets)
+
+
+# A class of packets: first and last of a source or destination, and what became of them.
+_Block = tuple[int, int]
+
+
+class _Prover:
+    def __init__(self, plan: PodPlan, topology: Topology) -> None:
+        self.plan = plan
+        self.strangers = stranger_addresses(plan)
+        for name, address in self.strangers.items():
+            topology = with_host(topology, name, address)
+        topology = _whatever_customers_route(topology, plan)
+        self.topology = topology
+        self.tracer = Tracer(topology)
+        self.declared = {(flow.sender, flow.destination): str(flow.receiver) for flow in declared_flows(plan)}
+        self.used: dict[str, frozenset[RuleKey]] = {}
+        self.traced = 0
+        self.numbers: dict[str, int] = {}
+        self.found: list[CounterExample] = []
+
+    # --- what is declared ---------------------------------------------------------------------------------------
+
+    def declared_flows(self) -> None:
+        """Both ways of each declared flow, and whether addresses and members go together one to one."""
+        tracer = Tracer(self.topology)
+        members = {slot.member: slot for slot in self.plan.slots}
+        seen: dict[tuple[str, str], str] = {}
+        for flow in declared_flows(self.plan):
+            self.traced += 1
+            traced = tracer.trace(flow.sender, _packet(flow.source, flow.destination), flow.receiver)
+            if traced.disposition is not Disposition.DELIVERED:
+                kind = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
+                self._packet(kind, flow, f"{traced.disposition}: {traced.why}")
+                continue
+            if self.plan.source_nat != STATIC:
+                continue  # masquerade: all are seen as one address, and nobody is called back by it
+            sender, receiver = members[flow.sender], members[str(flow.receiver)]
+            source = traced.request.packet.src
+            other = seen.setdefault((receiver.member, source), sender.member)
+            back = flow_between(receiver, sender).destination
+            if other != sender.member:
+                self._packet(NOT_BIJECTIVE, flow, f"{receiver.member} sees it as {source}, and {other} too")
+            elif source != back:
+                self._packet(NO_WAY_BACK, flow, f"{receiver.member} sees {source}; it calls {sender.member} at {back}")
+        self.used = tracer.used
+
+    def members(self) -> tuple[Count, ...]:
+        """Each member and stranger with its own address, to all destinations; the counts are those of the matrix."""
+        pairs: Counter[tuple[str, str]] = Counter()
+        good: Counter[tuple[str, str]] = Counter()
+        last, fates, starts = "", [], []
+        for flow in matrix(self.plan):
+            if flow.sender != last:
+                last, fates = flow.sender, self._destinations(flow.sender, flow.source)
+                starts = [low for (low, _), _ in fates]
+            reached = fates[bisect(starts, self._number(flow.destination)) - 1][1].reached
+            key = (flow.sender.split("/")[0], flow.why)
+            pairs[key] += 1
+            good[key] += reached == flow.receiver
+        return tuple(
+            Count(realm=realm, what=what, pairs=number, as_declared=good[realm, what])
+            for (realm, what), number in pairs.items()
+        )
+
+    def _destinations(self, sender: str, source: str) -> list[tuple[_Block, Leg]]:
+        """All destinations from one sender, class by class."""
+        fates = []
+        for destination, end in self._outside(sender.split("/")[0]):
+            while destination <= end:
+                leg = self._request(sender, source, destination)
+                block = (destination, min(end, leg.alike[1][1]))
+                self._judge(sender, (self._number(source),) * 2, block, leg)
+                fates.append((block, leg))
+                destination = block[1] + 1
+        return fates
+
+    # --- who is unknown -----------------------------------------------------------------------------------------
+
+    def unknown(self, realm: str) -> Sweep | None:
+        """A sender of this realm who is in no book and forges: every source that is nobody else's to send with.
+
+        None when the network has no room for one: all its addresses are members'.
+        """
+        sender = f"{realm}/stranger"
+        if sender not in self.strangers:
+            return None
+        vnic = f"{sender}-vnic-1"
+        hostile = replace(self.topology.vnics[vnic], skip_source_dest_check=True)
+        self.tracer = Tracer(replace(self.topology, vnics={**self.topology.vnics, vnic: hostile}))
+        before, sources = self.traced, 0
+        for first, last in self._sources(realm):
+            sources += last - first + 1
+            rest = [((first, last), destinations) for destinations in self._outside(realm)]
+            while rest:
+                (low, high), (start, end) = rest.pop()
+                leg = self._request(sender, _text(low), start)
+                # The packet is the lowest corner: what is left of the rectangle lies above and behind.
+                source_end, destination_end = min(high, leg.alike[0][1]), min(end, leg.alike[1][1])
+                self._judge(sender, (low, source_end), (start, destination_end), leg)
+                if destination_end < end:
+                    rest.append(((low, source_end), (destination_end + 1, end)))
+                if source_end < high:
+                    rest.append(((source_end + 1, high), (start, end)))
+        destinations = sum(last - first + 1 for first, last in self._outside(realm))
+        return Sweep(realm=realm, sources=sources, destinations=destinations, traced=self.traced - before)
+
+    def _sources(self, realm: str) -> list[_Block]:
+        """The sources to forge: all but the members' of the realm and other customers' networks."""
+        taken = [(self._number(slot.real),) * 2 for slot in self.plan.slots if slot.member.startswith(f"{realm}/")]
+        if realm != MANAGEMENT:
+            taken += [numbers(cidr)[:2] for name, cidr in self.plan.customer_cidrs.items() if name != realm]
+        return _without(taken)
+
+    def _outside(self, realm: str) -> list[_Block]:
+        """All destinations but those in the realm's own network, where the POD has no say."""
+        cidr = self.plan.management_cidr if realm == MANAGEMENT else self.plan.customer_cidrs[realm]
+        return _without([numbers(cidr)[:2]])
+
+    def refused_flows(self) -> None:
+        """The lab's refused flows, with each protocol: among them ssh to a NAT VM and forged transit sources."""
+        hostile = {
+            name: replace(vnic, skip_source_dest_check=True)
+            for name, vnic in self.topology.vnics.items()
+            if vnic.vm in self.strangers
+        }
+        self.tracer = Tracer(replace(self.topology, vnics={**self.topology.vnics, **hostile}))
+        for flow in refused_flows(self.plan):
+            for protocol in _PROTOCOLS if flow.port is None else ("tcp",):
+                self.traced += 1
+                packet = replace(_packet(flow.source, flow.destination), protocol=protocol, dport=flow.port or PORT)
+                leg = self.tracer.request(flow.sender, packet)
+                source, destination = self._number(flow.source), self._number(flow.destination)
+                self._judge(flow.sender, (source, source), (destination, destination), leg)
+
+    # --- the verdict --------------------------------------------------------------------------------------------
+
+    def _request(self, sender: str, source: str, destination: int) -> Leg:
+        self.traced += 1
+        return self.tracer.request(sender, _packet(source, _text(destination)))
+
+    def _judge(self, sender: str, sources: _Block, destinations: _Block, leg: Leg) -> None:
+        """Hold a class of packets to what is declared of its sender."""
+        realm = sender.split("/")[0]
+        size = (sources[1] - sources[0] + 1) * (destinations[1] - destinations[0] + 1)
+        source, destination = _text(sources[0]), _text(destinations[0])
+        kind = None
+        why = f"{leg.disposition}: {leg.why}" if leg.reached is None else f"{leg.reached} gets it"
+        if leg.reached is not None:
+            wanted = self.declared.get((sender, destination))
+            other = leg.reached.split("/")[0]
+            if leg.reached == VROUTER and realm == MANAGEMENT:
+                return  # the vRouter's own address in the POD: management's own machine
+            if wanted is not None and size == 1:
+                return  # traced, with its reply, among the declared flows
+            kind = CUSTOMER_TO_CUSTOMER if MANAGEMENT not in (realm, other) else NOT_DECLARED
+        elif leg.untranslated is not None:
+            kind = NO_GUARD
+            why = f"{leg.untranslated} passes it on as it came; then {why}"
+        elif leg.disposition in (Disposition.ANSWERED_BY_NAT_VM, Disposition.LOOP):
+            kind = NO_GUARD
+        if kind is not None:
+            self.found.append(
+                CounterExample(
+                    kind=kind, sender=sender, source=source, destination=destination, why=why, alike=size - 1
+                )
+            )
+
+    def _number(self, address: str) -> int:
+        if address not in self.numbers:
+            self.numbers[address] = int(IPAddress(address))
+        return self.numbers[address]
+
+    def _packet(self, kind: str, flow: Flow, why: str) -> None:
+        self.found.append(
+            CounterExample(kind=kind, sender=flow.sender, source=flow.source, destination=flow.destination, why=why)
+        )
+
+    # --- the rules ----------------------------------------------------------------------------------------------
+
+    def rules(self) -> None:
+        """Rules that cannot be meant: an earlier one matches all that they match, or no declared flow meets them."""
+        for vm, table, chain in self._chains():
+            used = self.used.get(vm, frozenset())
+            for index, rule in enumerate(chain.rules):
+                if RuleKey(table, chain.name, index) in used:
+                    continue
+                text = render_rule(chain.name, rule)
+                hiding = next((earlier for earlier in chain.rules[:index] if _covers(earlier.match, rule.match)), None)
+                if hiding is not None:
+                    self._rule(HIDDEN_RULE, vm, f"{text} (behind {render_rule(chain.name, hiding)})")
+                elif table == "nat" and not isinstance(rule.target, Goto):  # a branch alone lets nobody pass
+                    self._rule(DEAD_RULE, vm, text)
+
+    def any_protocol(self) -> bool:
+        """Whether the rules that a forwarded packet meets look at addresses and states only."""
+        met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
+        for vm in self.topology.vms.values():
+            forward = None if vm.rules is None else vm.rules.filter.hooked("FORWARD")
+            met += [] if forward is None else forward.rules
+        return all(rule.match.protocol is None for rule in met)
+
+    def _chains(self) -> Iterator[tuple[str, str, Chain]]:
+        for vm in self.topology.vms.values():
+            for table in () if vm.rules is None else vm.rules.tables:
+                for chain in table.chains:
+                    yield vm.name, table.name, chain
+
+    def _rule(self, kind: str, vm: str, text: str) -> None:
+        self.found.append(CounterExample(kind=kind, sender=vm, source="", destination="", why=text))
+
+
+def _without(taken: list[_Block]) -> list[_Block]:
+    """What is left of all addresses."""
+    left, start = [], 0
+    for first, last in sorted(taken):
+        if start < first:
+            left.append((start, first - 1))
+        start = max(start, last + 1)
+    return [*left, (start, LAST_ADDRESS)] if start <= LAST_ADDRESS else left
+
+
+def _packet(source: str, destination: str) -> Packet:
+    return Packet(src=source, dst=destination, protocol="tcp", dport=PORT)
+
+
+def _text(address: int) -> str:
+    return str(IPAddress(address))
+
+
+def _covers(earlier: Match, later: Match) -> bool:
+    """Whether every packet that `later` matches is matched by `earlier` too."""
+
+    def holds(network: str | None, inside: str | None) -> bool:
+        return network is None or (inside is not None and IPNetwork(inside) in IPNetwork(network))
+
+    exact = ("in_interface", "protocol", "source_port", "destination_port", "icmp_type")
+    return (
+        holds(earlier.source, later.source)
+        and holds(earlier.destination, later.destination)
+        and all(getattr(earlier, name) in (None, getattr(later, name)) for name in exact)
+        and (not earlier.ctstate or (bool(later.ctstate) and set(later.ctstate) <= set(earlier.ctstate)))
+    )

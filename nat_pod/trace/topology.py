@@ -1,0 +1,149 @@
+"""The network as a packet meets it: VCNs, subnets, VNICs, route rules, gateways, machines.
+
+Plain values without OCIDs.  They are made in two independent ways: from a plan (`expected.py`, what the engineer
+asked for) and from a region's state (`lab/observe.py`, what was really registered).  The tracer walks them and the
+lab builds them, so neither re-derives anything and both die where the deployed state makes a packet die.
+
+OCI semantics that live here (sources in ARCHITECTURE.md, "What the region does")
+- A VNIC with the source/destination check on sends only from, and receives only for, its own private IPs.
+- Routing inside a VCN is implicit; a route rule wins over it only when it is at least as specific as the VCN CIDR.
+- A packet that entered by an LPG follows the LPG's own route table if it has one, otherwise it reaches only
+  addresses of that VCN.
+- A route rule to a private IP delivers to the VNIC which holds that address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nat_pod.rules.netfilter import Ruleset
+
+VM_HOST = "host"
+VM_NAT = "nat"
+VM_ROUTER = "router"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecurityRule:
+    """One NSG or security-list rule.
+
+    `peer` is the other end: the source of an ingress rule, the destination of an egress rule; a CIDR, or the name
+    of an NSG when `peer_is_nsg` (then any VNIC in that NSG matches, whatever address it uses).
+    """
+
+    direction: str  # INGRESS or EGRESS
+    protocol: str  # "all", "1" (ICMP), "6" (TCP) or "17" (UDP), as OCI writes them
+    peer: str
+    peer_is_nsg: bool = False
+    stateless: bool = False
+    destination_ports: tuple[int, int] | None = None
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """A route rule.  Exactly one of `lpg` (an LPG's name) and `private_ip` (an address in the VCN) is set."""
+
+    destination: str
+    lpg: str | None = None
+    private_ip: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subnet:
+    """A subnet with the route rules and security list rules that hold for the VNICs in it."""
+
+    name: str
+    vcn: str
+    cidr: str
+    routes: tuple[Route, ...] = ()
+    security: tuple[SecurityRule, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lpg:
+    """A local peering gateway.  `peer` is the LPG at the other end, None while the peering is not PEERED.
+
+    `routes` is the LPG's own route table, None when it has none.
+    """
+
+    name: str
+    vcn: str
+    peer: str | None = None
+    routes: tuple[Route, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vcn:
+    """A VCN and its CIDRs."""
+
+    name: str
+    cidrs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vnic:
+    """An attached VNIC.  `addresses` has the primary private IP first, then the secondary ones, sorted."""
+
+    name: str
+    vm: str
+    subnet: str
+    mac: str
+    addresses: tuple[str, ...]
+    skip_source_dest_check: bool
+    nsgs: tuple[str, ...] = ()
+    security: tuple[SecurityRule, ...] = ()  # the rules of its NSGs; the subnet's come on top
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vm:
+    """A machine.  `vnics` are names, the primary VNIC first; the default route leaves by it.
+
+    `routes` are further routes in the guest: (destination CIDR, name of the VNIC it leaves by).
+    For a NAT VM `rules`, `forwarding` and `strict_rp_filter` say what its guest runs.
+    `metadata` is what the instance metadata service serves (user_data and so on), for machines that boot from it.
+    """
+
+    name: str
+    kind: str
+    vnics: tuple[str, ...]
+    routes: tuple[tuple[str, str], ...] = ()
+    rules: Ruleset | None = None
+    forwarding: bool = False
+    strict_rp_filter: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Topology:
+    """Everything a packet can meet, by name."""
+
+    vcns: dict[str, Vcn]
+    subnets: dict[str, Subnet]
+    lpgs: dict[str, Lpg]
+    vnics: dict[str, Vnic]
+    vms: dict[str, Vm]
+
+    @property
+    def networks(self) -> set[str]:
+        """Every network, as a CIDR, that a VCN, a subnet, a route, a security rule or a guest's route names."""
+        cidrs = {cidr for vcn in self.vcns.values() for cidr in vcn.cidrs}
+        cidrs |= {subnet.cidr for subnet in self.subnets.values()}
+        tables = [subnet.routes for subnet in self.subnets.values()]
+        tables += [lpg.routes for lpg in self.lpgs.values() if lpg.routes is not None]
+        cidrs |= {route.destination for routes in tables for route in routes}
+        cidrs |= {cidr for vm in self.vms.values() for cidr, _ in vm.routes}
+        return cidrs | self.peers
+
+    @property
+    def peers(self) -> set[str]:
+        """The networks that security rules name."""
+        lists = {subnet.security for subnet in self.subnets.values()}
+        lists |= {vnic.security for vnic in self.vnics.values()}
+        return {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
+
+    def vcn_of(self, vnic: Vnic) -> Vcn:
+        """The VCN a VNIC is in."""
+        return self.vcns[self.subnets[vnic.subnet].vcn]
