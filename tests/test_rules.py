@@ -14,8 +14,8 @@ from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan.guest import metadata_bytes, read_document
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.compiler import compile_rules
-from nat_pod.rules.iptables import hooks, parse, render
-from nat_pod.rules.netfilter import CHAIN_NAME_LIMIT, Goto, Rule, Ruleset
+from nat_pod.rules.iptables import hooks, parse, render, render_rule
+from nat_pod.rules.netfilter import CHAIN_NAME_LIMIT, Drop, Goto, Match, Rule, Ruleset
 from nat_pod.rules.tree import BRANCHES
 
 
@@ -105,7 +105,7 @@ def full(dev: dict, policy: str, customers: int = 10) -> PodConfig:
 def test_rules_grow_as_hosts_plus_servers_and_not_as_their_product(dev, policy):
     """8 servers and 688 hosts are 5,504 pairs; the article writes a line for each on both VMs."""
     rules = compile_rules(full(dev, policy))
-    leaves = [rule for chain in rules["natVm1"].nat.chains for rule in chain.rules if "/" in rule.comment]
+    leaves = [rule for chain in rules["natVm1"].nat.chains for rule in chain.rules if rule.member]
     per_host = 2 if policy == "masquerade" else 3
     assert len(leaves) == per_host * 688 + 8
     assert rules["natVm1"].rule_count() <= 1.2 * len(leaves)
@@ -187,6 +187,36 @@ def test_what_is_rendered_is_read_back_as_the_same_rules(dev, ten, policy):
             assert parse(render(rules), hooks(rules)) == rules
 
 
+@pytest.mark.parametrize(
+    ("said", "comment"),
+    [
+        ({}, ""),
+        ({"member": "customer1/vm1"}, '-m comment --comment "customer1/vm1" '),
+        ({"note": "ssh through NAT VM2"}, '-m comment --comment "ssh through NAT VM2" '),
+        ({"note": "customer1"}, '-m comment --comment "customer1" '),
+    ],
+)
+def test_whom_a_rule_is_for_and_what_is_one_comment_and_comes_back_in_its_own_field(dev, said, comment):
+    rules = compiled(dev)["natVm1"]
+    rule = Rule(Match(), Drop(), **said)
+    line = render_rule("NATPOD-PRE", rule)
+    assert line == f"-A NATPOD-PRE {comment}-j DROP"
+    text = render(rules)
+    at = text.index("-A NATPOD-PRE")
+    assert parse(text[:at] + line + "\n" + text[at:], hooks(rules)).nat.chain("NATPOD-PRE").rules[0] == rule
+
+
+@pytest.mark.parametrize("said", [{"member": "vm1"}, {"member": "a/b/c"}, {"note": "customer1/vm1"}, {"note": 'a "b"'}])
+def test_a_member_without_its_realm_and_a_note_that_would_be_read_as_a_member_are_not_written(said):
+    with pytest.raises(ValueError, match="is not"):
+        render_rule("NATPOD-PRE", Rule(Match(), Drop(), **said))
+
+
+def test_a_rule_is_for_a_member_or_has_a_note():
+    with pytest.raises(ValueError, match="a rule for customer1/vm1 cannot have the note 'x', too"):
+        Rule(Match(), Drop(), member="customer1/vm1", note="x")
+
+
 def test_chain_names_fit_and_each_goto_has_its_chain(dev, ten):
     dev["customers"]["a23456789-123456789"] = {"cidr": "10.9.0.0/24", "hosts": {"vm": "10.9.0.9"}}
     dev["addresses"]["a23456789-123456789/vm"] = {"natVm1": "198.18.0.9", "natVm2": "198.18.0.137"}
@@ -225,6 +255,9 @@ def test_the_guard_is_the_last_word_in_both_directions(dev):
         "-A NATPOD-PRE -g NATPOD-NOWHERE",
         "-A PREROUTING -j NATPOD-PRE",
         "-I NATPOD-PRE -j ACCEPT",
+        '-A NATPOD-PRE -m comment --comment "customer1/vm1 and more" -j DROP',
+        '-A NATPOD-PRE -m comment --comment "a/b/c" -j DROP',
+        "-A NATPOD-PRE -m comment --comment 'five $' -j DROP",
         ":INPUT ACCEPT [0:0]",
         "*mangle",
         "nonsense",

@@ -168,7 +168,7 @@ FAULTS = {
     "a host's rule leads to its neighbour": (
         "natVm1",
         lambda c: [
-            replace(r, target=Dnat("10.0.0.131")) if r.comment == "customer1/h3" and isinstance(r.target, Dnat) else r
+            replace(r, target=Dnat("10.0.0.131")) if r.member == "customer1/h3" and isinstance(r.target, Dnat) else r
             for r in c.rules
         ],
     ),

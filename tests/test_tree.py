@@ -1,6 +1,6 @@
 """Long lists as trees: enumerated over many lists, every address of the surroundings tried.
 
-Address plan: the lists are for addresses in 10.0.0.0/22; each rule's comment is the network it is for.
+Address plan: the lists are for addresses in 10.0.0.0/22; each rule's note is the network it is for.
 """
 
 import random
@@ -15,7 +15,7 @@ FIRST, LAST = int(IPAddress("9.255.255.0")), int(IPAddress("10.0.4.255"))
 
 
 def rule(network: str, side: str) -> Rule:
-    return Rule(Match(**{side: network}), Accept(), network)
+    return Rule(Match(**{side: network}), Accept(), note=network)
 
 
 def hosts(count: int, seed: int) -> list[str]:
@@ -53,7 +53,7 @@ def test_every_address_meets_its_own_rule_and_no_other_address_meets_any(network
                     if isinstance(candidate.target, Goto):
                         below = by_name[candidate.target.chain]
                     else:
-                        met = candidate.comment
+                        met = candidate.note
                     break
             rules = below
         assert met == owner.get(address)
@@ -66,7 +66,7 @@ def test_no_chain_is_long_and_each_has_a_name_that_iptables_takes(networks, bran
     assert all(1 <= len(rules) <= branches for rules in (top, *(chain.rules for chain in chains)) if networks)
     assert all(len(chain.name) <= CHAIN_NAME_LIMIT for chain in chains)
     kept = [r for rules in (top, *(chain.rules for chain in chains)) for r in rules if not isinstance(r.target, Goto)]
-    assert sorted(r.comment for r in kept) == sorted(networks)
+    assert sorted(r.note for r in kept) == sorted(networks)
 
 
 def test_a_short_list_stays_as_it_is_and_a_long_one_does_not_depend_on_its_order():

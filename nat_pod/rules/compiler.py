@@ -83,11 +83,11 @@ def compile_rules(config: PodConfig) -> dict[str, Ruleset]:
     pod = _Pod(config)
     return {
         NAT_VM1: Ruleset(
-            filter=_guard(ssh_from=pod.subnets_of_vm2, ssh_comment="ssh through NAT VM2"),
+            filter=_guard(ssh_from=pod.subnets_of_vm2, ssh_note="ssh through NAT VM2"),
             nat=_nat_table(_customers_to_vm2(pod), _vm2_to_customers(pod), _sources_vm1(pod)),
         ),
         NAT_VM2: Ruleset(
-            filter=_guard(ssh_from=[config.management.cidr], ssh_comment="ssh from management"),
+            filter=_guard(ssh_from=[config.management.cidr], ssh_note="ssh from management"),
             nat=_nat_table(_management_to_vm1(pod), _vm1_to_management(pod), _sources_vm2(pod)),
         ),
     }
@@ -146,7 +146,7 @@ def _customers_to_vm2(pod: _Pod) -> _Part:
         chain = f"{CUSTOMER}{customer.name}"
         target = SERVERS if customer.servers is None else f"{SERVER}{customer.name}"
         top += _from(customer, chain)
-        members = [Rule(Match(source=_host(host.address)), Goto(target), host.name) for host in hosts]
+        members = [Rule(Match(source=_host(host.address)), Goto(target), member=host.name) for host in hosts]
         chains += _chain(chain, CUSTOMER, members)
         if customer.servers is not None:
             # Flat: two customers' branches would have the same names.
@@ -157,12 +157,15 @@ def _customers_to_vm2(pod: _Pod) -> _Part:
 
 def _from(customer: CustomerConfig, chain: str) -> list[Rule]:
     """Packets from a customer's VCN."""
-    return [Rule(Match(source=str(network)), Goto(chain), customer.name) for network in without_dear([customer.cidr])]
+    return [
+        Rule(Match(source=str(network)), Goto(chain), note=customer.name) for network in without_dear([customer.cidr])
+    ]
 
 
 def _server_rules(pod: _Pod, servers: list[Member]) -> list[Rule]:
     return [
-        Rule(Match(destination=_host(pod.on_vm1(server))), Dnat(pod.on_vm2(server)), server.name) for server in servers
+        Rule(Match(destination=_host(pod.on_vm1(server))), Dnat(pod.on_vm2(server)), member=server.name)
+        for server in servers
     ]
 
 
@@ -180,7 +183,8 @@ def _vm2_to_customers(pod: _Pod) -> _Part:
             chain = f"{VNIC}{pair.nat_vm1}"
             rules.append(Rule(Match(destination=str(pair.nat_vm1)), Goto(chain)))
             members = [
-                Rule(Match(destination=_host(pod.on_vm1(host))), Dnat(str(host.address)), host.name) for host in hosts
+                Rule(Match(destination=_host(pod.on_vm1(host))), Dnat(str(host.address)), member=host.name)
+                for host in hosts
             ]
             chains += _chain(chain, VNIC, members)
     top = [Rule(Match(source=str(network)), Goto(FROM_VM2)) for network in pod.subnets_of_vm2]
@@ -189,7 +193,7 @@ def _vm2_to_customers(pod: _Pod) -> _Part:
 
 def _management_to_vm1(pod: _Pod) -> _Part:
     """NAT VM2, packets from declared servers: the same offset in NAT VM1's /27, one rule a VNIC pair."""
-    top = [Rule(Match(source=_host(server.address)), Goto(HOSTS), server.name) for server in pod.servers]
+    top = [Rule(Match(source=_host(server.address)), Goto(HOSTS), member=server.name) for server in pod.servers]
     rules = [
         Rule(Match(destination=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
         for pair in pod.pairs
@@ -201,7 +205,7 @@ def _management_to_vm1(pod: _Pod) -> _Part:
 def _vm1_to_management(pod: _Pod) -> _Part:
     """NAT VM2, packets from NAT VM1: the server's address here -> the server."""
     rules = [
-        Rule(Match(destination=_host(pod.on_vm2(server))), Dnat(str(server.address)), server.name)
+        Rule(Match(destination=_host(pod.on_vm2(server))), Dnat(str(server.address)), member=server.name)
         for server in pod.servers
     ]
     top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in pod.subnets_of_vm1]
@@ -223,7 +227,9 @@ def _sources_vm1(pod: _Pod) -> _Part:
         if hosts:
             chain = f"{HIDDEN}{customer.name}"
             top += _from(customer, chain)
-            members = [Rule(Match(source=_host(host.address)), Snat(pod.on_vm1(host)), host.name) for host in hosts]
+            members = [
+                Rule(Match(source=_host(host.address)), Snat(pod.on_vm1(host)), member=host.name) for host in hosts
+            ]
             chains += _chain(chain, HIDDEN, members)
     return _part(HIDDEN, top, chains)
 
@@ -237,14 +243,17 @@ def _sources_vm2(pod: _Pod) -> _Part:
         for pair in pod.pairs
         if pod.in_pair(pod.hosts, pair)
     ]
-    top += [Rule(Match(source=_host(server.address)), Snat(pod.on_vm2(server)), server.name) for server in pod.servers]
+    top += [
+        Rule(Match(source=_host(server.address)), Snat(pod.on_vm2(server)), member=server.name)
+        for server in pod.servers
+    ]
     return _part(HIDDEN, top, [])
 
 
 def _masquerade(primary: str) -> Rule:
     # SNAT: what MASQUERADE would choose, known beforehand and at less cost.
     # Only what PREROUTING translated: the VM's own traffic (metadata, iSCSI boot volume) keeps its source.
-    return Rule(Match(ctstate=("DNAT",)), Snat(primary), "hide the source behind the primary address")
+    return Rule(Match(ctstate=("DNAT",)), Snat(primary), note="hide the source behind the primary address")
 
 
 def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
@@ -258,27 +267,27 @@ def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
     )
 
 
-def _guard(ssh_from: Iterable[IPNetwork], ssh_comment: str) -> Table:
+def _guard(ssh_from: Iterable[IPNetwork], ssh_note: str) -> Table:
     """The filter table: what may pass the VM, and what may talk to the VM itself."""
     forward = (
-        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), "flows that exist"),
-        Rule(Match(ctstate=("DNAT",)), Accept(), "a mapping translated it"),
-        Rule(Match(), Drop(), "no mapping translated it"),
+        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), note="flows that exist"),
+        Rule(Match(ctstate=("DNAT",)), Accept(), note="a mapping translated it"),
+        Rule(Match(), Drop(), note="no mapping translated it"),
     )
     own = (
-        Rule(Match(in_interface="lo"), Accept(), "the VM itself"),
-        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), "answers to the VM"),
-        Rule(Match(protocol="icmp", icmp_type=ICMP_UNREACHABLE), Accept(), "path MTU discovery"),
+        Rule(Match(in_interface="lo"), Accept(), note="the VM itself"),
+        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), note="answers to the VM"),
+        Rule(Match(protocol="icmp", icmp_type=ICMP_UNREACHABLE), Accept(), note="path MTU discovery"),
         Rule(
             Match(protocol="udp", source_port=DHCP_SERVER, destination_port=DHCP_CLIENT),
             Accept(),
-            "DHCP of the primary VNIC",
+            note="DHCP of the primary VNIC",
         ),
         *(
-            Rule(Match(source=str(network), protocol="tcp", destination_port=SSH), Accept(), ssh_comment)
+            Rule(Match(source=str(network), protocol="tcp", destination_port=SSH), Accept(), note=ssh_note)
             for network in ssh_from
         ),
-        Rule(Match(), Drop(), "no mapping translated it"),
+        Rule(Match(), Drop(), note="no mapping translated it"),
     )
     return Table(
         "filter",

@@ -4,6 +4,16 @@
 else is refused: a reader that skips what it does not know would let the tracer predict a packet's way through rules
 that say something else.
 
+Whom a rule is for, and what, travels in the one comment that a line has.  With a slash it is a member's full name,
+without one it is a note:
+
+    -A NATPOD-V-198.18.0.0/27 -d 198.18.0.2/32 -m comment --comment "customer1/vm1" -j DNAT --to-destination 10.0.0.100
+    -A NATPOD-FORWARD -m comment --comment "no mapping translated it" -j DROP
+
+`_comment` writes it and `_read_comment` reads it.  Where only text is at hand, others read the same form: the rule
+document says each member's comment once (`fold` in plan/guest.py, undone by the agent), the agent adds up what the
+kernel counted for each member, and `handbuilt/` takes members' names from saved rules.
+
 One restore input carries both tables, so a rule set is loaded in one transaction a table and never in pieces.
 """
 
@@ -32,7 +42,8 @@ from nat_pod.rules.netfilter import (
     Target,
 )
 
-_COMMENT = re.compile(r"[A-Za-z0-9 ._/:,()>-]{1,200}")
+_MEMBER = re.compile(r"[A-Za-z0-9._-]{1,100}/[A-Za-z0-9._-]{1,100}")
+_NOTE = re.compile(r"[A-Za-z0-9 ._:,()>-]{1,200}")
 _CHAIN = re.compile(rf"{OWN_PREFIX}[A-Za-z0-9./-]{{1,{CHAIN_NAME_LIMIT - len(OWN_PREFIX)}}}")
 
 
@@ -80,10 +91,8 @@ def render_rule(chain: str, rule: Rule) -> str:
             words.append(f"--dport {match.destination_port}")
     if match.ctstate:
         words.append(f"-m conntrack --ctstate {','.join(match.ctstate)}")
-    if rule.comment:
-        if not _COMMENT.fullmatch(rule.comment):
-            raise ValueError(f"comment {rule.comment!r} is not {_COMMENT.pattern}")
-        words.append(f'-m comment --comment "{rule.comment}"')
+    if comment := _comment(rule):
+        words.append(f'-m comment --comment "{comment}"')
     words.append(_target_text(rule.target))
     return " ".join(words)
 
@@ -132,6 +141,22 @@ def parse(text: str, own_hooks: Sequence[tuple[str, str, str]]) -> Ruleset:
     return Ruleset(filter=tables["filter"], nat=tables["nat"])
 
 
+def _comment(rule: Rule) -> str:
+    """The comment that says whom or what a rule is for, "" for none.  Raises ValueError for one of another form."""
+    for form, said in ((_MEMBER, rule.member), (_NOTE, rule.note)):
+        if said and not form.fullmatch(said):
+            raise ValueError(f"comment {said!r} is not {form.pattern}")
+    return rule.member or rule.note
+
+
+def _read_comment(comment: str) -> tuple[str, str]:
+    """The member and the note of a comment that `_comment` wrote.  Raises ValueError for any other."""
+    form = _MEMBER if "/" in comment else _NOTE
+    if comment and not form.fullmatch(comment):
+        raise ValueError(f"comment {comment!r} is not {form.pattern}")
+    return (comment, "") if form is _MEMBER else ("", comment)
+
+
 def _target_text(target: Target) -> str:
     match target:
         case Accept():
@@ -176,7 +201,8 @@ def _read_rule(words: list[str]) -> Rule:
         icmp_type=_number(values.get("--icmp-type")),
         ctstate=tuple(ctstate.split(",")) if ctstate else (),
     )
-    return Rule(match, _read_target(values), values.get("--comment", ""))
+    member, note = _read_comment(values.get("--comment", ""))
+    return Rule(match, _read_target(values), member=member, note=note)
 
 
 _OPTIONS = {

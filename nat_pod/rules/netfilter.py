@@ -13,7 +13,7 @@ Facts this module rests on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 CHAIN_NAME_LIMIT = 28
 OWN_PREFIX = "NATPOD-"
@@ -81,11 +81,23 @@ Target = Accept | Drop | Goto | Dnat | Snat | Netmap | Masquerade
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of a chain.  `comment` names the member (customer1/vm1) or says what the rule is for."""
+    """One line of a chain.
+
+    member: whom it is for, by the full name ("customer1/vm1"); "" when it is for nobody alone.
+    note: what it is for, in a few words without a slash; "" when there is nothing to say.
+    A rule is for a member or has a note: a line has room for one comment.  `iptables.py` says how it is written.
+
+    Raises ValueError for a rule with both.
+    """
 
     match: Match
     target: Target
-    comment: str = ""
+    member: str = field(default="", kw_only=True)
+    note: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.member and self.note:
+            raise ValueError(f"a rule for {self.member} cannot have the note {self.note!r}, too")
 
 
 @dataclass(frozen=True, slots=True)

@@ -719,7 +719,7 @@ class _Walk:
             raise _DeadError(
                 Disposition.NO_MAPPING,
                 builtin,
-                f"{label(vm.name)} drops {src} > {dst} in {builtin}: {hit.rule.comment or hit.text}",
+                f"{label(vm.name)} drops {src} > {dst} in {builtin}: {hit.rule.note or hit.text}",
                 verdict.chains,
             )
         if steps is not None:
