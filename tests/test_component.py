@@ -6,6 +6,7 @@ What an engine does with the options (replacement, deletion) is not shown here: 
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -325,6 +326,72 @@ def test_the_route_to_the_vrouter_comes_with_the_second_up() -> None:
     assert region.read(table)["routeRules"] == [
         {"destination": "10.0.0.0/16", "destinationType": "CIDR_BLOCK", "networkEntityId": floating}
     ]
+
+
+@pytest.fixture
+def vrouter_gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[Region], None]:
+    """Makes a region's next look-ups of the floating address find nobody, as in the middle of a fail-over."""
+
+    def patch(region: Region) -> None:
+        answer = region.invoke
+
+        def without(token: str, args: dict[str, Any]) -> dict[str, Any]:
+            found = answer(token, args)
+            return {**found, "privateIps": []} if args.get("ipAddress") == "198.18.0.167" else found
+
+        monkeypatch.setattr(region, "invoke", without)
+
+    return patch
+
+
+def test_a_route_that_stands_stays_when_the_vrouter_is_not_found(vrouter_gone: Callable[[Region], None]) -> None:
+    region = Region()
+    floating = vrouter(region, deploy(REPOSITORY, "dev", region).outputs["vrouterSubnetId"], skip=True)
+    deploy(REPOSITORY, "dev", region)
+    table = ocid(region, oci.ROUTE_TABLE, "natVm2")
+    before = region.read(table)["routeRules"]
+    assert before
+    vrouter_gone(region)
+
+    (warning,) = deploy(REPOSITORY, "dev", region).warnings
+    assert region.read(table)["routeRules"] == before
+    assert warning == (
+        "No private IP 198.18.0.167 in subnet nat-pod-dev-vrouter at the moment. NAT VM2 keeps the route that it has, "
+        f"10.0.0.0/16 to {floating}. It leads nowhere until a vRouter has the address: after a fail-over, run "
+        "`pulumi preview` again; if this warning stays, the vRouter's owner attaches a VNIC to that subnet with its "
+        "source/destination check skipped and this address as a private IP; then run `pulumi up` again."
+    )
+
+
+def test_a_rule_added_by_hand_is_not_taken_over_with_the_one_that_stays(
+    vrouter_gone: Callable[[Region], None],
+) -> None:
+    region = Region()
+    floating = vrouter(region, deploy(REPOSITORY, "dev", region).outputs["vrouterSubnetId"], skip=True)
+    deploy(REPOSITORY, "dev", region)
+    table = ocid(region, oci.ROUTE_TABLE, "natVm2")
+    own = region.read(table)["routeRules"]
+    by_hand = {"destination": "172.16.0.0/12", "destinationType": "CIDR_BLOCK", "networkEntityId": floating}
+    region.update(table, {**region.get(table).inputs, "routeRules": [by_hand, *own]})
+    vrouter_gone(region)
+    deploy(REPOSITORY, "dev", region)
+    assert region.read(table)["routeRules"] == own
+
+
+def test_a_new_network_of_management_waits_for_the_vrouter_and_the_old_route_stays(
+    project: Path, vrouter_gone: Callable[[Region], None]
+) -> None:
+    region = Region()
+    vrouter(region, deploy(project, "dev", region).outputs["vrouterSubnetId"], skip=True)
+    deploy(project, "dev", region)
+    table = ocid(region, oci.ROUTE_TABLE, "natVm2")
+    before = region.read(table)["routeRules"]
+    change(project, "management", "cidr", value="10.0.0.0/17")
+    vrouter_gone(region)
+    (warning,) = deploy(project, "dev", region).warnings
+    assert region.read(table)["routeRules"] == before
+    assert "NAT VM2 keeps the route that it has, 10.0.0.0/16 to " in warning
+    assert ", and there is none to 10.0.0.0/17. " in warning
 
 
 def test_a_vrouter_with_the_check_on_is_refused_in_ocis_words() -> None:

@@ -201,6 +201,47 @@ def test_new_pod_gets_its_route_to_the_vrouter_at_the_second_up(tmp_path: Path, 
     pod.engine.expect_no_changes()
 
 
+def test_the_route_stays_through_a_fail_over_and_follows_the_address(pod: Pod) -> None:
+    """While the address is nowhere, an emptied table would cut the POD off until somebody runs `up` once more."""
+
+    def rules() -> list[Any]:
+        found: list[Any] = pod.region.read(pod.find(ROUTE_TABLE, "natVm2"))["routeRules"]
+        return found
+
+    before = rules()
+    floating = str(pod.region.find(PRIVATE_IP, "vrouter floating, POD"))
+    vnic = pod.region.read(floating)["vnicId"]
+    pod.region.delete(floating)
+
+    preview = pod.engine.preview()
+    assert preview.counts == {}
+    (warning,) = preview.warnings
+    assert f"NAT VM2 keeps the route that it has, 10.0.0.0/16 to {floating}" in warning
+    up = pod.engine.up()
+    assert (planned(up), up.warnings, rules()) == ({}, (warning,), before)
+    assert not pod.engine.refresh().counts
+    assert not planned(pod.engine.preview())
+    # What else changes meanwhile goes through.
+    pod.change(sourceNat="static")
+    assert planned(pod.engine.up()) == {"update": ["natVm1", "natVm2"]}
+    assert rules() == before
+
+    new = pod.region.create(PRIVATE_IP, {"vnicId": vnic, "ipAddress": "198.18.0.167"}, "of the other vRouter")[0]
+    second = pod.engine.up()
+    assert (planned(second), second.warnings) == ({"update": ["natVm2"]}, ())
+    assert [rule["networkEntityId"] for rule in rules()] == [new] != [floating]
+    pod.engine.expect_no_changes()
+
+
+def test_a_route_that_somebody_took_out_is_not_there_to_stay(pod: Pod) -> None:
+    pod.region.delete(str(pod.region.find(PRIVATE_IP, "vrouter floating, POD")))
+    pod.tamper(ROUTE_TABLE, "natVm2", lambda inputs: inputs.update(routeRules=[]))
+    assert planned(pod.engine.refresh()) == {"update": ["natVm2"]}
+    preview = pod.engine.preview()
+    assert not planned(preview)
+    assert "yet, so NAT VM2 has no route to 10.0.0.0/16" in preview.warnings[0]
+
+
 def test_nothing_changed_is_nothing_to_do(pod: Pod) -> None:
     pod.engine.expect_no_changes()
     assert pod.engine.preview().counts == documented("nothing, or `refresh` and nothing")

@@ -1359,3 +1359,24 @@ def test_private_ips_are_found_by_subnet_and_address(world: World) -> None:
     assert found(vnicId=world.vnic) == [world.primary_ip(world.vnic), ip]
     with pytest.raises(OciError, match="needs subnetId"):
         found(ipAddress="198.18.0.9")
+
+
+def test_route_tables_are_found_by_compartment_vcn_and_name_default_ones_too(world: World) -> None:
+    region = world.region
+    other = region.create(oci.VCN, {"compartmentId": "c2", "cidrBlocks": ["10.9.0.0/24"], "displayName": "other"})[0]
+    named = {"compartmentId": "c2", "vcnId": other, "displayName": "t", "routeRules": []}
+    table = region.create(oci.ROUTE_TABLE, named, "t")[0]
+    default = region.read(other)["defaultRouteTableId"]
+
+    def found(**args: str) -> list[str]:
+        answer = region.invoke("oci:Core/getRouteTables:getRouteTables", args)
+        return [entry["id"] for entry in answer["routeTables"]]
+
+    assert found(compartmentId="c2") == [table, default]
+    assert found(compartmentId="c2", vcnId=other, displayName="t", state="Available") == [table]
+    assert found(compartmentId="c2", displayName="Default Route Table for other") == [default]
+    assert found(compartmentId="c", vcnId=other) == []
+    assert found(compartmentId="c2", displayName="T") == []
+    assert found(compartmentId="c2", state="TERMINATED") == []
+    with pytest.raises(OciError, match="compartmentId is missing"):
+        found(vcnId=other)

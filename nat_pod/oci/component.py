@@ -253,22 +253,59 @@ class NatPod(pulumi.ComponentResource):
             ip_address=self._plan.vrouter_ip,
             opts=pulumi.InvokeOutputOptions(parent=self),
         )
-        return found.apply(lambda result: self._rules_to_vrouter(to_vrouter, result.private_ips))
 
-    def _rules_to_vrouter(self, destinations: list[str], private_ips: Sequence[Any]) -> list[RouteRule]:
-        """Rules to the vRouter's floating address: none until its owner has put it into the POD's subnet.
+        def lead(private_ips: Sequence[Any]) -> pulumi.Output[list[RouteRule]]:
+            if not private_ips:
+                return self._standing_rules().apply(lambda rules: self._without_vrouter(to_vrouter, rules))
+            return pulumi.Output.from_input([_route_rule(range_, private_ips[0].id) for range_ in to_vrouter])
 
-        The owner cannot do that before the subnet exists, so the first `pulumi up` of a POD always ends here.
-        """
-        if private_ips:
-            return [_route_rule(destination, private_ips[0].id) for destination in destinations]
-        pulumi.log.warn(
-            f"No private IP {self._plan.vrouter_ip} in subnet {self._child(VROUTER)} yet, so NAT VM2 has no route to "
-            f"{', '.join(destinations)}: the vRouter's owner attaches a VNIC to that subnet with its source/"
-            "destination check skipped and this address as a private IP; then run `pulumi up` again.",
-            resource=self,
+        return found.apply(lambda result: lead(result.private_ips))
+
+    def _standing_rules(self) -> pulumi.Output[list[RouteRule]]:
+        """The rules that NAT VM2's route table has in the region; none while there is no such table."""
+        found = oci.core.get_route_tables_output(
+            compartment_id=self._plan.compartment_id,
+            vcn_id=self._vcn.id,
+            display_name=self._child(NAT_VM2),
+            state="AVAILABLE",
+            opts=pulumi.InvokeOutputOptions(parent=self),
         )
-        return []
+        return found.apply(
+            lambda result: [
+                _route_rule(rule.destination, rule.network_entity_id)
+                for table in result.route_tables[:1]
+                for rule in table.route_rules
+            ]
+        )
+
+    def _without_vrouter(self, destinations: list[str], standing: list[RouteRule]) -> list[RouteRule]:
+        """NAT VM2's rules when nobody has the vRouter's floating address: those that stand, with a warning.
+
+        The address may be on its way from one vRouter to the other.  A rule that stands leads to it again as soon as
+        it arrives; without the rule the POD would be cut off until the next `pulumi up`.  In a new POD none stands:
+        the vRouter's owner cannot add the address before there is a subnet, so its first `pulumi up` always ends here.
+        """
+        missing = f"No private IP {self._plan.vrouter_ip} in subnet {self._child(VROUTER)}"
+        owner = (
+            "the vRouter's owner attaches a VNIC to that subnet with its source/destination check skipped and this "
+            "address as a private IP; then run `pulumi up` again."
+        )
+        if not standing:
+            rest = f" yet, so NAT VM2 has no route to {', '.join(destinations)}: {owner}"
+            pulumi.log.warn(missing + rest, resource=self)
+            return []
+        # Ours alone, or a rule that somebody added by hand would show as a change of this program.  When none of
+        # ours stands, management's CIDR was changed: then the table stays as it is.
+        kept = [rule for rule in standing if rule.destination in destinations] or standing
+        ways = ", ".join(f"{rule.destination} to {rule.network_entity_id}" for rule in kept)
+        absent = [destination for destination in destinations if destination not in {rule.destination for rule in kept}]
+        none_to = f", and there is none to {', '.join(absent)}" if absent else ""
+        rest = (
+            f" at the moment. NAT VM2 keeps the route that it has, {ways}{none_to}. It leads nowhere until a vRouter "
+            f"has the address: after a fail-over, run `pulumi preview` again; if this warning stays, {owner}"
+        )
+        pulumi.log.warn(missing + rest, resource=self)
+        return kept
 
     # Security
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from nat_pod import limits
 from nat_pod.lab.region.base import invalid
-from nat_pod.lab.region.oci_types import INSTANCE, PRIVATE_IP, VNIC, VNIC_ATTACHMENT, Inputs
+from nat_pod.lab.region.oci_types import (
+    DEFAULT_ROUTE_TABLE,
+    INSTANCE,
+    PRIVATE_IP,
+    ROUTE_TABLE,
+    VNIC,
+    VNIC_ATTACHMENT,
+    Inputs,
+)
 
 if TYPE_CHECKING:
     from nat_pod.lab.region.region import Region
@@ -35,6 +43,27 @@ def _private_ips(region: Region, args: Inputs) -> Inputs:
         if all(record.facts.get(key) == value for key, value in wanted.items())
     ]
     return {**args, "id": "privateIps", "privateIps": sorted(found, key=lambda ip: str(ip["ipAddress"]))}
+
+
+def _route_tables(region: Region, args: Inputs) -> Inputs:
+    """Of one compartment, the VCNs' default tables among them, by vcnId, displayName and state (ListRouteTables)."""
+    if not args.get("compartmentId"):
+        raise invalid("compartmentId is missing", "OCI API, ListRouteTables")
+    wanted = {key: args[key] for key in ("compartmentId", "vcnId", "displayName") if args.get(key)}
+    if args.get("state"):
+        wanted["state"] = str(args["state"]).upper()  # case-insensitive, as the provider documents it
+    tables = []
+    for record in region.all(ROUTE_TABLE, DEFAULT_ROUTE_TABLE):
+        vcn = region.read(record.facts["vcnId"])
+        default = {
+            "compartmentId": vcn["compartmentId"],
+            "displayName": f"Default Route Table for {vcn['displayName']}",
+            "state": "AVAILABLE",
+        }
+        state = {**default, **region.read(record.ocid)}
+        if all(state[key] == value for key, value in wanted.items()):
+            tables.append(state)
+    return {**args, "id": "routeTables", "routeTables": tables}
 
 
 def _vnic_attachments(region: Region, args: Inputs) -> Inputs:
@@ -74,6 +103,7 @@ def _shapes(region: Region, args: Inputs) -> Inputs:  # noqa: ARG001
 QUERIES: dict[str, Callable[[Region, Inputs], Inputs]] = {
     "oci:Identity/getAvailabilityDomains:getAvailabilityDomains": _availability_domains,
     "oci:Core/getPrivateIps:getPrivateIps": _private_ips,
+    "oci:Core/getRouteTables:getRouteTables": _route_tables,
     "oci:Core/getVnicAttachments:getVnicAttachments": _vnic_attachments,
     "oci:Core/getVnic:getVnic": _vnic,
     "oci:Core/getShapes:getShapes": _shapes,
