@@ -248,6 +248,7 @@ def test_the_guard_is_the_last_word_in_both_directions(dev):
     "broken",
     [
         "-A NATPOD-PRE -j REDIRECT",
+        "-A NATPOD-PRE -j MASQUERADE",
         "-A NATPOD-PRE -p tcp -m multiport --dports 1,2 -j DNAT --to-destination 1.2.3.4",
         "-A NATPOD-PRE -j DNAT",
         "-A NATPOD-PRE -j ACCEPT -j DROP",

@@ -17,7 +17,6 @@ from nat_pod.rules.netfilter import (
     Drop,
     Goto,
     Hook,
-    Masquerade,
     Match,
     Netmap,
     Rule,
@@ -76,8 +75,8 @@ def test_many_flows_through_one_topology_leave_nothing_behind_for_one_another(to
 def test_the_first_matching_rule_wins_and_later_ones_are_not_looked_at(topology):
     first = Rule(Match(destination="198.18.0.130/32"), Dnat("198.18.0.3"))
     second = Rule(Match(destination="198.18.0.130/32"), Dnat("198.18.0.2"))
-    one = with_nat(topology, "natVm2", (first, second), (Rule(Match(), Masquerade()),))
-    other = with_nat(topology, "natVm2", (second, first), (Rule(Match(), Masquerade()),))
+    one = with_nat(topology, "natVm2", (first, second), (Rule(Match(), Snat("198.18.0.130")),))
+    other = with_nat(topology, "natVm2", (second, first), (Rule(Match(), Snat("198.18.0.130")),))
     assert trace(one, MGMT, mgmt_to("198.18.0.130")).request.reached == "customer2/vm2"
     assert trace(other, MGMT, mgmt_to("198.18.0.130")).request.reached == "customer1/vm1"
 
@@ -94,7 +93,7 @@ def test_goto_does_not_come_back_to_the_chain_it_left(topology):
 @pytest.mark.parametrize(
     ("target", "source_behind"),
     [
-        (Masquerade(), "198.18.0.130"),
+        (Snat("198.18.0.130"), "198.18.0.130"),
         (Snat("198.18.0.131"), "198.18.0.131"),
         (Netmap("198.18.0.64/27"), "198.18.0.68"),  # 10.0.0.100 is 4 in its /27
     ],
@@ -130,7 +129,6 @@ def test_a_match_holds_only_when_each_of_its_conditions_does(topology, match, hi
     ("pre", "post"),
     [
         ((Rule(Match(), Snat("198.18.0.2")),), ()),
-        ((Rule(Match(), Masquerade()),), ()),
         ((Rule(Match(), Accept()),), ()),
         ((Rule(Match(), Drop()),), ()),
         ((Rule(Match(ctstate=("UNTRACKED",)), Dnat("198.18.0.2")),), ()),

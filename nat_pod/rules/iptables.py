@@ -32,7 +32,6 @@ from nat_pod.rules.netfilter import (
     Drop,
     Goto,
     Hook,
-    Masquerade,
     Match,
     Netmap,
     Rule,
@@ -171,8 +170,6 @@ def _target_text(target: Target) -> str:
             return f"-j SNAT --to-source {to}"
         case Netmap(to):
             return f"-j NETMAP --to {to}"
-        case Masquerade():
-            return "-j MASQUERADE"
 
 
 def _read_rule(words: list[str]) -> Rule:
@@ -223,8 +220,6 @@ def _read_target(values: dict[str, str]) -> Target:
             return Accept()
         case ("DROP", None, []):
             return Drop()
-        case ("MASQUERADE", None, []):
-            return Masquerade()
         case ("DNAT", None, [("--to-destination", address)]):
             return Dnat(address)
         case ("SNAT", None, [("--to-source", address)]):

@@ -71,12 +71,7 @@ class Netmap:
     to: str
 
 
-@dataclass(frozen=True, slots=True)
-class Masquerade:
-    """Replace the source by the primary address of the interface the packet leaves by (nat POSTROUTING)."""
-
-
-Target = Accept | Drop | Goto | Dnat | Snat | Netmap | Masquerade
+Target = Accept | Drop | Goto | Dnat | Snat | Netmap
 
 
 @dataclass(frozen=True, slots=True)

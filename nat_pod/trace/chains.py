@@ -23,7 +23,6 @@ from nat_pod.rules.netfilter import (
     Dnat,
     Drop,
     Goto,
-    Masquerade,
     Match,
     Netmap,
     Rule,
@@ -182,7 +181,7 @@ class Hit:
     network: tuple[int, int] | None
 
     def translate(self, span: Span) -> None:
-        """Replace an address the way the rule does (not for MASQUERADE, which asks the interface)."""
+        """Replace an address the way the rule does."""
         if self.network is None:
             raise UnknownRuleError(f"{self.text} is no address translation")
         first, host_bits = self.network
@@ -374,7 +373,7 @@ def _terminates(rule: Rule, table: str, builtin: str) -> bool:
             return table == "filter"
         case Dnat():
             return table == "nat" and builtin == "PREROUTING"
-        case Snat() | Masquerade():
+        case Snat():
             return table == "nat" and builtin == "POSTROUTING"
         case Netmap():
             return table == "nat"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from netaddr import IPAddress
 
-from nat_pod.rules.netfilter import Drop, Masquerade
+from nat_pod.rules.netfilter import Drop
 from nat_pod.trace.chains import Addresses, Header, Places, RuleKey, Span, Verdict, Walker, numbers
 from nat_pod.trace.topology import VM_HOST, VM_NAT, Lpg, Route, SecurityRule, Topology, Vm, Vnic
 
@@ -695,10 +695,7 @@ class _Walk:
             verdict = self.rules(vm, "nat", "POSTROUTING", header, state)
             hit = verdict.hit
             if hit is not None:
-                if isinstance(hit.rule.target, Masquerade):
-                    header.src.become(self.value(out.addresses[0]))
-                else:
-                    hit.translate(header.src)
+                hit.translate(header.src)
                 applied.append(hit.text)
             if steps is not None:
                 steps.add("POSTROUTING", "no rule matches" if hit is None else hit.text, chains=verdict.chains)
