@@ -31,7 +31,8 @@ from netaddr import IPNetwork, cidr_merge
 
 from bench.engine import full_pod, processor
 from bench.line import Batch, Line, Side, Way
-from nat_pod.config.model import MASQUERADE, Member, PodConfig
+from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.config.neighbours import Member
 from nat_pod.lab.wire import netns, sandbox
 from nat_pod.names import SIDES
 from nat_pod.rules.article import article_lines
@@ -328,7 +329,7 @@ def _report(seconds: int) -> str:
         for direction, way in zip(DIRECTIONS, _pod_line(f"o{policy[0]}{slots}", of, host, server, texts), strict=True):
             kinds = (*NEW, *ESTABLISHED) if slots in (1, FULL) else NEW
             watch.add(f"{policy} {slots} {direction}", way, kinds)
-        if policy == MASQUERADE:
+        if policy == SourceNat.MASQUERADE:
             texts = [articles(of.config, vm) for vm in SIDES]
             last = _pod_line(f"a{slots}", of, of.hosts[-1], of.servers[-1], texts)
             for direction, way in zip(DIRECTIONS, last, strict=True):
@@ -434,7 +435,7 @@ def _load_times(pods: dict[tuple[int, str], Pod]) -> str:
     for slots in SIZES:
         for name, text in [
             *((policy, loaded(pods[slots, policy].rules["natVm1"])) for policy in POLICIES),
-            ("article", articles(pods[slots, MASQUERADE].config, "natVm1")),
+            ("article", articles(pods[slots, SourceNat.MASQUERADE].config, "natVm1")),
         ]:
             rules = text.count("\n-A ")
             once = median(_load(["iptables-restore"], text) for _ in range(5)) * 1000
@@ -468,7 +469,7 @@ def _flow_limits() -> str:
     rows = []
     for policy in POLICIES:
         for ports, offered in ((_FEW_PORTS, 12 * _FEW_PORTS), (None, _OFFERED)):
-            for random_ports in (False, True) if policy == MASQUERADE else (False,):
+            for random_ports in (False, True) if policy == SourceNat.MASQUERADE else (False,):
                 _tell(f"flow limits: {policy}, {ports or 'all'} ports{', --random-fully' if random_ports else ''}")
                 rows.append(_flow_limit(policy, ports, offered, random_ports=random_ports))
     return "\n".join(rows)

@@ -24,17 +24,18 @@ from nat_pod import status
 from nat_pod.commands import report
 from nat_pod.commands.pods import new_pod, overlapping, overlaps, pods_dict, pods_text, read_pods, write_new
 from nat_pod.config import address_book as book
-from nat_pod.config.model import PodConfig, is_customer_name, read_draft
+from nat_pod.config.model import Capacity, PodConfig, read_draft
+from nat_pod.config.neighbours import is_customer_name
 from nat_pod.config.stack_file import file_at, read_stack, read_stack_at
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.handbuilt import saved_rules
 from nat_pod.handbuilt.draft import draft
 from nat_pod.handbuilt.reconstruct import NOTES, reconstruct
-from nat_pod.handbuilt.vnic_list import read_vnics
-from nat_pod.names import MANAGEMENT, SIDES
+from nat_pod.handbuilt.vnic_list import VnicList, read_vnics
+from nat_pod.names import MANAGEMENT, SIDES, Side
 from nat_pod.pages import drawing, handover, mermaid
 from nat_pod.plan import guest
-from nat_pod.plan.model import CapacityPlan, PodPlan
+from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import article, iptables
 from nat_pod.trace.diff import compare, with_user_data
@@ -274,7 +275,7 @@ def _check(arguments: argparse.Namespace) -> int:
         if name not in every:
             read_stack(directory, name)  # says so, and which stacks there are
     findings = {name: [*every[name].problems, *overlaps(name, every)] for name in names}
-    used: dict[str, CapacityPlan] = {}
+    used: dict[str, Capacity] = {}
     for name in names:
         pod = every[name]
         if pod.config is None or pod.problems:
@@ -402,7 +403,7 @@ def _rules(arguments: argparse.Namespace) -> int:
     vm = plan.vm(arguments.vm)
     hooks = iptables.hooks(vm.rules)
     if arguments.article:
-        lines = article.article_lines(config, vm.key)
+        lines = article.article_lines(config, Side(arguments.vm))
     else:
         # The jumps are shown as comments: the agent puts them first in the built-in chains, in the same transaction.
         lines = [f"# {table}: {builtin} enters {chain} first" for table, builtin, chain in hooks]
@@ -569,11 +570,11 @@ def _import(arguments: argparse.Namespace) -> int:
     path = Path.cwd() / f"Pulumi.{arguments.stack}.yaml"
     if arguments.stack and path.exists():
         raise NatPodError(f"{path.name}: is there already and stays as it is; take another name")
-    tables = {
+    tables: dict[str, saved_rules.SavedTable] = {
         vm: saved_rules.read_saved(_read_bytes(file), file)
         for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
     }
-    vnics = {
+    vnics: dict[str, VnicList] = {
         vm: read_vnics([(file, _read_bytes(file)) for file in files])
         for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
         if files

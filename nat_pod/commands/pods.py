@@ -16,10 +16,10 @@ from netaddr import IPNetwork
 
 from nat_pod import limits
 from nat_pod.config.addressing import default_layout, overlap
-from nat_pod.config.model import PodConfig, claimed_range, read_draft
+from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.config.stack_file import Stack, load_text, read_stack, stack_names
+from nat_pod.config.subnets import claimed_range
 from nat_pod.errors import ConfigError, NatPodError, Problem
-from nat_pod.plan.planner import capacity
 from nat_pod.text import table
 
 PREFIXES = (22, 21)
@@ -136,7 +136,7 @@ def pods_dict(pods: Mapping[str, Pod]) -> dict[str, object]:
 def _left(config: PodConfig | None) -> dict[str, object]:
     if config is None:
         return {"slots": None, "customers": None, "lpgs": None, "vnics": None}
-    count = capacity(config)
+    count = config.capacity
     customers = len(config.customers)
     return {
         "slots": {"slots": count.slots, "used": count.used, "free": count.free},
@@ -179,7 +179,7 @@ def _row(pod: Pod, others: list[str]) -> list[object]:
     start, end = [pod.name, "-" if pod.cidr is None else str(pod.cidr)], "; ".join(states) or "fine"
     if pod.config is None:
         return [*start, "-", "-", "-", "-", "-", end]
-    left = capacity(pod.config)
+    left = pod.config.capacity
     customers = len(pod.config.customers)
     slots, vnics = f"{left.used} of {left.slots}", f"{left.vnics_used} of {left.vnics_limit}"
     return [*start, slots, left.free, customers, pod.config.lpg_limit - customers, vnics, end]

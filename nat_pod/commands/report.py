@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from textwrap import fill
+from typing import assert_never
 
 from nat_pod import limits
-from nat_pod.config.model import MASQUERADE
+from nat_pod.config.model import SourceNat
 from nat_pod.handbuilt.draft import ASSUMED, Draft
 from nat_pod.handbuilt.reconstruct import NOTES, Finding, Handbuilt
 from nat_pod.names import LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, ROUTE_TABLES
@@ -100,7 +101,13 @@ def _shape(plan: PodPlan) -> str:
 def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
     capacity = plan.capacity
     drops = f"shared by the whole POD, first drops from about {limits.FLOWS_BEFORE_DROPS}"
-    shared = drops if plan.source_nat == MASQUERADE else "for each host"
+    match plan.source_nat:
+        case SourceNat.MASQUERADE:
+            shared = drops
+        case SourceNat.STATIC:
+            shared = "for each host"
+        case _ as never:
+            assert_never(never)
     return [
         (
             "slots",

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod.limits import RESERVED_HIGH, RESERVED_LOW, SLOTS_PER_PAIR, VNIC_SUBNET_PREFIX
+from nat_pod.names import Side
 
 _SUBNET_SIZE = 2 ** (32 - VNIC_SUBNET_PREFIX)
 VROUTER_PREFIX = 29
@@ -36,6 +38,20 @@ class Pair:
     index: int
     nat_vm1: IPNetwork
     nat_vm2: IPNetwork
+
+    def subnet(self, side: Side) -> IPNetwork:
+        """The /27 of one side."""
+        match side:
+            case Side.NAT_VM1:
+                return self.nat_vm1
+            case Side.NAT_VM2:
+                return self.nat_vm2
+            case _ as never:
+                assert_never(never)
+
+    def primary(self, side: Side) -> str:
+        """The address of the VNIC itself on one side; the other addresses of the /27 are secondary."""
+        return str(IPAddress(self.subnet(side).first + RESERVED_LOW))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,10 @@ class Layout:
             str(IPAddress(pair.nat_vm1.first + slot.offset)),
             str(IPAddress(pair.nat_vm2.first + slot.offset)),
         )
+
+    def address(self, slot: Slot, side: Side) -> str:
+        """The slot's address on one side."""
+        return str(IPAddress(self.pairs[slot.pair - 1].subnet(side).first + slot.offset))
 
     def find(self, nat_vm1: IPAddress, nat_vm2: IPAddress) -> Slot | str:
         """The slot with these two addresses, or the sentence that says why they are none."""

@@ -17,7 +17,8 @@ import yaml
 from netaddr import IPAddress, IPNetwork, spanning_cidr
 
 from nat_pod.config.addressing import default_layout, overlap, reserved_by_oci
-from nat_pod.config.model import is_customer_name, is_member_name, read_draft
+from nat_pod.config.model import read_draft
+from nat_pod.config.neighbours import is_customer_name, is_member_name
 from nat_pod.handbuilt.reconstruct import Finding, Handbuilt, Kind
 from nat_pod.handbuilt.saved_rules import Range, dotted
 from nat_pod.limits import MAX_VNICS, VCN_PREFIXES

@@ -20,7 +20,8 @@ from enum import StrEnum
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config.addressing import reserved_by_oci
-from nat_pod.config.model import MASQUERADE, NEVER_MAPPED, STATIC
+from nat_pod.config.check import NEVER_MAPPED
+from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.handbuilt.saved_rules import Action, Range, SavedRule, SavedTable, cidr, dotted, network
 from nat_pod.handbuilt.saved_walk import (
@@ -40,8 +41,9 @@ from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES
 _POD = network(POD_SPACE)
 _SUBNET_SIZE: int = 2 ** (32 - VNIC_SUBNET_PREFIX)
 _MOST_PACKETS = 500_000
-_TITLE = {NAT_VM1: "NAT VM1", NAT_VM2: "NAT VM2"}
-_OTHER = {NAT_VM1: NAT_VM2, NAT_VM2: NAT_VM1}
+_TITLE: dict[str, str] = {NAT_VM1: "NAT VM1", NAT_VM2: "NAT VM2"}
+_OTHER: dict[str, str] = {NAT_VM1: NAT_VM2, NAT_VM2: NAT_VM1}
+MASQUERADE, STATIC = SourceNat.MASQUERADE, SourceNat.STATIC
 _NEVER = tuple((never.first, never.last) for never in NEVER_MAPPED)
 
 
@@ -127,7 +129,7 @@ class Handbuilt:
     servers: dict[int, tuple[int, int] | None]
     flows: tuple[Flow, ...]
     pairs: tuple[tuple[Range, Range], ...]
-    source_nat: str
+    source_nat: SourceNat
     names: dict[tuple[str, int], str]
     networks: dict[Range, str]
     rules: dict[str, int]
@@ -172,8 +174,8 @@ class _Pod:
         texts = {vm: [rule.text for _, rule in self.tables[vm].rules()] for vm in SIDES}
         if texts[NAT_VM1] == texts[NAT_VM2]:
             raise NatPodError("--vm1 and --vm2 have the same rules: give the files of two different NAT VMs")
-        self.walks = {vm: Walk(self.tables[vm]) for vm in SIDES}
-        self.reals = {vm: self._real_addresses(vm) for vm in SIDES}
+        self.walks: dict[str, Walk] = {vm: Walk(self.tables[vm]) for vm in SIDES}
+        self.reals: dict[str, list[int]] = {vm: self._real_addresses(vm) for vm in SIDES}
         self.pool = self._unique_addresses()
         self.ways: dict[str, dict[int, tuple[SavedRule, list[tuple[Range, Range]]]]] = {vm: {} for vm in SIDES}
         self.requests: list[Request] = []
@@ -188,7 +190,7 @@ class _Pod:
         self.servers: dict[int, tuple[int, int] | None] = {}
         self.pairs: list[tuple[Range, Range]] = []
         self.primary: dict[str, int] = {}
-        self.source_nat = MASQUERADE
+        self.source_nat: SourceNat = MASQUERADE
 
     def add(self, kind: Kind, vm: str | None, rule: SavedRule | None, why: str) -> None:
         """Add a finding, once for a rule and kind."""
@@ -512,7 +514,7 @@ class _Pod:
 
     def judge_sources(self) -> None:
         """Which policy the sources follow, and the flows that follow another."""
-        expected: dict[str, list[tuple[int, int]]] = {MASQUERADE: [], STATIC: []}
+        expected: dict[SourceNat, list[tuple[int, int]]] = {MASQUERADE: [], STATIC: []}
         for flow in self.flows:
             first, second = self.primary[flow.request.vm], self.primary[_OTHER[flow.request.vm]]
             expected[MASQUERADE].append((first, second))
@@ -677,14 +679,16 @@ class _Pod:
     def result(self) -> Handbuilt:
         """Everything that was found, findings in the order of the files."""
         self._judge_admitted()
-        names = {(vm, address): name for vm in SIDES for address, name in self._names(vm).items()}
+        names: dict[tuple[str, int], str] = {
+            (vm, address): name for vm in SIDES for address, name in self._names(vm).items()
+        }
         for (vm, address), name in names.items():
             if vm == NAT_VM1 and name.startswith(f"{MANAGEMENT}/"):
                 raise NatPodError(
                     f"--vm1 has {dotted(address)} as {name}: --vm1 and --vm2 are exchanged; NAT VM1 is the one that "
                     "faces the customers"
                 )
-        order = {vm: number for number, vm in enumerate((NAT_VM1, NAT_VM2, None))}
+        order: dict[str | None, int] = {vm: number for number, vm in enumerate((NAT_VM1, NAT_VM2, None))}
         self.findings.sort(key=lambda finding: (order[finding.vm], finding.line or 0))
         return Handbuilt(
             hosts=self.hosts,

@@ -311,7 +311,7 @@ class NatPod(pulumi.ComponentResource):
 
     def _security_groups(self) -> dict[str, oci.core.NetworkSecurityGroup]:
         """One NSG a side.  Each names the other in its rules, hence groups first and rules second."""
-        groups = {
+        groups: dict[str, oci.core.NetworkSecurityGroup] = {
             side: oci.core.NetworkSecurityGroup(
                 self._child(side),
                 compartment_id=self._plan.compartment_id,

@@ -18,7 +18,7 @@ from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows, flow_between
 from nat_pod.trace.walk import Disposition, Hop, Packet, Trace, label, trace
 
-NAMES = {NAT_VM1: "NAT VM1", NAT_VM2: "NAT VM2"}
+NAMES: dict[str, str] = {NAT_VM1: "NAT VM1", NAT_VM2: "NAT VM2"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

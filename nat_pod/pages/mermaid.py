@@ -12,7 +12,7 @@ from nat_pod.pages.drawing import NAMES, Way
 from nat_pod.plan.model import PodPlan, VnicPlan
 
 _MOST_HOSTS, _MOST_MEMBERS, _MOST_VNICS = 20, 8, 4
-_IDS = {SIDES[0]: "vm1", SIDES[1]: "vm2"}
+_IDS: dict[str, str] = {SIDES[0]: "vm1", SIDES[1]: "vm2"}
 
 
 def networks(plan: PodPlan, stack: str) -> str:

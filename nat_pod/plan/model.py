@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.names import SIDES
 from nat_pod.rules.netfilter import Ruleset
 
@@ -100,17 +101,6 @@ class SlotPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CapacityPlan:
-    """Slots in all, slots in use or kept as released, slots still free; VNICs in use a VM and the shape's limit."""
-
-    slots: int
-    used: int
-    free: int
-    vnics_used: int
-    vnics_limit: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PodPlan:
     """The whole POD.
 
@@ -128,7 +118,7 @@ class PodPlan:
     memory_gbs: int | None
     image_id: str
     availability_domain: str | None
-    source_nat: str
+    source_nat: SourceNat
     management_cidr: str
     vrouter_ip: str
     customer_cidrs: dict[str, str]
@@ -139,7 +129,7 @@ class PodPlan:
     security: dict[str, tuple[SecurityRulePlan, ...]]
     slots: tuple[SlotPlan, ...]
     neighbours: dict[str, tuple[str, ...]]
-    capacity: CapacityPlan
+    capacity: Capacity
     may_reach: dict[str, tuple[str, ...]]
     released: dict[str, tuple[str, str]]
 

@@ -8,10 +8,9 @@ from nat_pod import limits
 from nat_pod.config.addressing import halves
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, ROUTE_TABLES, SIDES, VROUTER
+from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, ROUTE_TABLES, SIDES, VROUTER, Side
 from nat_pod.plan import guest
 from nat_pod.plan.model import (
-    CapacityPlan,
     LpgPlan,
     NatVmPlan,
     PodPlan,
@@ -73,7 +72,7 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
         security=_security(config),
         slots=_slots(config),
         neighbours=_neighbours(config),
-        capacity=capacity(config),
+        capacity=config.capacity,
         may_reach=_may_reach(config),
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
     )
@@ -83,24 +82,17 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
     return plan
 
 
-def _pairs_in_use(config: PodConfig) -> list[int]:
-    """VNIC pairs are made as slots need them; the first one is there from the start, it is the primary VNICs'."""
-    return sorted({slot.pair for slot in config.book.values()} | {1})
-
-
-def _vnics(config: PodConfig, side: str) -> tuple[VnicPlan, ...]:
-    which = SIDES.index(side)
+def _vnics(config: PodConfig, side: Side) -> tuple[VnicPlan, ...]:
     vnics = []
-    for index in _pairs_in_use(config):
-        pair = config.layout.pairs[index - 1]
-        primary = str((pair.nat_vm1 if side == NAT_VM1 else pair.nat_vm2)[limits.RESERVED_LOW])
-        used = sorted({slot for slot in config.book.values() if slot.pair == index})
-        addresses = [config.layout.addresses(slot)[which] for slot in used]
+    for pair in config.pairs:
+        primary = pair.primary(side)
+        used = sorted({slot for slot in config.book.values() if slot.pair == pair.index})
+        addresses = [config.layout.address(slot, side) for slot in used]
         vnics.append(
             VnicPlan(
-                key=vnic_key(side, index),
+                key=vnic_key(side, pair.index),
                 vm=side,
-                index=index,
+                index=pair.index,
                 primary=primary,
                 secondaries=tuple(address for address in addresses if address != primary),
             )
@@ -114,10 +106,9 @@ def vnic_key(side: str, index: int) -> str:
 
 
 def _subnets(config: PodConfig) -> tuple[SubnetPlan, ...]:
-    pairs = [config.layout.pairs[index - 1] for index in _pairs_in_use(config)]
     return (
-        *(SubnetPlan(key=vnic_key(NAT_VM1, p.index), side=NAT_VM1, cidr=str(p.nat_vm1)) for p in pairs),
-        *(SubnetPlan(key=vnic_key(NAT_VM2, p.index), side=NAT_VM2, cidr=str(p.nat_vm2)) for p in pairs),
+        *(SubnetPlan(key=vnic_key(NAT_VM1, p.index), side=NAT_VM1, cidr=str(p.nat_vm1)) for p in config.pairs),
+        *(SubnetPlan(key=vnic_key(NAT_VM2, p.index), side=NAT_VM2, cidr=str(p.nat_vm2)) for p in config.pairs),
         SubnetPlan(key=VROUTER, side=VROUTER, cidr=str(config.layout.vrouter)),
     )
 
@@ -236,18 +227,6 @@ def _may_reach(config: PodConfig) -> dict[str, tuple[str, ...]]:
         )
         for customer in config.customers
     }
-
-
-def capacity(config: PodConfig) -> CapacityPlan:
-    """What is left of slots and VNICs; released slots are not."""
-    used = len(set(config.book.values()) | set(config.released.values()))
-    return CapacityPlan(
-        slots=config.layout.capacity,
-        used=used,
-        free=config.layout.capacity - used,
-        vnics_used=len(_pairs_in_use(config)),
-        vnics_limit=config.nat_vm.vnic_limit,
-    )
 
 
 def _limit_problems(plan: PodPlan) -> list[Problem]:

@@ -6,37 +6,44 @@ For comparison with a POD built by hand, and for the benchmark: a NAT VM never l
 
 from __future__ import annotations
 
-from nat_pod.config.model import MASQUERADE, PodConfig
-from nat_pod.names import NAT_VM1
+from typing import assert_never
+
+from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.names import NAT_VM1, Side
 
 PRIMARY_INTERFACE = "ens3"  # the article's images; the compiled rules name no interface
 
 
-def article_lines(config: PodConfig, vm: str) -> list[str]:
-    """The article's lines for natVm1 or natVm2: hosts x servers of them, then the sources."""
-    slots = {name: config.layout.addresses(slot) for name, slot in config.book.items()}
-    side = 0 if vm == NAT_VM1 else 1
-    primary_of_other = str(config.layout.pairs[0].nat_vm2[2] if vm == NAT_VM1 else config.layout.pairs[0].nat_vm1[2])
-    servers = [member for member in config.members if member.customer is None]
-    hosts = [member for member in config.members if member.customer is not None]
-    inner, outer = (hosts, servers) if vm == NAT_VM1 else (servers, hosts)
+def article_lines(config: PodConfig, side: Side) -> list[str]:
+    """The article's lines for one side's NAT VM: hosts x servers of them, then the sources."""
+    here = {name: config.layout.address(slot, side) for name, slot in config.book.items()}
+    there = {name: config.layout.address(slot, side.other) for name, slot in config.book.items()}
+    inner, outer = (config.hosts, config.servers) if side == NAT_VM1 else (config.servers, config.hosts)
     lines = []
     for source in inner:
         for wanted in outer:
-            if vm == NAT_VM1 and not _may(config, source.customer, wanted.name):
+            if side == NAT_VM1 and not _may(config, source.customer, wanted.name):
                 continue
-            lines.append(_dnat(source.address, slots[wanted.name][side], slots[wanted.name][1 - side]))
-    masquerade = config.source_nat == MASQUERADE
+            lines.append(_dnat(source.address, here[wanted.name], there[wanted.name]))
     for member in inner:
         # A server list keeps a customer's packets on NAT VM1: NAT VM2 sees none from it.
-        callers = outer if vm == NAT_VM1 else [host for host in outer if _may(config, host.customer, member.name)]
-        arriving = [primary_of_other] if masquerade else sorted(slots[other.name][1 - side] for other in callers)
-        lines.extend(_dnat(source, slots[member.name][side], member.address) for source in arriving)
-    if masquerade:
-        lines.append(f"iptables -t nat -A POSTROUTING -o {PRIMARY_INTERFACE} -j MASQUERADE")
-    else:
-        lines.extend(_snat(member.address, slots[member.name][side]) for member in inner)
-        lines.extend(_snat(slots[member.name][1 - side], slots[member.name][side]) for member in outer)
+        callers = outer if side == NAT_VM1 else [host for host in outer if _may(config, host.customer, member.name)]
+        match config.source_nat:
+            case SourceNat.MASQUERADE:
+                arriving = [config.primary(side.other)]
+            case SourceNat.STATIC:
+                arriving = sorted(there[other.name] for other in callers)
+            case _ as never:
+                assert_never(never)
+        lines.extend(_dnat(source, here[member.name], member.address) for source in arriving)
+    match config.source_nat:
+        case SourceNat.MASQUERADE:
+            lines.append(f"iptables -t nat -A POSTROUTING -o {PRIMARY_INTERFACE} -j MASQUERADE")
+        case SourceNat.STATIC:
+            lines.extend(_snat(member.address, here[member.name]) for member in inner)
+            lines.extend(_snat(there[member.name], here[member.name]) for member in outer)
+        case _ as never:
+            assert_never(never)
     return lines
 
 

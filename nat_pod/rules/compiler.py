@@ -36,13 +36,14 @@ What the shape of the chains buys
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import assert_never
 
 from netaddr import IPNetwork, cidr_merge
 
 from nat_pod.config.addressing import Pair, Slot
-from nat_pod.config.model import MASQUERADE, CustomerConfig, Member, PodConfig
-from nat_pod.limits import RESERVED_LOW
-from nat_pod.names import NAT_VM1, NAT_VM2, SSH
+from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.config.neighbours import CustomerConfig, Member
+from nat_pod.names import NAT_VM1, NAT_VM2, SSH, Side
 from nat_pod.rules.netfilter import (
     Accept,
     Chain,
@@ -78,8 +79,8 @@ DHCP_SERVER, DHCP_CLIENT = 67, 68
 ICMP_UNREACHABLE = 3
 
 
-def compile_rules(config: PodConfig) -> dict[str, Ruleset]:
-    """The rules of natVm1 and natVm2.  Sorted throughout, so that equal configurations give equal bytes."""
+def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
+    """The rules of each side's NAT VMs.  Sorted throughout, so that equal configurations give equal bytes."""
     pod = _Pod(config)
     return {
         NAT_VM1: Ruleset(
@@ -98,24 +99,22 @@ class _Pod:
 
     def __init__(self, config: PodConfig) -> None:
         self.config = config
-        self.servers = [member for member in config.members if member.customer is None]
-        self.hosts = [member for member in config.members if member.customer is not None]
-        used = {slot.pair for slot in config.book.values()} | {1}
-        self.pairs = [pair for pair in config.layout.pairs if pair.index in used]
+        self.servers = config.servers
+        self.hosts = config.hosts
+        self.pairs = config.pairs
         self.subnets_of_vm1 = without_dear(cidr_merge([pair.nat_vm1 for pair in self.pairs]))
         self.subnets_of_vm2 = without_dear(cidr_merge([pair.nat_vm2 for pair in self.pairs]))
-        self.primary = config.layout.addresses(Slot(1, RESERVED_LOW))
 
     def on_vm1(self, member: Member) -> str:
-        return self.config.layout.addresses(self.slot(member))[0]
+        return self.config.layout.address(self.slot(member), NAT_VM1)
 
     def on_vm2(self, member: Member) -> str:
-        return self.config.layout.addresses(self.slot(member))[1]
+        return self.config.layout.address(self.slot(member), NAT_VM2)
 
     def slot(self, member: Member) -> Slot:
         return self.config.book[member.name]
 
-    def in_pair(self, members: list[Member], pair: Pair) -> list[Member]:
+    def in_pair(self, members: Iterable[Member], pair: Pair) -> list[Member]:
         """The members with a slot in this pair, in the order of their slots."""
         return sorted((m for m in members if self.slot(m).pair == pair.index), key=self.slot)
 
@@ -162,7 +161,7 @@ def _from(customer: CustomerConfig, chain: str) -> list[Rule]:
     ]
 
 
-def _server_rules(pod: _Pod, servers: list[Member]) -> list[Rule]:
+def _server_rules(pod: _Pod, servers: Iterable[Member]) -> list[Rule]:
     return [
         Rule(Match(destination=_host(pod.on_vm1(server))), Dnat(pod.on_vm2(server)), member=server.name)
         for server in servers
@@ -214,8 +213,16 @@ def _vm1_to_management(pod: _Pod) -> _Part:
 
 def _sources_vm1(pod: _Pod) -> _Part:
     """NAT VM1, the source after the routing decision."""
-    if pod.config.source_nat == MASQUERADE:
-        return [_masquerade(pod.primary[0])], []
+    match pod.config.source_nat:
+        case SourceNat.MASQUERADE:
+            return [_masquerade(pod, NAT_VM1)], []
+        case SourceNat.STATIC:
+            return _own_sources_vm1(pod)
+        case _ as never:
+            assert_never(never)
+
+
+def _own_sources_vm1(pod: _Pod) -> _Part:
     top = [
         Rule(Match(source=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
         for pair in pod.pairs
@@ -236,8 +243,16 @@ def _sources_vm1(pod: _Pod) -> _Part:
 
 def _sources_vm2(pod: _Pod) -> _Part:
     """NAT VM2, the source after the routing decision."""
-    if pod.config.source_nat == MASQUERADE:
-        return [_masquerade(pod.primary[1])], []
+    match pod.config.source_nat:
+        case SourceNat.MASQUERADE:
+            return [_masquerade(pod, NAT_VM2)], []
+        case SourceNat.STATIC:
+            return _own_sources_vm2(pod)
+        case _ as never:
+            assert_never(never)
+
+
+def _own_sources_vm2(pod: _Pod) -> _Part:
     top = [
         Rule(Match(source=str(pair.nat_vm1)), Netmap(str(pair.nat_vm2)))
         for pair in pod.pairs
@@ -250,10 +265,11 @@ def _sources_vm2(pod: _Pod) -> _Part:
     return _part(HIDDEN, top, [])
 
 
-def _masquerade(primary: str) -> Rule:
+def _masquerade(pod: _Pod, side: Side) -> Rule:
     # SNAT: what MASQUERADE would choose, known beforehand and at less cost.
     # Only what PREROUTING translated: the VM's own traffic (metadata, iSCSI boot volume) keeps its source.
-    return Rule(Match(ctstate=("DNAT",)), Snat(primary), note="hide the source behind the primary address")
+    hidden = Snat(pod.config.primary(side))
+    return Rule(Match(ctstate=("DNAT",)), hidden, note="hide the source behind the primary address")
 
 
 def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.names import MANAGEMENT
-from nat_pod.plan.model import CapacityPlan, NatVmPlan, PodPlan, SlotPlan
+from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows, flow_between
 from nat_pod.trace.symmetry import alike
@@ -80,8 +81,8 @@ class Difference:
     lost: tuple[FlowChange, ...]
     renumbered: tuple[FlowChange, ...]
     rerouted: tuple[FlowChange, ...]
-    policy: tuple[str | None, str]
-    capacity: tuple[CapacityPlan | None, CapacityPlan]
+    policy: tuple[SourceNat | None, SourceNat]
+    capacity: tuple[Capacity | None, Capacity]
     taken: tuple[SlotChange, ...]
     returned: tuple[SlotChange, ...]
     released: tuple[SlotChange, ...]

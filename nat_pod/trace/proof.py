@@ -18,12 +18,13 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config.model import STATIC
+from nat_pod.config.model import SourceNat
 from nat_pod.names import MANAGEMENT, VROUTER
-from nat_pod.plan.model import PodPlan
+from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import Chain, Goto, Match
 from nat_pod.trace.chains import LAST_ADDRESS, RuleKey, numbers
@@ -172,17 +173,26 @@ class _Prover:
                 kind = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
                 self._packet(kind, flow, f"{traced.disposition}: {traced.why}")
                 continue
-            if self.plan.source_nat != STATIC:
-                continue  # masquerade: all are seen as one address, and nobody is called back by it
-            sender, receiver = members[flow.sender], members[str(flow.receiver)]
-            source = traced.request.packet.src
-            other = seen.setdefault((receiver.member, source), sender.member)
-            back = flow_between(receiver, sender).destination
-            if other != sender.member:
-                self._packet(NOT_BIJECTIVE, flow, f"{receiver.member} sees it as {source}, and {other} too")
-            elif source != back:
-                self._packet(NO_WAY_BACK, flow, f"{receiver.member} sees {source}; it calls {sender.member} at {back}")
+            match self.plan.source_nat:
+                case SourceNat.MASQUERADE:
+                    pass  # all are seen as one address, and nobody is called back by it
+                case SourceNat.STATIC:
+                    self._called_back(flow, members, traced.request.packet.src, seen)
+                case _ as never:
+                    assert_never(never)
         self.used = tracer.used
+
+    def _called_back(
+        self, flow: Flow, members: dict[str, SlotPlan], source: str, seen: dict[tuple[str, str], str]
+    ) -> None:
+        """Whether the source that the receiver sees is the sender's alone, and leads back to it."""
+        sender, receiver = members[flow.sender], members[str(flow.receiver)]
+        other = seen.setdefault((receiver.member, source), sender.member)
+        back = flow_between(receiver, sender).destination
+        if other != sender.member:
+            self._packet(NOT_BIJECTIVE, flow, f"{receiver.member} sees it as {source}, and {other} too")
+        elif source != back:
+            self._packet(NO_WAY_BACK, flow, f"{receiver.member} sees {source}; it calls {sender.member} at {back}")
 
     def members(self) -> tuple[Count, ...]:
         """Each member and stranger with its own address, to all destinations; the counts are those of the matrix."""

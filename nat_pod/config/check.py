@@ -1,0 +1,73 @@
+"""What holds across the keys of a stack file: networks that may not overlap, limits, the vRouter in its subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from netaddr import IPAddress, IPNetwork
+
+from nat_pod import limits
+from nat_pod.config.addressing import Layout, overlap, reserved_by_oci
+from nat_pod.config.neighbours import CustomerConfig, ManagementConfig
+from nat_pod.config.reader import Reader
+from nat_pod.names import NAMESPACE
+
+# Never a target: a mapping to 169.254.169.254 hands the NAT VM's own metadata, with its instance certificates, to a
+# remote peer (measured); the others are not unicast addresses of a VCN.
+NEVER_MAPPED = tuple(IPNetwork(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+
+
+def check_networks(
+    reader: Reader,
+    cidr: IPNetwork | None,
+    management: ManagementConfig | None,
+    customers: tuple[CustomerConfig, ...] | None,
+) -> None:
+    """Peered VCNs may not overlap, nor may customers of one POD: NAT VM1 has one route table for them all."""
+    management_cidr = None if management is None else management.cidr
+    named = [] if management_cidr is None else [("management.cidr", management_cidr)]
+    of_customers = [(f"customers.{customer.name}.cidr", customer.cidr) for customer in customers or ()]
+    for path, network in named + of_customers:
+        if network.prefixlen not in limits.VCN_PREFIXES:
+            reader.add(path, str(network), "must be a /16 to a /30, as every VCN, e.g. 10.0.0.0/24")
+        for never in NEVER_MAPPED:
+            if overlap(network, never):
+                reader.add(path, str(network), f"overlaps {never}, which is never the address of a VM in a VCN")
+        if cidr is not None and overlap(network, cidr):
+            why = "OCI refuses to peer the two"
+            if network is management_cidr:
+                why = "the vRouter could not tell the two apart"
+            reader.add(path, str(network), f"overlaps the POD's own range {cidr}; {why}")
+    for index, (path, network) in enumerate(of_customers):
+        for other_path, other in of_customers[:index]:
+            if overlap(network, other):
+                reader.add(
+                    path,
+                    str(network),
+                    f"overlaps {NAMESPACE}:{other_path} ({other}); in one POD customers may overlap management, "
+                    "not each other: move one to another POD",
+                )
+
+
+def check_lpgs(reader: Reader, customers: object, lpg_limit: int) -> None:
+    """A customer needs an LPG.  customers: as written, so that one with a mistake in it counts too."""
+    if isinstance(customers, Mapping) and len(customers) > lpg_limit:
+        reader.add(
+            "customers",
+            f"{len(customers)} customers",
+            f"a VCN has {lpg_limit} local peering gateways, one a customer"
+            + ("; set nat-pod:lpgLimit: 20 if Oracle raised your limit, or" if lpg_limit < 20 else ";")
+            + " move customers to another POD",
+        )
+
+
+def check_vrouter(reader: Reader, vrouter: IPAddress, layout: Layout) -> None:
+    """The vRouter's floating IP is one that OCI gives to a VNIC in its subnet."""
+    path = "management.vrouter"
+    if vrouter not in layout.vrouter:
+        usable = f"{IPAddress(layout.vrouter.first + 2)} to {IPAddress(layout.vrouter.last - 1)}"
+        reader.add(path, str(vrouter), f"is outside the vRouter's subnet {layout.vrouter}; usable are {usable}")
+        return
+    reserved = reserved_by_oci(vrouter, layout.vrouter)
+    if reserved:
+        reader.add(path, str(vrouter), reserved)

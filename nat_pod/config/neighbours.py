@@ -1,0 +1,189 @@
+"""The networks on either side of a POD with their members (`management`, `customers`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from netaddr import IPAddress, IPNetwork
+
+from nat_pod import limits
+from nat_pod.config.addressing import reserved_by_oci
+from nat_pod.config.reader import EXAMPLES, NAME, NAME_RULE, Reader, listed
+from nat_pod.names import MANAGEMENT, STRANGER
+
+# A POD's own names, beside which a customer's stand: networks and machines in a trace, keys of security rules.
+_OWN_NAMES = (MANAGEMENT, "path-mtu", "pod", "transit", "vrouter")
+_VROUTER_ADDRESSES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManagementConfig:
+    """The management network: its CIDR, the vRouter's floating IP in this POD, the servers by name."""
+
+    cidr: IPNetwork
+    vrouter: IPAddress
+    servers: dict[str, IPAddress]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CustomerConfig:
+    """A customer: its VCN's CIDR, its hosts by name, the servers it may reach (None: all), an LPG to peer with.
+
+    `formerly` is the name it had before it was renamed: its LPG and its slots stay the ones of that name.
+    """
+
+    name: str
+    cidr: IPNetwork
+    hosts: dict[str, IPAddress]
+    servers: tuple[str, ...] | None
+    peer_id: str | None
+    formerly: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Somebody who owns a slot: `management/mgmt` (customer None) or `customer1/vm1`."""
+
+    name: str
+    address: IPAddress
+    customer: str | None
+
+
+def read_management(reader: Reader, value: object) -> ManagementConfig | None:
+    """The section `management`; None when its networks cannot be read."""
+    section = reader.section("management", value, required=("cidr", "vrouter", "servers"))
+    cidr = reader.network("management.cidr", section.get("cidr"), "10.0.0.0/16")
+    vrouter = reader.address("management.vrouter", section.get("vrouter"), "198.18.3.250")
+    servers = _addresses_in(reader, "management.servers", section.get("servers"), "servers", cidr)
+    if cidr is None or vrouter is None:
+        return None
+    usable = cidr.size - limits.RESERVED_LOW - limits.RESERVED_HIGH
+    if usable - len(servers) < _VROUTER_ADDRESSES:
+        reader.add(
+            "management.cidr",
+            str(cidr),
+            f"has {usable} usable addresses for {len(servers)} servers; the vRouter needs {_VROUTER_ADDRESSES} of its "
+            "own there, its VNIC's and the floating IP",
+        )
+    return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers)
+
+
+def read_customers(
+    reader: Reader, value: object, written: tuple[set[str], tuple[str, ...]]
+) -> tuple[CustomerConfig, ...] | None:
+    """The customers whose network can be read: a mistake in one must not hide those of the others."""
+    if value is None:
+        return None
+    entries = reader.named("customers", value, "customers, e.g. customer1: {cidr: 10.0.0.0/24, hosts: {}}")
+    customers = []
+    peers: dict[str, str] = {}
+    former: dict[str, str] = {}
+    for name, entry in entries.items():
+        path = f"customers.{name}"
+        if len(name) > limits.CHAIN_MEMBER_NAME:
+            longest = limits.CHAIN_MEMBER_NAME
+            reader.add(path, None, f"is longer than {longest} characters; the name is part of a chain's name")
+        if name in _OWN_NAMES:
+            reader.add(path, None, f"{name} is a name of nat-pod's own; call the customer something else")
+        section = reader.section(path, entry, required=("cidr", "hosts"), optional=("peerId", "servers", "formerly"))
+        if entry is None:
+            reader.add(path, None, f"is empty; {EXAMPLES['customers']}")
+        cidr = reader.network(f"{path}.cidr", section.get("cidr"), "10.0.0.0/24")
+        hosts = _addresses_in(reader, f"{path}.hosts", section.get("hosts"), "hosts", cidr)
+        peer_id = reader.ocid(f"{path}.peerId", section.get("peerId"), ("localpeeringgateway",))
+        servers = _server_list(reader, f"{path}.servers", section.get("servers"), written)
+        formerly = reader.text(f"{path}.formerly", section.get("formerly"), NAME_RULE, NAME)
+        if formerly is not None and formerly in entries:
+            reader.add(f"{path}.formerly", formerly, "is a customer of this POD still; it names one that was renamed")
+        elif formerly is not None and former.setdefault(formerly, name) != name:
+            reader.add(f"{path}.formerly", formerly, f"is already what {former[formerly]} was called")
+        if peer_id is not None and peers.setdefault(peer_id, name) != name:
+            reader.add(f"{path}.peerId", peer_id, f"is already the LPG of {peers[peer_id]}; an LPG has one peer")
+        if cidr is not None:
+            customers.append(
+                CustomerConfig(name=name, cidr=cidr, hosts=hosts, servers=servers, peer_id=peer_id, formerly=formerly)
+            )
+    return tuple(customers)
+
+
+def _server_list(
+    reader: Reader, path: str, value: object, written: tuple[set[str], tuple[str, ...]]
+) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        reader.add(path, value, "must be a list of names from management.servers, e.g. [mgmt]")
+        return None
+    names, unknown = written
+    prefix = f"{MANAGEMENT}/"
+    for name in value:
+        if f"{prefix}{name}" not in names and prefix not in unknown:
+            known = sorted(server.removeprefix(prefix) for server in names if server.startswith(prefix))
+            reader.add(path, name, f"is no server of management.servers; known are {listed(tuple(known)) or 'none'}")
+    for name in sorted({name for name in value if value.count(name) > 1}):
+        reader.add(path, name, "stands in the list twice")
+    return tuple(sorted(set(value)))
+
+
+def _addresses_in(reader: Reader, path: str, value: object, what: str, cidr: IPNetwork | None) -> dict[str, IPAddress]:
+    """Named addresses that lie in `cidr`, no two the same."""
+    good: dict[str, IPAddress] = {}
+    owner: dict[IPAddress, str] = {}
+    for name, entry in reader.named(path, value, f"{what}, e.g. vm1: 10.0.0.100").items():
+        place = f"{path}.{name}"
+        if entry is None:
+            reader.add(place, None, "has no address, e.g. vm1: 10.0.0.100")
+        if len(name) > limits.MEMBER_NAME:
+            reader.add(place, None, f"has a name of more than {limits.MEMBER_NAME} characters")
+        if name == STRANGER:
+            reader.add(place, None, f"{STRANGER} is the lab's name for a host without a slot; take another one")
+        address = reader.address(place, entry, "10.0.0.100")
+        if address is None:
+            continue
+        if cidr is not None and address not in cidr:
+            reader.add(place, str(address), f"is outside the VCN's {cidr}")
+            continue
+        if cidr is not None and reserved_by_oci(address, cidr):
+            reader.add(place, str(address), f"{reserved_by_oci(address, cidr)}; no VNIC can have it")
+            continue
+        if address in owner:
+            reader.add(place, str(address), f"is already the address of {owner[address]}; one name an address")
+            continue
+        owner[address] = name
+        good[name] = address
+    return good
+
+
+def written_members(root: Mapping[str, object]) -> tuple[set[str], tuple[str, ...]]:
+    """The members' names as they stand in the file, and the beginnings of names that cannot be known.
+
+    A member whose address is wrong is a member all the same: its slot must not be called a leftover.
+    """
+    management, customers = root.get("management"), root.get("customers")
+    realms: dict[str, object] = {MANAGEMENT: management.get("servers") if isinstance(management, Mapping) else None}
+    unknown = []
+    if isinstance(customers, Mapping):
+        for name, entry in customers.items():
+            if name == MANAGEMENT:
+                continue  # reported; its hosts are no servers
+            realms[str(name)] = entry.get("hosts") if isinstance(entry, Mapping) else None
+    else:
+        unknown.append("")
+    names = set()
+    for realm, members in realms.items():
+        if isinstance(members, Mapping) and NAME.fullmatch(realm):
+            names |= {f"{realm}/{member}" for member in members if NAME.fullmatch(f"{member}")}
+        else:
+            unknown.append(f"{realm}/")
+    return names, tuple(unknown)
+
+
+def is_customer_name(text: str) -> bool:
+    """Whether a customer can be called this."""
+    return bool(NAME.fullmatch(text)) and len(text) <= limits.CHAIN_MEMBER_NAME and text not in _OWN_NAMES
+
+
+def is_member_name(text: str) -> bool:
+    """Whether a host or a server can be called this."""
+    return bool(NAME.fullmatch(text)) and len(text) <= limits.MEMBER_NAME and text != STRANGER
