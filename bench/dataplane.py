@@ -31,6 +31,7 @@ from netaddr import IPNetwork, cidr_merge
 
 from bench.engine import full_pod, processor
 from bench.line import Batch, Line, Side, Way
+from nat_pod import names
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import Member
 from nat_pod.lab.wire import netns, sandbox
@@ -135,7 +136,10 @@ def loaded(rules: Ruleset) -> str:
 
 def articles(config: PodConfig, vm: str) -> str:
     """The article's lines as iptables-restore takes them."""
-    lines = (line.removeprefix("iptables -t nat ").replace(" -o ens3 ", " ") for line in article_lines(config, vm))
+    lines = (
+        line.removeprefix("iptables -t nat ").replace(" -o ens3 ", " ")
+        for line in article_lines(config, names.Side(vm))
+    )
     return "\n".join(["*nat", *lines, "COMMIT", ""])
 
 

@@ -20,6 +20,7 @@ from nat_pod.commands.cli import main
 from nat_pod.config.address_book import create
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import NatPodError
+from nat_pod.names import Side
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables
 from nat_pod.rules.article import article_lines
@@ -103,7 +104,7 @@ def printed(mapping: dict, form: str) -> dict[str, str]:
     config = PodConfig.from_mapping(mapping, "x")
     plan = plan_pod(config, "x")
     if form == "article":
-        return {vm: "\n".join(article_lines(config, vm)) for vm in VMS}
+        return {vm: "\n".join(article_lines(config, Side(vm))) for vm in VMS}
     texts = {}
     for vm in VMS:
         rules = plan.vm(vm).rules
