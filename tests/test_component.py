@@ -20,7 +20,7 @@ from pulumi.runtime.stack import run_pulumi_func
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
 from nat_pod.lab.engine.program import DeployError, Deployment, Registration, deploy, run_apart
-from nat_pod.lab.region import oci_types as oci
+from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.region import Region
 from nat_pod.oci.args import NatPodArgs
 from nat_pod.oci.component import NatPod

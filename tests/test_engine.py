@@ -24,7 +24,7 @@ from nat_pod.config.model import PodConfig
 from nat_pod.lab import surroundings
 from nat_pod.lab.engine.engine import Engine, EngineError, Run, find_cli
 from nat_pod.lab.region.file import RegionFile
-from nat_pod.lab.region.oci_types import (
+from nat_pod.lab.region.kinds import (
     INSTANCE,
     LPG,
     PRIVATE_IP,

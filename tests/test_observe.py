@@ -13,7 +13,7 @@ import yaml
 from conftest import REPOSITORY
 
 from nat_pod.lab.observe import GONE, observe
-from nat_pod.lab.region import oci_types as oci
+from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import build, stand_up
 from nat_pod.names import STRANGER

@@ -19,7 +19,7 @@ from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.engine.engine import Engine, EngineError, find_cli
 from nat_pod.lab.region.file import RegionFile
-from nat_pod.lab.region.oci_types import INSTANCE, PRIVATE_IP
+from nat_pod.lab.region.kinds import INSTANCE, PRIVATE_IP
 from nat_pod.lab.region.region import Region
 
 PACKAGE = REPOSITORY / "package"

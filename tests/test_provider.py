@@ -19,16 +19,16 @@ from pulumi.runtime.proto.provider_pb2 import DiffResponse, PropertyDiff
 from nat_pod.lab.engine import provider
 from nat_pod.lab.engine.plugin import decode, encode, new_server
 from nat_pod.lab.region.file import RegionFile, RegionFileError
-from nat_pod.lab.region.oci_types import (
+from nat_pod.lab.region.inputs import UNKNOWN
+from nat_pod.lab.region.kinds import (
     INSTANCE,
     PRIVATE_IP,
     ROUTE_TABLE,
     SUBNET,
-    UNKNOWN,
     VCN,
     VNIC_ATTACHMENT,
-    OciError,
 )
+from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
 COMPARTMENT = "ocid1.compartment.oc1..example"

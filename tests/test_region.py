@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from nat_pod.lab.region import oci_types as oci
-from nat_pod.lab.region.oci_types import Diff, OciError
+from nat_pod.lab.region import kinds as oci
+from nat_pod.lab.region import registry
+from nat_pod.lab.region.inputs import UNKNOWN as NOT_KNOWN_YET
+from nat_pod.lab.region.inputs import Diff
+from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
 COMPARTMENT = "ocid1.compartment.oc1..test"
@@ -1209,7 +1212,7 @@ def changed(base: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ),
         pytest.param(
             oci.LPG,
-            {"vcnId": "v", "peerId": oci.UNKNOWN},
+            {"vcnId": "v", "peerId": NOT_KNOWN_YET},
             {"vcnId": "v", "peerId": "p"},
             Diff(replace=("peerId",)),
             id="unknown",
@@ -1241,13 +1244,13 @@ def changed(base: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     ],
 )
 def test_diff(token: str, old: dict[str, Any], new: dict[str, Any], diff: Diff) -> None:
-    assert oci.diff(token, old, new) == diff
+    assert registry.resource(token).diff(old, new) == diff
 
 
 def test_check_accepts_what_a_preview_does_not_know() -> None:
-    inputs = {"instanceId": oci.UNKNOWN, "createVnicDetails": {"subnetId": oci.UNKNOWN, "nsgIds": [oci.UNKNOWN]}}
-    assert oci.check(oci.VNIC_ATTACHMENT, inputs) == []
-    assert oci.check(oci.VNIC_ATTACHMENT, {"instanceId": "i", "createVnicDetails": oci.UNKNOWN}) == []
+    inputs = {"instanceId": NOT_KNOWN_YET, "createVnicDetails": {"subnetId": NOT_KNOWN_YET, "nsgIds": [NOT_KNOWN_YET]}}
+    assert registry.resource(oci.VNIC_ATTACHMENT).check(inputs) == []
+    assert registry.resource(oci.VNIC_ATTACHMENT).check({"instanceId": "i", "createVnicDetails": NOT_KNOWN_YET}) == []
 
 
 @pytest.mark.parametrize(
@@ -1275,11 +1278,11 @@ def test_check_accepts_what_a_preview_does_not_know() -> None:
 def test_check_finds_what_the_provider_finds_before_any_call(
     token: str, inputs: dict[str, Any], problem: tuple[str, str]
 ) -> None:
-    assert oci.check(token, inputs) == [problem]
+    assert registry.resource(token).check(inputs) == [problem]
 
 
 def test_the_bridge_leaves_bad_cidrs_to_the_api() -> None:
-    assert oci.check(oci.VCN, {"compartmentId": "c", "cidrBlocks": ["nonsense"]}) == []
+    assert registry.resource(oci.VCN).check({"compartmentId": "c", "cidrBlocks": ["nonsense"]}) == []
 
 
 # Identity and state
@@ -1326,10 +1329,10 @@ def test_every_state_property_is_one_that_the_sdk_knows(world: World) -> None:
     """An output under a wrong name would reach programs as None."""
     import pulumi_oci
 
-    ocids = [record.ocid for record in world.region.all(*oci.TYPES)]
+    ocids = [record.ocid for record in world.region.all(*registry.RESOURCES)]
     for ocid in ocids:
         record = world.region.get(ocid)
-        resource = getattr(pulumi_oci.core, oci.row(record.kind).sdk_class)
+        resource = getattr(pulumi_oci.core, record.kind.split(":")[-1])
         known = {
             getattr(member.fget, "_pulumi_name", name)
             for name, member in vars(resource).items()

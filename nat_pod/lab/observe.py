@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from netaddr import IPAddress
 
-from nat_pod.lab.region.oci_types import (
+from nat_pod.lab.region.inputs import Inputs
+from nat_pod.lab.region.kinds import (
     DEFAULT_ROUTE_TABLE,
     DEFAULT_SECURITY_LIST,
     INSTANCE,
@@ -28,7 +29,6 @@ from nat_pod.lab.region.oci_types import (
     VCN,
     VNIC,
     VNIC_ATTACHMENT,
-    Inputs,
 )
 from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import ROUTER_TAG

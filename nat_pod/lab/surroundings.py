@@ -20,7 +20,8 @@ from netaddr import IPNetwork
 from nat_pod.config.addressing import free_addresses
 from nat_pod.config.stack_file import read_stack
 from nat_pod.lab.engine.program import Deployment, deploy
-from nat_pod.lab.region.oci_types import (
+from nat_pod.lab.region.inputs import Inputs
+from nat_pod.lab.region.kinds import (
     INSTANCE,
     LPG,
     PRIVATE_IP,
@@ -29,7 +30,6 @@ from nat_pod.lab.region.oci_types import (
     SUBNET,
     VCN,
     VNIC_ATTACHMENT,
-    Inputs,
 )
 from nat_pod.lab.region.region import Region
 from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 from google.protobuf import json_format, struct_pb2
 
-from nat_pod.lab.region.oci_types import UNKNOWN, Inputs, Value
+from nat_pod.lab.region.inputs import UNKNOWN, Inputs, Value
 
 # The protocol's stand-ins for unknown values, by the type that the value will have.  To the region all are one.
 _UNKNOWNS = frozenset(

@@ -32,7 +32,7 @@ from pulumi.runtime.stack import run_pulumi_func
 
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import NatPodError
-from nat_pod.lab.region.oci_types import Inputs, Value
+from nat_pod.lab.region.inputs import Inputs, Value
 from nat_pod.lab.region.region import Region
 
 _PROJECT = "nat-pod"

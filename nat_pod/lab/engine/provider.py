@@ -23,9 +23,10 @@ from pulumi.runtime.proto.provider_pb2 import DiffResponse, PropertyDiff
 
 from nat_pod.errors import NatPodError
 from nat_pod.lab.engine.plugin import decode, encode, new_server, serve, write_executable
-from nat_pod.lab.region import oci_types
+from nat_pod.lab.region import registry
 from nat_pod.lab.region.file import RegionFile
-from nat_pod.lab.region.oci_types import Inputs, InputSpec, OciError, Value
+from nat_pod.lab.region.inputs import Inputs, InputSpec, Value, in_shape
+from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
 REGION_VARIABLE = "NAT_POD_REGION"
@@ -37,7 +38,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
     def __init__(self, region: Region) -> None:
         self._region = region
         # pulumi_oci imports its modules at first use, and Python 3.11 lets a second thread see such a module half done.
-        for token in oci_types.TYPES:
+        for token in registry.RESOURCES:
             InputSpec.of(token)
 
     # The plugin itself
@@ -111,7 +112,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         type_token, inputs = _type(request.urn), decode(request.properties)
         if request.preview:
             # What is not among the inputs stays unknown to the program until the resource exists.
-            return provider_pb2.CreateResponse(properties=encode(oci_types.with_defaults(type_token, inputs)))
+            return provider_pb2.CreateResponse(properties=encode(registry.resource(type_token).with_defaults(inputs)))
         try:
             ocid, state = self._region.create(type_token, inputs, _name(request.urn))
         except (OciError, NatPodError) as error:
@@ -126,13 +127,13 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         # A refresh compares with what the program wrote, where one key more would show as drift; an import wants all.
         wanted = decode(request.inputs) or InputSpec.of(_type(request.urn)).members
         return provider_pb2.ReadResponse(
-            id=request.id, properties=encode(state), inputs=encode(_in_shape(state, wanted))
+            id=request.id, properties=encode(state), inputs=encode(in_shape(state, wanted))
         )
 
     def Update(self, request: provider_pb2.UpdateRequest, context: grpc.ServicerContext) -> provider_pb2.UpdateResponse:
         inputs = decode(request.news)
         if request.preview:
-            known = {**decode(request.olds), **oci_types.with_defaults(_type(request.urn), inputs)}
+            known = {**decode(request.olds), **registry.resource(_type(request.urn)).with_defaults(inputs)}
             return provider_pb2.UpdateResponse(properties=encode(known))
         try:
             state = self._region.update(request.id, inputs)
@@ -167,10 +168,10 @@ def schema() -> Inputs:
         "description": "The resource types of Oracle Cloud Infrastructure that a NAT POD uses, simulated",
         "resources": {
             token: {
-                "inputProperties": {name: _schema_type(spec) for name, spec in InputSpec.of(token).members.items()},
-                "requiredInputs": sorted(InputSpec.of(token).required),
+                "inputProperties": {name: _schema_type(spec) for name, spec in resource.spec.members.items()},
+                "requiredInputs": sorted(resource.spec.required),
             }
-            for token in oci_types.TYPES
+            for token, resource in registry.RESOURCES.items()
         },
     }
 
@@ -192,13 +193,6 @@ def _type(urn: str) -> str:
 
 def _name(urn: str) -> str:
     return urn.split("::", 3)[3]
-
-
-def _in_shape(value: Value, shape: Value) -> Value:
-    """`value` with only those keys that `shape` has, at every depth."""
-    if isinstance(value, dict) and isinstance(shape, dict):
-        return {key: _in_shape(value[key], shape[key]) for key in shape if key in value}
-    return value
 
 
 def _kind(path: str, old: Inputs, new: Inputs, *, replace: bool = False) -> PropertyDiff.Kind.ValueType:

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 
 from nat_pod.errors import NatPodError
-from nat_pod.lab.region.oci_types import Inputs, OciError, Value
+from nat_pod.lab.region.inputs import Inputs, Value
+from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
 

@@ -1,114 +1,148 @@
-"""Network security groups and security lists of the simulated region."""
+"""Network security groups, their rules, and security lists."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nat_pod import limits
-from nat_pod.lab.region.base import Behaviour, Record, conflict, invalid, network, over_limit
-from nat_pod.lab.region.network import refuse_other_vcn
-from nat_pod.lab.region.oci_types import (
-    DEFAULT_SECURITY_LIST,
-    NSG,
-    NSG_RULE,
-    SECURITY_LIST,
-    SUBNET,
-    VCN,
-    VNIC,
-    Inputs,
-)
-
-if TYPE_CHECKING:
-    from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.inputs import InputRules, Inputs
+from nat_pod.lab.region.kinds import DEFAULT_SECURITY_LIST, NSG, NSG_RULE, SECURITY_LIST, SUBNET, VCN, VNIC
+from nat_pod.lab.region.refusals import conflict, invalid, network, over_limit
+from nat_pod.lab.region.resource import Kind, Resource
+from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 
 _SECURITY = 'OCI docs, "Security Rules"'
 _API = "OCI API, AddSecurityRuleDetails"
 LIST_RULES = 200
 
+_SECURITY_LIST_INPUTS = frozenset({"ingressSecurityRules", "egressSecurityRules"})
+_SECURITY_LIST_DEFAULTS = {
+    "ingressSecurityRules[].sourceType": "CIDR_BLOCK",
+    "ingressSecurityRules[].stateless": False,
+    "ingressSecurityRules[].icmpOptions.code": -1,
+    "egressSecurityRules[].destinationType": "CIDR_BLOCK",
+    "egressSecurityRules[].stateless": False,
+    "egressSecurityRules[].icmpOptions.code": -1,
+}
 
-class _Nsg(Behaviour):
-    def create(self, region: Region, inputs: Inputs, name: str, ocid: str | None) -> Record:
-        vcn = region.get(inputs["vcnId"], VCN)
+
+class _Nsg(Resource):
+    kind = NSG
+    ocid_type = "networksecuritygroup"
+    rules = InputRules(
+        source="core_network_security_group_resource.go",
+        replace=frozenset({"vcnId"}),
+    )
+
+    def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
+        vcn = store.get(inputs["vcnId"], VCN)
         facts = {"vcnId": vcn.ocid, "displayName": inputs.get("displayName", name), "state": "AVAILABLE"}
-        return region.add(NSG, name, facts, ocid)
+        return store.add(NSG, name, facts, ocid)
 
-    def update(self, region: Region, record: Record, inputs: Inputs) -> None:  # noqa: ARG002
+    def update(self, store: Store, record: Record, inputs: Inputs) -> None:  # noqa: ARG002
         record.facts["displayName"] = inputs.get("displayName", record.facts["displayName"])
 
-    def delete(self, region: Region, record: Record) -> None:
-        users = [vnic for vnic in region.all(VNIC) if record.ocid in vnic.facts["nsgIds"]]
+    def delete(self, store: Store, record: Record) -> None:
+        users = [vnic for vnic in store.all(VNIC) if record.ocid in vnic.facts["nsgIds"]]
         if users:
             raise conflict(
                 f"network security group {record.ocid} cannot be deleted since it still has VNICs attached to it: "
                 f"{users[0].ocid}",
                 'OCI docs, "Network Security Groups"',
             )
-        for rule in _rules_of(region, record.ocid):
-            region.drop(rule)
-        region.drop(record)
+        for rule in _rules_of(store, record.ocid):
+            store.drop(rule)
+        store.drop(record)
 
 
-class _NsgRule(Behaviour):
-    def create(self, region: Region, inputs: Inputs, name: str, ocid: str | None) -> Record:
-        nsg = region.get(inputs["networkSecurityGroupId"], NSG)
-        _refuse_rule(region, nsg, inputs)
-        if len(_rules_of(region, nsg.ocid)) >= limits.NSG_RULES:
+class _NsgRule(Resource):
+    kind = NSG_RULE
+    ocid_type = "securityrule"
+    rules = InputRules(
+        source="core_network_security_group_security_rule_resource.go",
+        replace=frozenset({"networkSecurityGroupId"}),
+        removable=frozenset({"source", "icmpOptions", "tcpOptions", "udpOptions"}),
+        defaults={"stateless": False, "icmpOptions.code": -1},
+    )
+
+    def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
+        nsg = store.get(inputs["networkSecurityGroupId"], NSG)
+        _refuse_rule(store, nsg, inputs)
+        if len(_rules_of(store, nsg.ocid)) >= limits.NSG_RULES:
             raise over_limit(f"network security group {nsg.ocid} has {limits.NSG_RULES} rules", _SECURITY)
-        return region.add(NSG_RULE, name, {**inputs, "isValid": True}, ocid)
+        return store.add(NSG_RULE, name, {**inputs, "isValid": True}, ocid)
 
-    def update(self, region: Region, record: Record, inputs: Inputs) -> None:
-        _refuse_rule(region, region.get(record.facts["networkSecurityGroupId"], NSG), inputs)
+    def update(self, store: Store, record: Record, inputs: Inputs) -> None:
+        _refuse_rule(store, store.get(record.facts["networkSecurityGroupId"], NSG), inputs)
         record.facts = {**inputs, "isValid": True}
 
-    def delete(self, region: Region, record: Record) -> None:
-        region.drop(record)
+    def delete(self, store: Store, record: Record) -> None:
+        store.drop(record)
 
 
-class _SecurityList(Behaviour):
-    def create(self, region: Region, inputs: Inputs, name: str, ocid: str | None) -> Record:
-        vcn = region.get(inputs["vcnId"], VCN)
+class _SecurityList(Resource):
+    kind = SECURITY_LIST
+    ocid_type = "securitylist"
+    rules = InputRules(
+        source="core_security_list_resource.go",
+        replace=frozenset({"vcnId"}),
+        removable=_SECURITY_LIST_INPUTS,
+        sets=_SECURITY_LIST_INPUTS,
+        defaults=_SECURITY_LIST_DEFAULTS,
+    )
+
+    def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
+        vcn = store.get(inputs["vcnId"], VCN)
         facts = {"vcnId": vcn.ocid, "displayName": inputs.get("displayName", name), "state": "AVAILABLE"}
-        return region.add(SECURITY_LIST, name, {**facts, **_list_rules(inputs)}, ocid)
+        return store.add(SECURITY_LIST, name, {**facts, **_list_rules(inputs)}, ocid)
 
-    def update(self, region: Region, record: Record, inputs: Inputs) -> None:  # noqa: ARG002
+    def update(self, store: Store, record: Record, inputs: Inputs) -> None:  # noqa: ARG002
         record.facts.update(_list_rules(inputs))
         record.facts["displayName"] = inputs.get("displayName", record.facts["displayName"])
 
-    def delete(self, region: Region, record: Record) -> None:
-        for subnet in region.all(SUBNET):
+    def delete(self, store: Store, record: Record) -> None:
+        for subnet in store.all(SUBNET):
             if record.ocid in subnet.facts["securityListIds"]:
                 raise conflict(
                     f"The Security List {record.ocid} is associated with subnet {subnet.ocid}. You must remove the "
                     "reference to proceed with this operation.",
                     'OCI docs, "VCN Troubleshooting"',
                 )
-        region.drop(record)
+        store.drop(record)
 
 
-class _DefaultSecurityList(Behaviour):
+class _DefaultSecurityList(Resource):
     """The list that came with the VCN: to create it means to take it over, to delete it means to empty it."""
 
-    def create(self, region: Region, inputs: Inputs, name: str, ocid: str | None) -> Record:  # noqa: ARG002
-        record = region.get(inputs["manageDefaultResourceId"], DEFAULT_SECURITY_LIST)
+    kind = DEFAULT_SECURITY_LIST
+    ocid_type = "securitylist"
+    rules = InputRules(
+        source="core_security_list_resource.go by ConvertToDefaultVcnResourceSchema in helpers_core.go",
+        replace=frozenset({"manageDefaultResourceId"}),
+        removable=_SECURITY_LIST_INPUTS,
+        sets=_SECURITY_LIST_INPUTS,
+        defaults=_SECURITY_LIST_DEFAULTS,
+    )
+
+    def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:  # noqa: ARG002
+        record = store.get(inputs["manageDefaultResourceId"], DEFAULT_SECURITY_LIST)
         rules = _list_rules(inputs)
-        region.adopt(record, name)
+        store.adopt(record, name)
         record.facts.update(rules, manageDefaultResourceId=record.ocid, state="AVAILABLE")
         return record
 
-    def update(self, region: Region, record: Record, inputs: Inputs) -> None:  # noqa: ARG002
+    def update(self, store: Store, record: Record, inputs: Inputs) -> None:  # noqa: ARG002
         record.facts.update(_list_rules(inputs))
 
-    def delete(self, region: Region, record: Record) -> None:
+    def delete(self, store: Store, record: Record) -> None:
         record.inputs = {}
         record.facts.update(_list_rules({}))
-        region.adopt(record, record.facts["vcnId"])
+        store.adopt(record, record.facts["vcnId"])
 
-    def view(self, region: Region, record: Record) -> Inputs:  # noqa: ARG002
+    def view(self, store: Store, record: Record) -> Inputs:  # noqa: ARG002
         return {name: value for name, value in record.facts.items() if name != "vcnId"}
 
 
-def _rules_of(region: Region, nsg: str) -> list[Record]:
-    return [rule for rule in region.all(NSG_RULE) if rule.facts["networkSecurityGroupId"] == nsg]
+def _rules_of(store: Store, nsg: str) -> list[Record]:
+    return [rule for rule in store.all(NSG_RULE) if rule.facts["networkSecurityGroupId"] == nsg]
 
 
 def _list_rules(inputs: Inputs) -> Inputs:
@@ -125,7 +159,7 @@ def _list_rules(inputs: Inputs) -> Inputs:
     return rules
 
 
-def _refuse_rule(region: Region, nsg: Record, rule: Inputs) -> None:
+def _refuse_rule(store: Store, nsg: Record, rule: Inputs) -> None:
     """400 for an NSG rule without the end its direction needs, or with one that OCI does not know."""
     ends = {"INGRESS": "source", "EGRESS": "destination"}
     if rule["direction"] not in ends:
@@ -134,7 +168,7 @@ def _refuse_rule(region: Region, nsg: Record, rule: Inputs) -> None:
     if not rule.get(end) or not rule.get(f"{end}Type"):
         raise invalid(f"an {rule['direction']} rule needs {end} and {end}Type", _API)
     if rule[f"{end}Type"] == "NETWORK_SECURITY_GROUP":
-        refuse_other_vcn(region.get(rule[end], NSG), nsg.facts["vcnId"], _SECURITY)
+        refuse_other_vcn(store.get(rule[end], NSG), nsg.facts["vcnId"], _SECURITY)
     elif rule[f"{end}Type"] == "CIDR_BLOCK":
         network(rule[end], end)
     else:
@@ -154,9 +188,4 @@ def _refuse_options(rule: Inputs) -> None:
             raise invalid(f"{option} need protocol {number}, got {protocol}", _API)
 
 
-BEHAVIOURS: dict[str, Behaviour] = {
-    NSG: _Nsg(),
-    NSG_RULE: _NsgRule(),
-    SECURITY_LIST: _SecurityList(),
-    DEFAULT_SECURITY_LIST: _DefaultSecurityList(),
-}
+KINDS: tuple[Kind, ...] = (_Nsg(), _NsgRule(), _SecurityList(), _DefaultSecurityList())

@@ -1,0 +1,22 @@
+"""The names of the kinds of objects that the region keeps: what everybody who speaks of one calls it.
+
+A resource's kind is its type token at the provider.  What a kind *is* stands in the file of its subject, in one class
+(`vcn.py`, `routes.py`, `lpg.py`, `security.py`, `instance.py`, `vnic.py`, `private_ip.py`).
+"""
+
+VCN = "oci:Core/vcn:Vcn"
+SUBNET = "oci:Core/subnet:Subnet"
+ROUTE_TABLE = "oci:Core/routeTable:RouteTable"
+ROUTE_TABLE_ATTACHMENT = "oci:Core/routeTableAttachment:RouteTableAttachment"
+LPG = "oci:Core/localPeeringGateway:LocalPeeringGateway"
+INSTANCE = "oci:Core/instance:Instance"
+VNIC_ATTACHMENT = "oci:Core/vnicAttachment:VnicAttachment"
+PRIVATE_IP = "oci:Core/privateIp:PrivateIp"
+NSG = "oci:Core/networkSecurityGroup:NetworkSecurityGroup"
+NSG_RULE = "oci:Core/networkSecurityGroupSecurityRule:NetworkSecurityGroupSecurityRule"
+SECURITY_LIST = "oci:Core/securityList:SecurityList"
+DEFAULT_SECURITY_LIST = "oci:Core/defaultSecurityList:DefaultSecurityList"
+
+# Objects of OCI that come into being with others and are not resources of the program.
+VNIC = "vnic"
+DEFAULT_ROUTE_TABLE = "default route table"
