@@ -1,7 +1,8 @@
-"""Tables, for a terminal and for Markdown."""
+"""What outputs are made of: tables for a terminal and for Markdown, counted nouns, wrapped lines."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 
@@ -21,3 +22,27 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+# GitHub refuses comments of more than 65,536 characters; `diff` may have eight lists, and thousands of flows in one.
+_MOST_ROWS = 60
+
+
+def folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table behind its title, which opens it; cut where it is too long for a comment on GitHub."""
+    lines = [f"<details><summary>{title}</summary>", "", markdown_table(header, rows[:_MOST_ROWS])]
+    if len(rows) > _MOST_ROWS:
+        lines += ["", f"and {len(rows) - _MOST_ROWS} more, which the same command without `--markdown` lists"]
+    return "\n".join([*lines, "", "</details>"])
+
+
+def count(number: int, noun: str) -> str:
+    """`1 flow`, `2 flows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def wrapped(text: str) -> str:
+    """A paragraph of 80 columns, indented by two, its further lines by four; no word is broken."""
+    return textwrap.fill(
+        text, 80, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )

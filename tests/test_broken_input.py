@@ -57,8 +57,8 @@ def run(capsys, *arguments: str) -> tuple[int, str]:
 def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_holds(tmp_path, monkeypatch, capsys):
     """`check` says what is wrong and where; `allocate` leaves alone what it cannot settle."""
     monkeypatch.chdir(tmp_path)
-    parser = cli._parser()  # built once: argparse takes longer for it than a command for a small stack
-    monkeypatch.setattr(cli, "_parser", lambda: parser)
+    parser = cli._parser("")  # built once: argparse takes longer for it than a command for a small stack
+    monkeypatch.setattr(cli, "_parser", lambda _: parser)
     path = tmp_path / "Pulumi.dev.yaml"
     good = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
     refused = settled = 0

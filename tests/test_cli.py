@@ -541,7 +541,7 @@ def test_an_interruption_ends_with_130(run, monkeypatch):
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nat_pod.commands.cli.read_pods", interrupt)
+    monkeypatch.setattr("nat_pod.commands.check.read_pods", interrupt)
     assert run("check") == (130, "", "")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from nat_pod.commands import report
+from nat_pod.commands import diff as report
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
@@ -513,8 +513,8 @@ def test_this_checkout_knows_the_bootstrap_of_the_revision(monkeypatch, capsys):
 
     stack = read_stack(REPOSITORY, "dev")
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("nat_pod.commands.cli.read_stack_at", lambda directory, name, revision: stack)
-    monkeypatch.setattr("nat_pod.commands.cli.file_at", file_at)
+    monkeypatch.setattr("nat_pod.commands.diff.read_stack_at", lambda directory, name, revision: stack)
+    monkeypatch.setattr("nat_pod.commands.diff.file_at", file_at)
     status, out, _ = diff(capsys, "dev", "--base", "main")
     assert (status, asked) == (0, ["cloud-init/user-data.b64"])
     assert "new bootstrap (user_data)" in out

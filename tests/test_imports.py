@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nat_pod.commands import cli
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "nat_pod"
 LAB = PACKAGE / "lab"
@@ -120,8 +122,8 @@ def test_the_reader_of_imports_finds_each_form_of_them(tmp_path):
 def test_a_module_imports_only_packages_that_lie_before_its_own(path):
     package = package_of(module_of(path))
     others = {package_of(name) for name in own_imports(path)} - {package}
-    if package == "commands":
-        others -= {"lab", "lab.wire"}  # see the next test but one
+    if module_of(path) == "commands.lab":
+        others -= {"lab", "lab.wire"}  # when it is asked to: the tests below
     assert others <= ALLOWED[package]
 
 
@@ -151,10 +153,10 @@ def test_no_module_imports_itself_by_way_of_others_the_lab_included():
     assert circle({name: needs & set(graph) for name, needs in graph.items()}) == []
 
 
-def test_nothing_outside_the_lab_imports_it_but_the_command_line_and_that_only_when_asked_to():
+def test_nothing_outside_the_lab_imports_it_but_the_command_lab_and_that_only_when_asked_to():
     who = {module_of(path) for path in OUTSIDE_LAB if any(name.startswith("nat_pod.lab") for name in imports(path))}
-    assert who == {"commands.cli"}
-    at_import = imports(PACKAGE / "commands" / "cli.py", only_at_import=True)
+    assert who == {"commands.lab"}
+    at_import = imports(PACKAGE / "commands" / "lab.py", only_at_import=True)
     assert not [name for name in at_import if name.startswith("nat_pod.lab")]
 
 
@@ -204,12 +206,36 @@ def test_there_is_something_that_runs_in_the_guest():
     assert [path.name for path in modules(REPOSITORY / "cloud-init")] == ["nat_pod_agent.py"]
 
 
+def loaded_by(*arguments: str) -> set[str]:
+    """The modules that a process has loaded when it has carried out a command."""
+    script = (
+        "import sys\nfrom nat_pod.commands.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return set(result.stderr.split())
+
+
 @pytest.mark.runs_commands
 def test_the_command_line_starts_without_loading_pulumi_or_the_lab():
-    """Pulumi takes more than a second to load; `check` takes a tenth."""
-    script = (
-        "import sys, nat_pod.commands.cli; "
-        "print([n for n in sys.modules if n.split('.')[0] in ('pulumi', 'pulumi_oci', 'grpc') or 'nat_pod.lab' in n])"
-    )
-    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+    """Pulumi takes more than a second to load; `check` takes a tenth.  --help loads what every command does."""
+    loaded = loaded_by("--help")
+    assert loaded >= {f"nat_pod.commands.{module}" for module in cli.COMMANDS.values()}
+    assert not tops(loaded) & {"pulumi", "pulumi_oci", "grpc"}
+    assert not [name for name in loaded if name.startswith("nat_pod.lab")]
+
+
+@pytest.mark.runs_commands
+def test_a_command_loads_no_other_and_not_what_the_others_need():
+    loaded = loaded_by("check", "dev")
+    assert {name for name in loaded if name.startswith("nat_pod.commands.")} == {
+        "nat_pod.commands.cli", "nat_pod.commands.command", "nat_pod.commands.check",
+    }  # fmt: skip
+    assert not {package_of(name.removeprefix("nat_pod.")) for name in loaded} & {"handbuilt", "pages", "trace"}
+
+
+def test_each_module_of_a_command_is_in_the_list_of_commands():
+    shared = {"__init__", "cli", "command", "stack"}
+    assert {path.stem for path in modules(PACKAGE / "commands")} - shared == set(cli.COMMANDS.values())

@@ -37,7 +37,7 @@ def output(tmp_path, monkeypatch) -> Callable[..., list[str]]:
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     # What git would find at the revision; the command must not start it here.
-    monkeypatch.setattr("nat_pod.commands.cli.read_stack_at", lambda directory, stack, _: read_stack(directory, stack))
+    monkeypatch.setattr("nat_pod.commands.diff.read_stack_at", lambda directory, stack, _: read_stack(directory, stack))
 
     def run(name: str, columns: str | None, encoding: str = "utf-8") -> list[str]:
         if columns is None:

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from netaddr import IPNetwork
 
 from nat_pod.commands.cli import main
-from nat_pod.commands.pods import Pod, free_ranges
+from nat_pod.config.ranges import free_ranges
 
 DEV = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
 
@@ -112,10 +112,6 @@ def test_pods_without_any_stack_file_says_where_it_looked(run, project):
 # --- free ranges -----------------------------------------------------------------------------------------------------
 
 
-def pods_with(*cidrs: str) -> dict[str, Pod]:
-    return {cidr: Pod(name=cidr, cidr=IPNetwork(cidr), unknown=False, stack=None) for cidr in cidrs}
-
-
 FREE = [
     ([], 22, "198.18.0.0/22", 128),
     ([], 21, "198.18.0.0/21", 64),
@@ -138,7 +134,7 @@ FREE = [
 
 @pytest.mark.parametrize(("taken", "prefix", "first", "count"), FREE)
 def test_the_next_range_is_the_lowest_in_which_nobody_has_an_address(taken, prefix, first, count):
-    free = [str(cidr) for cidr in free_ranges(pods_with(*taken), prefix)]
+    free = [str(cidr) for cidr in free_ranges(map(IPNetwork, taken), prefix)]
     assert (free[0] if free else None, len(free)) == (first, count)
 
 

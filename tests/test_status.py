@@ -281,7 +281,7 @@ def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("nat_pod.commands.cli.time.time", lambda: NOW)
+    monkeypatch.setattr("nat_pod.commands.status.time.time", lambda: NOW)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         try:
@@ -369,7 +369,9 @@ def test_the_outputs_of_another_generation_are_a_finding(run, plan):
 
 
 WRONG = {
-    "a file that is not there": (["--report", "natVm1=none.json"], 1, "none.json: No such file or directory\n"),
+    "a file that is not there": (
+        ["--report", "natVm1=none.json"], 1, "none.json: cannot be read: No such file or directory\n",
+    ),
     "the other VM's": (["--report", "natVm1=two.json"], 1, "--report natVm1: that is a report of natVm2\n"),
     "one twice": (
         ["--report", "natVm1=one.log", "--report", "natVm1=one.log"], 1,

@@ -1,10 +1,8 @@
-"""The lab's commands: `lab up | check | shell | down STACK`, and `lab demo`, which is all of them in one go."""
+"""What `lab up | check | shell | down STACK` do, and `lab demo`, which is all of them in one go."""
 
 from __future__ import annotations
 
-import argparse
 import base64
-import json
 import os
 import pickle
 import sys
@@ -26,44 +24,27 @@ from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.topology import Topology
 
-OK, FINDINGS = 0, 1
 _PROBE_SECONDS = 2.0
 """How long a probe waits for an answer: the slowest declared flow takes milliseconds, a refused one all of it."""
 
 
-def run(directory: Path, arguments: argparse.Namespace) -> int:
-    """Carry out one of the actions; returns the exit status."""
-    key = sandbox.lab_key(arguments.stack, directory)
-    match arguments.action:
-        case "up":
-            return _up(directory, arguments.stack, key)
-        case "check":
-            return _check(directory, arguments.stack, key, as_json=arguments.json)
-        case "shell":
-            return _shell(arguments.stack, arguments.member, key)
-        case "down":
-            if not sandbox.stop(key):
-                print(f"no lab of {arguments.stack} was up", file=sys.stderr)
-            return OK
-        case "demo":
-            return _demo(directory, arguments.stack, key)
-    raise AssertionError(arguments.action)
-
-
-def _up(directory: Path, stack: str, key: str) -> int:
+def up(directory: Path, stack: str) -> None:
+    """Deploy the stack and leave its lab running, in place of one that was up."""
     say = _Progress()
     reason = sandbox.available()
     if reason is not None:
         raise NatPodError(reason)
     _, deployed = _deploy(directory, stack, say)
+    key = sandbox.lab_key(stack, directory)
     if sandbox.stop(key):
         say("the lab that was up is gone")
     sandbox.start(key, deployed, say, stay=True)
     say(f"up; next: python -m nat_pod lab check {stack}")
-    return OK
 
 
-def _check(directory: Path, stack: str, key: str, *, as_json: bool) -> int:
+def check(directory: Path, stack: str) -> checks.Report:
+    """Send every probe into the lab.  Raises NatPodError when it is not up, or the stack file has changed since."""
+    key = sandbox.lab_key(stack, directory)
     _holder(stack, key)
     deployed: Topology = pickle.loads(base64.b64decode(sandbox.call(key, "topology")))
     plan = plan_pod(read_stack(directory, stack).checked(), stack)
@@ -72,9 +53,23 @@ def _check(directory: Path, stack: str, key: str, *, as_json: bool) -> int:
             raise NatPodError(
                 f"Pulumi.{stack}.yaml has changed since this lab was brought up; run: python -m nat_pod lab up {stack}"
             )
-    report = _probe(key, plan, deployed, _Progress())
-    print(json.dumps(checks.report_dict(report), indent=2) if as_json else checks.report_text(report))
-    return OK if report.passed else FINDINGS
+    return _probe(key, plan, deployed, _Progress())
+
+
+def shell(directory: Path, stack: str, member: str) -> int:
+    """A shell on one machine; returns its exit status."""
+    key = sandbox.lab_key(stack, directory)
+    pid = _holder(stack, key)
+    machines = sandbox.call(key, "status")["vms"]
+    if member not in machines:
+        raise NatPodError(f"{member} is no machine of this lab; it has {', '.join(sorted(machines))}")
+    print(f"{member}: `ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
+    return sandbox.enter(pid, sandbox.vm_command(member, [os.environ.get("SHELL", "/bin/sh")]))
+
+
+def down(directory: Path, stack: str) -> bool:
+    """Take the lab away; returns whether there was one."""
+    return sandbox.stop(sandbox.lab_key(stack, directory))
 
 
 def _holder(stack: str, key: str) -> int:
@@ -84,24 +79,19 @@ def _holder(stack: str, key: str) -> int:
     return pid
 
 
-def _shell(stack: str, member: str, key: str) -> int:
-    pid = _holder(stack, key)
-    machines = sandbox.call(key, "status")["vms"]
-    if member not in machines:
-        raise NatPodError(f"{member} is no machine of this lab; it has {', '.join(sorted(machines))}")
-    print(f"{member}: `ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
-    return sandbox.enter(pid, sandbox.vm_command(member, [os.environ.get("SHELL", "/bin/sh")]))
+def demo(directory: Path, stack: str) -> bool:
+    """Up, check and down; prints the result, and returns whether all was as declared.
 
-
-def _demo(directory: Path, stack: str, key: str) -> int:
-    """Up, check and down.  Where no namespaces are to be had: what the tracer makes of the deployed network."""
+    Where no namespaces are to be had it prints what the tracer makes of the deployed network.
+    """
     say = _Progress()
     plan, deployed = _deploy(directory, stack, say)
     reason = sandbox.available()
     if reason is not None:
         expected = checks.expectations(plan, deployed)
         print(f"{reason}\n\n{checks.prediction_text(expected)}")
-        return OK if checks.prediction_holds(expected) else FINDINGS
+        return checks.prediction_holds(expected)
+    key = sandbox.lab_key(stack, directory)
     sandbox.stop(key)
     holder = sandbox.start(key, deployed, say)
     try:
@@ -110,7 +100,7 @@ def _demo(directory: Path, stack: str, key: str) -> int:
         holder.stop()
     say("the lab is gone")
     print(f"\n{checks.report_text(report)}")
-    return OK if report.passed else FINDINGS
+    return report.passed
 
 
 def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology]:

@@ -1,0 +1,49 @@
+"""`allocate`: a slot for each new member, written into the address book of the stack file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.config import address_book as book
+from nat_pod.config.model import read_draft
+from nat_pod.config.stack_file import read_stack
+from nat_pod.errors import ConfigError
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    words = "give new members a slot in the address book of the stack file"
+    parser = add_parser(commands, "allocate", words, _run)
+    add_stack(parser)
+    parser.add_argument("--reuse", action="store_true", help="hand out slots that are kept as released")
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    stack = read_stack(Path.cwd(), arguments.stack)
+    config, problems, _ = read_draft(stack.pod_config(), arguments.stack)
+    if config is None:
+        raise ConfigError(stack.path.name, problems)
+    settled = book.settle(config, reuse=arguments.reuse)
+    if settled.changed:
+        book.write(stack.path, book.edit(book.read(stack.path), config, settled))
+    changes = {
+        "added": settled.added,
+        "returned": settled.returned,
+        "released": settled.released,
+        "reused": settled.reused,
+        "renamed": settled.renamed,
+    }
+    if arguments.json:
+        print_json({word: list(names) for word, names in changes.items()})
+        return OK
+    for word, names in changes.items():
+        for name in names:
+            entry = settled.entries.get(name)
+            pair = "" if entry is None else " / ".join(config.layout.addresses(entry.slot))
+            print(f"{word:9} {name}  {pair}".rstrip())
+    if not settled.changed:
+        print(f"{stack.path.name}: every member has a slot; nothing to do")
+    return OK

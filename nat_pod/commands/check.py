@@ -1,0 +1,57 @@
+"""`check`: whether the stack files hold, alone and against each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
+from nat_pod.config.model import Capacity
+from nat_pod.config.pods import claimed, no_stacks, read_pods
+from nat_pod.config.ranges import overlaps
+from nat_pod.config.stack_file import read_stack
+from nat_pod.errors import ConfigError, Problem
+from nat_pod.plan.planner import plan_pod
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    parser = add_parser(commands, "check", "validate stack files, alone and against each other", _run)
+    parser.add_argument("stacks", metavar="STACK", nargs="*", help="stacks to check (default: all of this directory)")
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    directory = Path.cwd()
+    every = read_pods(directory)
+    names = list(dict.fromkeys(arguments.stacks)) or list(every)
+    if not names:
+        raise no_stacks(directory)
+    for name in names:
+        if name not in every:
+            read_stack(directory, name)  # says so, and which stacks there are
+    ranges = claimed(every)
+    findings = {name: [*every[name].problems, *overlaps(name, ranges)] for name in names}
+    used: dict[str, Capacity] = {}
+    for name in names:
+        pod = every[name]
+        if pod.config is None or pod.problems:
+            continue
+        try:
+            used[name] = plan_pod(pod.config, name).capacity
+        except ConfigError as error:
+            findings[name] += error.problems
+    if arguments.json:
+        print_json({name: {"problems": [_problem_dict(p) for p in findings[name]]} for name in names})
+    else:
+        for name in names:
+            if findings[name]:
+                print(ConfigError(f"Pulumi.{name}.yaml", findings[name]))
+            else:
+                print(f"Pulumi.{name}.yaml: fine, {used[name].used} of {used[name].slots} slots used")
+    return FINDINGS if any(findings.values()) else OK
+
+
+def _problem_dict(problem: Problem) -> dict[str, object]:
+    value = problem.value if problem.value is None or isinstance(problem.value, str | int) else repr(problem.value)
+    return {"path": problem.path, "value": value, "rule": problem.rule, "command": problem.command or None}

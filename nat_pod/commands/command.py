@@ -1,0 +1,77 @@
+"""What the commands have in common: the form of a parser, exit statuses, JSON, files that are read.
+
+Each command is a module of this package.  It has its parser (`add`), what it does, its text and its --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from nat_pod.errors import NatPodError
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+OK, FINDINGS = 0, 1
+"""Exit statuses: fine; something was found.  2 is argparse's, for a wrong command line."""
+
+
+def add_parser(
+    commands: Subparsers, name: str, words: str, run: Callable[[argparse.Namespace], int] | None = None
+) -> argparse.ArgumentParser:
+    """The parser of one command.
+
+    words: what --help says, in the list of commands and in its own.  run: returns the exit status;
+    None where the parsers below have theirs.
+    """
+    parser = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
+    if run is not None:
+        parser.set_defaults(command=run)
+    return parser
+
+
+def add_stack(parser: argparse.ArgumentParser) -> None:
+    """The argument STACK."""
+    parser.add_argument("stack", metavar="STACK", help="the stack's name: `dev` for Pulumi.dev.yaml")
+
+
+def add_json(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
+    """The option --json."""
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def width() -> int:
+    """Columns to write for: the terminal's, 80 where there is none (COLUMNS says otherwise), and never too few."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def print_json(value: object) -> None:
+    """Write a value as all --json do."""
+    print(json.dumps(value, indent=2))
+
+
+def read_bytes(name: str, most: int = -1) -> bytes:
+    """A file that the user names; a pipe will do: <(ssh nat-vm1 sudo iptables-save).  Raises NatPodError.
+
+    most: how many bytes to read; all of them without it.
+    """
+    try:
+        with Path(name).open("rb") as stream:
+            return stream.read(most)
+    except OSError as error:
+        raise NatPodError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+def read_text(name: str) -> str:
+    """A file that the user names; - is standard input.  Bytes that are not UTF-8 are replaced.  Raises NatPodError."""
+    if name != "-":
+        return read_bytes(name).decode(errors="replace")
+    try:
+        return sys.stdin.buffer.read().decode(errors="replace")
+    except OSError as error:
+        raise NatPodError(f"standard input: cannot be read: {error.strerror}") from None

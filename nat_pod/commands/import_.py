@@ -1,0 +1,165 @@
+"""`import`: a stack file for a POD that was built by hand."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from netaddr import IPNetwork
+
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, read_bytes
+from nat_pod.config import address_book as book
+from nat_pod.config.neighbours import is_customer_name
+from nat_pod.errors import NatPodError
+from nat_pod.handbuilt import saved_rules
+from nat_pod.handbuilt.draft import ASSUMED, Draft, draft
+from nat_pod.handbuilt.reconstruct import NOTES, Finding, Handbuilt, reconstruct
+from nat_pod.handbuilt.vnic_list import VnicList, read_vnics
+from nat_pod.names import NAMESPACE, SIDES
+from nat_pod.text import count, table
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    words = "make a stack file of a POD that was built by hand, and list what does not fit"
+    parser = add_parser(commands, "import", words, _run)
+    for number, whom in ((1, "the customers"), (2, "management")):
+        parser.add_argument(
+            f"--vm{number}",
+            metavar="FILE",
+            required=True,
+            help=f"output of iptables-save, or the iptables commands, of the NAT VM that faces {whom}",
+        )
+    for number in (1, 2):
+        parser.add_argument(
+            f"--vnics{number}",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help=f"JSON of /opc/v2/vnics/ on NAT VM{number}, of `oci compute instance list-vnics` or of "
+            "`oci network private-ip list`; more than once for several",
+        )
+    parser.add_argument(
+        "--customer",
+        metavar="NAME=CIDR",
+        type=_customer_network,
+        action="append",
+        default=[],
+        help="a customer and its network, which rules do not say; once for each",
+    )
+    parser.add_argument(
+        "--stack",
+        metavar="NAME",
+        type=_stack_name,
+        help="write Pulumi.NAME.yaml (default: print it on standard output)",
+    )
+    add_json(parser)
+
+
+def _customer_network(text: str) -> tuple[str, IPNetwork]:
+    name, _, network = text.partition("=")
+    try:
+        first, last = saved_rules.network(network)
+    except ValueError:
+        first, last = 0, 0
+    cidr = IPNetwork((first, 33 - (last - first + 1).bit_length()))
+    if not is_customer_name(name) or str(cidr) != network:
+        raise argparse.ArgumentTypeError(f"{text} is no name with a network, e.g. customer1=10.0.0.0/24")
+    return name, cidr
+
+
+def _stack_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a stack, e.g. prod")
+    return text
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    path = Path.cwd() / f"Pulumi.{arguments.stack}.yaml"
+    if arguments.stack and path.exists():
+        raise NatPodError(f"{path.name}: is there already and stays as it is; take another name")
+    tables: dict[str, saved_rules.SavedTable] = {
+        vm: saved_rules.read_saved(_read(file), file)
+        for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
+    }
+    vnics: dict[str, VnicList] = {
+        vm: read_vnics([(file, _read(file)) for file in files])
+        for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
+        if files
+    }
+    customers = dict(arguments.customer)
+    if len(customers) < len(arguments.customer):
+        raise NatPodError("--customer: a name stands there twice; a customer has one network")
+    pod = reconstruct(tables, vnics)
+    found = draft(pod, customers, arguments.stack or "new") if pod.flows and pod.pairs else None
+    if found is not None and arguments.stack:
+        book.create(path, found.text())
+    if arguments.json:
+        print_json(import_dict(pod, found, path.name if found is not None and arguments.stack else None))
+    else:
+        # Without --stack the file is what standard output is for.
+        print(import_text(pod, found), file=sys.stdout if arguments.stack else sys.stderr)
+        if found is not None:
+            print(f"\nwritten: {path.name}" if arguments.stack else found.text(), end="\n" if arguments.stack else "")
+    if found is None:
+        why = "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD?"
+        if pod.flows:
+            why = "both NAT VMs share their subnets; in nat-pod each VNIC has a /27 of its own"
+        raise NatPodError(f"{why} (nothing was written)")
+    return FINDINGS if any(finding.kind not in NOTES for finding in found.findings) else OK
+
+
+def _read(name: str) -> bytes:
+    return read_bytes(name, saved_rules.MOST_BYTES + 1)
+
+
+def import_dict(pod: Handbuilt, draft: Draft | None, file: str | None) -> dict[str, object]:
+    """The form of `import --json`.  draft: None when nothing could be made of the rules."""
+    findings = pod.findings if draft is None else draft.findings
+    return {
+        "file": file,
+        "flows": len(pod.flows),
+        "config": None if draft is None else draft.config,
+        "toFillIn": [] if draft is None else draft.to_fill_in,
+        "withoutSlot": [] if draft is None else draft.without_slot,
+        "assumed": [] if draft is None else draft.assumed,
+        "findings": [
+            {"kind": str(f.kind), "vm": f.vm, "line": f.line, "rule": f.rule or None, "why": f.why} for f in findings
+        ],
+    }
+
+
+def import_text(pod: Handbuilt, draft: Draft | None) -> str:
+    """`import` for people: what was found, what is left to do, and each thing that does not fit."""
+    customers = 0 if draft is None else len(draft.config["customers"])
+    sections = [
+        f"{', '.join(f'{count} rules on {vm}' for vm, count in pod.rules.items())}: {count(len(pod.flows), 'flow')}",
+        f"  {count(len(pod.hosts), 'host')} of {count(customers, 'customer')}, {count(len(pod.servers), 'server')}, "
+        f"{count(len(pod.pairs), 'VNIC pair')}, source NAT {pod.source_nat}",
+    ]
+    if draft is not None:
+        sections += ["", f"To fill in ({len(draft.to_fill_in)})", *(f"  {path}" for path in draft.to_fill_in)]
+        if draft.without_slot:
+            title = (
+                f"Without a slot ({len(draft.without_slot)}), until `python -m nat_pod allocate STACK` gives them one"
+            )
+            sections += ["", title, *(f"  {member}" for member in draft.without_slot)]
+        rows = [
+            [f"{NAMESPACE}:{path}", draft.value(path), draft.comments[path].removeprefix(f"{ASSUMED}: ")]
+            for path in draft.assumed
+        ]
+        sections += ["", f"Assumed ({len(rows)})", table(["setting", "value", "because"], rows)]
+    findings = pod.findings if draft is None else draft.findings
+    for title, notes in (("Does not fit", False), ("Left out, and harmless", True)):
+        listed = [finding for finding in findings if (finding.kind in NOTES) is notes]
+        if listed:
+            sections += ["", f"{title} ({len(listed)})", *(line for finding in listed for line in _finding(finding))]
+    return "\n".join(sections)
+
+
+def _finding(finding: Finding) -> list[str]:
+    place = "" if finding.line is None else f" line {finding.line}"
+    where = f"{finding.vm}{place}: " if finding.vm else ""
+    return [f"  {finding.kind}: {where}{finding.why}"] + ([f"      {finding.rule}"] if finding.rule else [])

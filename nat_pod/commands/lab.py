@@ -1,0 +1,86 @@
+"""`lab`: a stack on this machine, and the only command that loads the lab.
+
+What needs the lab imports it when it runs: the lab brings Pulumi with it, which takes longer to load than any other
+command to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.errors import NatPodError
+from nat_pod.names import SIDES
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser, with one more for each action."""
+    words = "bring a stack up on this machine: simulated region, real rules, real packets"
+    actions = add_parser(commands, "lab", words).add_subparsers(required=True, metavar="ACTION")
+    for name, run, words in (
+        ("up", _up, "deploy the stack into the simulated region and build it from network namespaces"),
+        ("check", _check, "send packets for every mapping and every refusal, and compare each hop with the tracer"),
+        ("shell", _shell, "a shell on one machine of the lab"),
+        ("down", _down, "take the lab away"),
+        ("demo", _demo, "up, check and down in one go"),
+    ):
+        action = add_parser(actions, name, words, run)
+        add_stack(action)
+        if name == "shell":
+            action.add_argument("member", metavar="MEMBER", help="customer1/vm1, management/mgmt, natVm1, vrouter, ...")
+        if name == "check":
+            add_json(action)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import commands
+
+    commands.up(Path.cwd(), arguments.stack)
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import checks, commands
+
+    report = commands.check(Path.cwd(), arguments.stack)
+    if arguments.json:
+        print_json(checks.report_dict(report))
+    else:
+        print(checks.report_text(report))
+    return OK if report.passed else FINDINGS
+
+
+def _shell(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import commands
+
+    return commands.shell(Path.cwd(), arguments.stack, arguments.member)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import commands
+
+    if not commands.down(Path.cwd(), arguments.stack):
+        print(f"no lab of {arguments.stack} was up", file=sys.stderr)
+    return OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import commands
+
+    return OK if commands.demo(Path.cwd(), arguments.stack) else FINDINGS
+
+
+def reports(stack: str) -> dict[str, str]:
+    """What `nat-pod-agent status` prints on the NAT VMs of the stack's lab.  Raises NatPodError when it is not up."""
+    from nat_pod.lab.wire import sandbox
+
+    key = sandbox.lab_key(stack)
+    if sandbox.find(key) is None:
+        raise NatPodError(
+            f"there is no --report, and the lab of {stack} is not up; run: python -m nat_pod lab up {stack}\n"
+            f"or give what the NAT VMs of the tenancy report: python -m nat_pod status --help"
+        )
+    answers = {vm: sandbox.call(key, "log_in", vm=vm, argv=["nat-pod-agent", "status"]) for vm in SIDES}
+    return {vm: answer["stdout"] + answer["stderr"] for vm, answer in answers.items()}

@@ -1,0 +1,144 @@
+"""`new-pod`: the stack file of a new POD, in the next free range."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nat_pod import limits
+from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print_json
+from nat_pod.config.addressing import default_layout
+from nat_pod.config.pods import claimed, read_pods
+from nat_pod.config.ranges import free_ranges
+from nat_pod.config.stack_file import load_text
+from nat_pod.errors import NatPodError
+
+_STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    parser = add_parser(commands, "new-pod", "write a stack file for a new POD, in the next free range", _run)
+    parser.add_argument("name", metavar="NAME", help="the new stack's name: `prod` for Pulumi.prod.yaml")
+    parser.add_argument("--size", type=_prefix, default=22, help="prefix length of its range, 16 to 25 (default: 22)")
+    add_json(parser)
+
+
+def _prefix(text: str) -> int:
+    if not re.fullmatch(r"/?\d{1,2}", text) or not 16 <= int(text.removeprefix("/")) <= 25:
+        raise argparse.ArgumentTypeError(f"{text} is not the size of a POD (16 to 25, e.g. 21)")
+    return int(text.removeprefix("/"))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    new = new_pod(Path.cwd(), arguments.name, arguments.size)
+    write_new(new)
+    if arguments.json:
+        print_json({"file": new.path.name, "cidr": new.cidr, "slots": new.slots, "fillIn": list(new.fill_in)})
+        return OK
+    print(f"written  {new.path.name}: {new.cidr}, {new.slots} slots")
+    for path in new.fill_in:
+        print(f"fill in  {path}")
+    print(f"then     python -m nat_pod check {arguments.name}     # names what is still wrong, each with its rule")
+    print(f"         python -m nat_pod allocate {arguments.name}")
+    return OK
+
+
+_NEW = """\
+# The stack file of POD {name}. FILL IN marks what is empty; `python -m nat_pod check {name}` names each such
+# key with its rule and an example. Then `python -m nat_pod allocate {name}` writes the address book.
+config:
+  oci:region:                              # FILL IN, e.g. uk-london-1
+  nat-pod:compartmentId:                   # FILL IN: the OCID of the compartment that the POD is made in
+  nat-pod:cidr: {cidr:<26} # this POD's own range, {slots} slots
+  nat-pod:natVm:
+    shape:                                 # FILL IN: its VNICs are the limit, {pairs} use the range to the full
+    imageId:                               # FILL IN: the OCID of an Oracle Linux or Ubuntu platform image
+    sshPublicKey:                          # FILL IN: one line of an authorized_keys file
+  nat-pod:management:
+    cidr:                                  # FILL IN: the management VCN's network
+    vrouter: {vrouter:<29} # the vRouter's floating IP in this POD; its subnet is {subnet}
+    servers:                               # FILL IN, one a line:
+      # mgmt: 10.0.0.100
+  nat-pod:customers:                       # FILL IN, one after the other:
+    # customer1:
+    #   cidr: 10.0.0.0/24                  # may overlap management's network, not another customer's
+    #   hosts: {{vm1: 10.0.0.100}}
+  nat-pod:sourceNat: static                # each host has an address of its own at the far end
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewPod:
+    """A stack file for a new POD: its text, its range, and the keys that wait to be filled in."""
+
+    path: Path
+    text: str
+    cidr: str
+    slots: int
+    fill_in: tuple[str, ...]
+
+
+def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
+    """The stack file for a new POD in the lowest free range.  Writes nothing.
+
+    prefix: 16 to 25.  Raises NatPodError when the name is none or taken, no range is free, or the range of another
+    stack file cannot be read: it might be the one that is handed out.
+    """
+    path = directory / f"Pulumi.{name}.yaml"
+    if not _STACK_NAME.fullmatch(name):
+        raise NatPodError(f"{name}: a stack's name is letters, digits, dots, dashes and underscores, e.g. prod")
+    if path.exists() or path.is_symlink():
+        raise NatPodError(f"{path.name}: exists already; new-pod writes new files only (nothing was changed)")
+    pods = read_pods(directory)
+    unknown = [f"Pulumi.{other}.yaml" for other, pod in pods.items() if pod.unknown]
+    if unknown:
+        raise NatPodError(
+            f"the range of {', '.join(unknown)} cannot be read, and might be the next one; "
+            "put that right first, run: python -m nat_pod check"
+        )
+    cidr = next(free_ranges(claimed(pods).values(), prefix), None)
+    if cidr is None:
+        raise NatPodError(f"no /{prefix} of {limits.POD_SPACE} is free; `python -m nat_pod pods` lists who has what")
+    layout = default_layout(cidr, limits.MAX_VNICS)
+    text = _NEW.format(
+        name=name,
+        cidr=str(cidr),
+        slots=layout.capacity,
+        pairs=len(layout.pairs),
+        vrouter=str(layout.vrouter[limits.RESERVED_LOW]),
+        subnet=layout.vrouter,
+    )
+    return NewPod(path=path, text=text, cidr=str(cidr), slots=layout.capacity, fill_in=tuple(_empty(text)))
+
+
+def _empty(text: str) -> Iterator[str]:
+    """The keys without a value, in the notation of `pulumi config get --path`."""
+
+    def walk(path: str, value: object) -> Iterator[str]:
+        if value is None:
+            yield path
+        elif isinstance(value, dict):
+            for key, entry in value.items():
+                yield from walk(f"{path}.{key}" if path else str(key), entry)
+
+    loaded = load_text(text)
+    assert isinstance(loaded, dict)
+    return walk("", loaded["config"])
+
+
+def write_new(new: NewPod) -> None:
+    """Write the file, which must not be there.  Raises NatPodError when it cannot be written; then there is none."""
+    try:
+        with new.path.open("x", encoding="utf-8") as stream:
+            try:
+                stream.write(new.text)
+                stream.flush()
+            except BaseException:
+                new.path.unlink()
+                raise
+    except OSError as error:
+        raise NatPodError(f"{new.path.name}: cannot be written: {error.strerror} (nothing was changed)") from None

@@ -1,0 +1,36 @@
+"""`rules`: the rule set of a NAT VM."""
+
+from __future__ import annotations
+
+import argparse
+
+from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.commands.stack import load
+from nat_pod.names import SIDES, Side
+from nat_pod.rules import article, iptables
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    parser = add_parser(commands, "rules", "print the rule set of a NAT VM", _run)
+    add_stack(parser)
+    parser.add_argument("--vm", choices=SIDES, required=True, help="which NAT VM")
+    parser.add_argument("--article", action="store_true", help="the same mappings as the article's iptables lines")
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config, plan = load(arguments.stack)
+    vm = plan.vm(arguments.vm)
+    hooks = iptables.hooks(vm.rules)
+    if arguments.article:
+        lines = article.article_lines(config, Side(arguments.vm))
+    else:
+        # The jumps are shown as comments: the agent puts them first in the built-in chains, in the same transaction.
+        lines = [f"# {table}: {builtin} enters {chain} first" for table, builtin, chain in hooks]
+        lines += iptables.render(vm.rules).splitlines()
+    if arguments.json:
+        print_json({"vm": vm.key, "generation": vm.generation, "hooks": hooks, "rules": lines})
+    else:
+        print("\n".join(lines))
+    return OK

@@ -1,0 +1,19 @@
+"""A stack of the current directory, planned: where most commands begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nat_pod.config.model import PodConfig
+from nat_pod.config.stack_file import read_stack
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+
+
+def load(stack: str) -> tuple[PodConfig, PodPlan]:
+    """Its config and its plan.
+
+    Raises ConfigError with every problem of the stack file, NatPodError when there is no such file.
+    """
+    config = read_stack(Path.cwd(), stack).checked()
+    return config, plan_pod(config, stack)

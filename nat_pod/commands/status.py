@@ -1,0 +1,192 @@
+"""`status`: what both NAT VMs run and count, against the stack file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from nat_pod import limits, status
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json, read_text
+from nat_pod.commands.lab import reports
+from nat_pod.commands.stack import load
+from nat_pod.errors import NatPodError
+from nat_pod.names import SIDES
+from nat_pod.rules.compiler import FORWARD, INPUT
+from nat_pod.status import Member, Report, Status, duration
+from nat_pod.text import count, table, wrapped
+
+_HOW_TO_FETCH = """\
+a NAT VM's report from its serial console, without any way into the VM; it may
+be 15 minutes old:
+  oci compute console-history capture --instance-id OCID
+  oci compute console-history get-content --length 1048576 --file one.log \\
+      --instance-console-history-id OCID
+or, where ssh leads to the VM itself, as it is now:
+  ssh opc@198.18.0.130 sudo nat-pod-agent status > two.json
+then:
+  python -m nat_pod status dev --report natVm1=one.log --report natVm2=two.json
+
+exit status 0: both run what the stack file says; 1: findings"""
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    parser = add_parser(commands, "status", "compare what both NAT VMs run and count with the stack file", _run)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _HOW_TO_FETCH
+    add_stack(parser)
+    parser.add_argument(
+        "--report",
+        metavar="VM=FILE",
+        action="append",
+        type=_report_source,
+        default=[],
+        help="what natVm1 or natVm2 reported; - is standard input (default: ask the stack's lab)",
+    )
+    parser.add_argument("--outputs", metavar="FILE", help="what `pulumi stack output --json` printed: what is deployed")
+    add_json(parser)
+
+
+def _report_source(text: str) -> tuple[str, str]:
+    vm, _, file = text.partition("=")
+    if vm not in SIDES or not file:
+        raise argparse.ArgumentTypeError(f"{text} is not natVm1=FILE or natVm2=FILE")
+    return vm, file
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _, plan = load(arguments.stack)
+    deployed = None if arguments.outputs is None else _deployed_generations(arguments.outputs)
+    files = dict(arguments.report)
+    if len(files) < len(arguments.report) or list(files.values()).count("-") > 1:
+        raise NatPodError("--report: one for each NAT VM, and only one of them from standard input")
+    texts = {vm: read_text(file) for vm, file in files.items()} or reports(arguments.stack)
+    compared = status.compare(plan, {vm: _report_of(vm, texts.get(vm)) for vm in SIDES}, time.time(), deployed)
+    if arguments.json:
+        print_json(status_dict(compared))
+    else:
+        print(status_text(compared, arguments.stack))
+    return FINDINGS if compared.findings else OK
+
+
+def _report_of(vm: str, text: str | None) -> status.Report | str:
+    """A VM's report, or why there is none."""
+    if text is None:
+        return "none was given"
+    try:
+        found = status.read_report(text)
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    if found.vm not in (None, vm):
+        raise NatPodError(f"--report {vm}: that is a report of {found.vm}")
+    return found
+
+
+def _deployed_generations(file: str) -> dict[str, str]:
+    try:
+        generations = json.loads(read_text(file))["generations"]
+        return {vm: str(generations[vm]) for vm in SIDES}
+    except (ValueError, KeyError, TypeError):
+        raise NatPodError(
+            f"{file}: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json"
+        ) from None
+
+
+def status_dict(status: Status) -> dict[str, object]:
+    """The form of `status --json`; times in seconds before now."""
+    return {
+        "findings": [{"vm": finding.vm, "what": finding.what, "next": finding.next} for finding in status.findings],
+        "natVms": {
+            vm: None if report is None else _report_dict(report, status, vm) for vm, report in status.reports.items()
+        },
+        "members": {
+            member.name: {
+                "tried": member.tried,
+                "opened": member.opened,
+                "received": member.received,
+                "open": None if member.open is None else asdict(member.open),
+            }
+            for member in status.members
+        },
+    }
+
+
+def _report_dict(report: Report, status: Status, vm: str) -> dict[str, object]:
+    return {
+        "planned": status.planned[vm],
+        "wanted": report.wanted,
+        "applied": report.applied,
+        "error": report.error,
+        "notes": list(report.notes),
+        "reportedSecondsAgo": round(status.now - report.made),
+        "lastRoundSecondsAgo": round(status.now - report.round),
+        "sinceSecondsAgo": {name: round(status.now - time) for name, time in report.since.items()},
+        "forwarding": report.forwarding,
+        "vnics": [asdict(vnic) for vnic in report.vnics],
+        "conntrack": report.conntrack,
+        "dropped": {"FORWARD": _dropped(report, FORWARD), "INPUT": _dropped(report, INPUT)},
+        "openFlows": _open(report),
+        "staleFlows": report.stale,
+        "fullest": None if report.fullest is None else dict(zip(("where", "flows"), report.fullest, strict=True)),
+    }
+
+
+def status_text(status: Status, stack: str) -> str:
+    """`status` for people: what is wrong first, then both VMs side by side, then the flows of each member."""
+    verdict = "both NAT VMs run what the stack file says"
+    if status.findings:
+        verdict = f"{count(len(status.findings), 'finding')}"
+    lines = [f"POD {stack}: {verdict}"]
+    for finding in status.findings:
+        lines += [wrapped(f"{finding.vm}: {finding.what}"), f"      next: {finding.next}"]
+    lines += ["", table(["", *status.reports], _vm_rows(status)), ""]
+    for vm, report in status.reports.items():
+        if report is not None and report.fullest is not None:
+            where, flows = report.fullest
+            lines.append(wrapped(f"{vm}, fullest: {flows} of {limits.FLOWS_PER_ADDRESS} ports, {where}"))
+        lines += [wrapped(f"{vm}, note: {note}") for note in (report.notes if report is not None else ())]
+    header = ["member", "tried", "opened", "received", "open now", "packets", "bytes"]
+    title = "Flows by member since its NAT VM booted, and those open now"
+    return "\n".join([*lines, "", title, table(header, [_member_row(member) for member in status.members])])
+
+
+def _vm_rows(status: Status) -> list[list[object]]:
+    def row(name: str, value: Callable[[str, Report], object]) -> list[object]:
+        return [name, *("?" if report is None else value(vm, report) for vm, report in status.reports.items())]
+
+    def ago(time: float | None) -> str:
+        return "-" if time is None else f"{duration(status.now - time)} ago"
+
+    return [
+        row("generation", lambda _, report: report.applied or "none"),
+        row("applied", lambda _, report: ago(report.since.get("applied"))),
+        row("last round", lambda _, report: ago(report.round)),
+        row("report", lambda _, report: ago(report.made)),
+        row("forwarding", lambda _, report: "on" if report.forwarding else "OFF"),
+        row("VNICs up", lambda vm, report: f"{sum(v.up for v in report.vnics)} of {status.vnics_planned[vm]}"),
+        row("conntrack", lambda _, report: f"{report.conntrack.get('count')} of {report.conntrack.get('max')}"),
+        row("open flows", lambda _, report: _open(report)),
+        row("stale flows", lambda _, report: report.stale),
+        row("dropped, sent through", lambda _, report: _dropped(report, FORWARD)),
+        row("dropped, sent to it", lambda _, report: _dropped(report, INPUT)),
+    ]
+
+
+def _dropped(report: Report, chain: str) -> int:
+    return report.counted.get(f"{chain} DROP", 0)
+
+
+def _open(report: Report) -> int:
+    """Flows through the VM: each has one sender."""
+    return sum(use.flows for (way, _), use in report.open.items() if way == "from")
+
+
+def _member_row(member: Member) -> list[object]:
+    if member.open is None:
+        return [member.name, *"??????"]
+    opened = "-" if member.opened is None else member.opened
+    use = member.open
+    return [member.name, member.tried, opened, member.received, use.flows, use.packets, use.bytes]

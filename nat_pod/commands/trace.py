@@ -1,0 +1,136 @@
+"""`trace`: a packet through both NAT VMs and back, or every packet."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import replace
+
+from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
+
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json, width
+from nat_pod.commands.stack import load
+from nat_pod.errors import NatPodError
+from nat_pod.names import MANAGEMENT
+from nat_pod.plan.model import PodPlan
+from nat_pod.trace.expected import expected_topology, with_host
+from nat_pod.trace.explain import proof_dict, proof_text, trace_text, verdict_text
+from nat_pod.trace.proof import prove
+from nat_pod.trace.walk import Disposition, Packet, trace
+
+
+def add(commands: Subparsers) -> None:
+    """The command's parser."""
+    words = "follow a packet through both NAT VMs and back, and say where it dies"
+    parser = add_parser(commands, "trace", words, _run)
+    add_stack(parser)
+    parser.add_argument("sender", metavar="FROM", nargs="?", help="customer1/vm1, or customer1/10.0.0.77")
+    parser.add_argument("receiver", metavar="TO", nargs="?", help="the same, or an address to send to: 198.18.0.9")
+    parser.add_argument("--steps", action="store_true", help="every step, in the form of packet-tracer")
+    parser.add_argument("--all", action="store_true", help="every packet instead of one: what is not as declared")
+    parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default icmp")
+    parser.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default 80)")
+    add_json(parser)
+    parser.set_defaults(wrong=parser.error)
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"\d{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port (1 to 65535)")
+    return int(text)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.all and (arguments.sender is not None or arguments.steps):
+        arguments.wrong("--all traces every packet: it takes no FROM, no TO and no --steps")
+    if not arguments.all and arguments.receiver is None:
+        arguments.wrong("FROM and TO are missing, or --all")
+    _, plan = load(arguments.stack)
+    if arguments.all:
+        return _trace_all(plan, arguments)
+    topology = expected_topology(plan)
+    real = {slot.member: slot.real for slot in plan.slots}
+    realms = {**plan.customer_cidrs, MANAGEMENT: plan.management_cidr}
+    sender = arguments.sender
+    source = real.get(sender)
+    if source is None:
+        source = _unlisted(sender, realms, real)
+        topology = with_host(topology, sender, source)
+    destination, expected = _destination(arguments.receiver, sender, plan, realms, real)
+    if destination is None:
+        return _no_address(arguments)
+    port = {} if arguments.protocol == "icmp" else {"dport": arguments.port}
+    packet = replace(Packet(src=source, dst=destination, protocol=arguments.protocol), **port)
+    traced = trace(topology, sender, packet, expected)
+    if arguments.json:
+        print_json(traced.to_dict(steps=arguments.steps))
+    else:
+        ports = "" if arguments.protocol == "icmp" else f" port {arguments.port}"
+        title = f"{sender} ({source}) to {arguments.receiver}: {arguments.protocol}{ports}"
+        print(trace_text(traced, title, every_step=arguments.steps, width=width()))
+    return OK if traced.disposition is Disposition.DELIVERED else FINDINGS
+
+
+def _trace_all(plan: PodPlan, arguments: argparse.Namespace) -> int:
+    proof = prove(plan)
+    if arguments.json:
+        print_json(proof_dict(proof))
+    else:
+        print(proof_text(proof, arguments.stack, width()))
+    return FINDINGS if proof.counter_examples else OK
+
+
+def _destination(
+    receiver: str, sender: str, plan: PodPlan, realms: dict[str, str], real: dict[str, str]
+) -> tuple[str | None, str | None]:
+    """The address that the sender has to use (None: there is none), and who should answer there."""
+    if "/" not in receiver and _is_address(receiver):
+        return receiver, None
+    slot = next((slot for slot in plan.slots if slot.member == receiver), None)
+    if slot is not None:
+        return (slot.nat_vm2 if sender.startswith(f"{MANAGEMENT}/") else slot.nat_vm1), receiver
+    _unlisted(receiver, realms, real)
+    return None, receiver
+
+
+def _no_address(arguments: argparse.Namespace) -> int:
+    """TO is in no address book: there is no packet that could be sent to it."""
+    why = (
+        f"{arguments.receiver} owns no slot, so the other side has no address for it; "
+        f"name it in the stack file and run: python -m nat_pod allocate {arguments.stack}"
+    )
+    if arguments.json:
+        print_json({"disposition": str(Disposition.NO_MAPPING), "why": why, "request": [], "reply": []})
+    else:
+        print(verdict_text(Disposition.NO_MAPPING, why, width()))
+    return FINDINGS
+
+
+def _unlisted(name: str, realms: dict[str, str], real: dict[str, str]) -> str:
+    """The address in `customer1/10.0.0.77`.  Raises NatPodError with what would be understood."""
+    realm, _, address = name.partition("/")
+    if realm in realms and _is_address(address):
+        owner = next(
+            (member for member, own in real.items() if own == address and member.startswith(realm + "/")), None
+        )
+        if owner is None and IPAddress(address) not in IPNetwork(realms[realm]):
+            raise NatPodError(f"{name}: {address} is outside {realms[realm]}, the network of {realm}")
+        if owner is None:
+            return address
+        raise NatPodError(f"{name}: that is {owner}; use its name")
+    namesakes = [member for member in real if member.endswith(f"/{name}")]
+    if namesakes:
+        raise NatPodError(f"{name}: is no member; did you mean {' or '.join(namesakes)}?")
+    known = ", ".join(list(real)[:6]) + (" ..." if len(real) > 6 else "")
+    raise NatPodError(
+        f"{name}: is neither a member ({known}) nor REALM/ADDRESS with a realm of this POD, "
+        f"e.g. {next(iter(realms))}/10.0.0.77"
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        IPAddress(text, version=4, flags=INET_PTON)
+    except (AddrFormatError, ValueError):
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""All stack files of a directory, as a POD has to know its neighbours.
+
+A stack file that does not hold yet claims its range all the same: two new PODs must not be given the same one.  No
+rules are compiled here; nothing that is asked needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from netaddr import IPNetwork
+
+from nat_pod.config.model import PodConfig, read_draft
+from nat_pod.config.stack_file import Stack, read_stack, stack_names
+from nat_pod.config.subnets import claimed_range
+from nat_pod.errors import ConfigError, NatPodError, Problem
+
+_REGION = "oci:region"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """A stack file as its neighbours need to know it, and read further when somebody asks.
+
+    `cidr` is the range it claims, None when it claims none; `unknown` when it may claim one that cannot be read.
+    """
+
+    name: str
+    cidr: IPNetwork | None
+    unknown: bool
+    stack: Stack | None
+    unreadable: tuple[Problem, ...] = ()
+
+    @cached_property
+    def config(self) -> PodConfig | None:
+        """None when the problems leave none; one whose address book lags behind is a config with problems."""
+        return self._draft[0]
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with this file alone."""
+        return self._draft[1]
+
+    @cached_property
+    def _draft(self) -> tuple[PodConfig | None, tuple[Problem, ...]]:
+        if self.stack is None:
+            return None, self.unreadable
+        config, problems, unsettled = read_draft(self.stack.pod_config(), self.name)
+        # "" is what `pulumi stack init` makes of an empty key.
+        region = self.stack.config.get(_REGION, "elsewhere")
+        empty = [] if region else [Problem(_REGION, None, f"is empty; e.g. {_REGION}: uk-london-1")]
+        return config, (*empty, *problems, *unsettled)
+
+
+def read_pods(directory: Path) -> dict[str, Pod]:
+    """All stack files of a directory, by the stack's name.
+
+    Raises ConfigError for a project file that is wrong: that is no single stack's problem.
+    """
+    return {name: _read_pod(directory, name) for name in stack_names(directory)}
+
+
+def _read_pod(directory: Path, name: str) -> Pod:
+    try:
+        stack = read_stack(directory, name)
+    except ConfigError as error:
+        if error.source != f"Pulumi.{name}.yaml":
+            raise
+        return Pod(name=name, cidr=None, unknown=True, stack=None, unreadable=error.problems)
+    mapping = stack.pod_config()
+    cidr = claimed_range(mapping)
+    return Pod(name=name, cidr=cidr, unknown=cidr is None and mapping.get("cidr") is not None, stack=stack)
+
+
+def claimed(pods: Mapping[str, Pod]) -> dict[str, IPNetwork | None]:
+    """Each POD's range, None where it claims none: what `config.ranges` computes with."""
+    return {name: pod.cidr for name, pod in pods.items()}
+
+
+def no_stacks(directory: Path) -> NatPodError:
+    """What to say when `read_pods` finds none."""
+    return NatPodError(f"there is no Pulumi.<stack>.yaml in {directory}; start from Pulumi.dev.yaml of nat-pod")

@@ -1,0 +1,44 @@
+"""Arithmetic of ranges across PODs: which share addresses, and which networks of 198.18.0.0/15 are still free.
+
+A POD's range is None when its stack file names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from netaddr import IPNetwork
+
+from nat_pod import limits
+from nat_pod.config.addressing import overlap
+from nat_pod.errors import Problem
+
+
+def overlapping(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[str]:
+    """The other PODs whose range has an address of this one's."""
+    mine = ranges[name]
+    if mine is None:
+        return []
+    return [other for other, cidr in ranges.items() if other != name and cidr is not None and overlap(mine, cidr)]
+
+
+def overlaps(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[Problem]:
+    """Ranges that a POD shares with others: both would answer for the same unique addresses."""
+    return [
+        Problem(
+            "nat-pod:cidr",
+            str(ranges[name]),
+            f"overlaps {ranges[other]} of Pulumi.{other}.yaml; each POD has its own range",
+        )
+        for other in overlapping(name, ranges)
+    ]
+
+
+def free_ranges(ranges: Iterable[IPNetwork | None], prefix: int) -> Iterator[IPNetwork]:
+    """The networks of 198.18.0.0/15 of that size in which no POD has an address, from the lowest."""
+    taken = [(cidr.first, cidr.last) for cidr in ranges if cidr is not None]
+    space = IPNetwork(limits.POD_SPACE)
+    size = 2 ** (32 - prefix)
+    for first in range(space.first, space.last, size):
+        if all(last < first or first + size <= other for other, last in taken):
+            yield IPNetwork((first, prefix))
