@@ -11,7 +11,7 @@ help:
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
 	@echo "make golden     rewrite the golden files; read the diff"
-	@echo "make bench      what a POD costs a packet, against plain routing: bench/results.md (6 minutes)"
+	@echo "make bench      what a POD costs a packet, against plain routing: bench/results.md and its plot (6 minutes)"
 	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
 	@echo "make bench-commands  every command on a full POD against starting Python, as ratios: bench/commands.md"
 	@echo "make bench-change  1,000 edits of mappings under hundreds of flows: bench/change.md (10 minutes)"
@@ -37,6 +37,7 @@ golden: venv
 
 bench: packages venv
 	@$(RUN) -m bench.dataplane
+	@$(RUN) -m bench.plot
 
 bench-engine: venv
 	@PATH="$$(.ci/pulumi/install):$$PATH" $(RUN) -m bench.engine

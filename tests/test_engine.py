@@ -125,8 +125,8 @@ class Pod:
 
 
 def table() -> dict[str, dict[str, int]]:
-    """ARCHITECTURE.md, "What the engine plans": change to counts, as the CLI names them."""
-    text = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## What the engine plans")[1]
+    """docs/engine.md, "What the engine plans": change to counts, as the CLI names them."""
+    text = (REPOSITORY / "docs" / "engine.md").read_text(encoding="utf-8").split("## What the engine plans")[1]
     head, _, *rows = (line.strip("| ").split("|") for line in text.split("\n\n")[2].strip().splitlines())
     operations = [cell.strip() for cell in head[1:5]]
     return {

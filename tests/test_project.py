@@ -1,9 +1,7 @@
 """The project's own files: what Pulumi.yaml declares is what the code reads, and the linters have nothing to say."""
 
 import ast
-import itertools
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nat_pod.commands import cli
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
 
@@ -154,29 +151,3 @@ def test_a_skipped_test_is_a_failed_one_in_ci_only(tmp_path, ci, status, summary
     environment = {**os.environ, "CI": ci}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, summary in result.stdout) == (status, True), result.stdout
-
-
-# --- README ----------------------------------------------------------------------------------------------------------
-
-
-def shown() -> dict[str, str]:
-    """README's `trace` commands on the dev stack with the output that stands below each."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    found = {}
-    for block in re.finditer(r"^    \$ python -m nat_pod (trace dev .*)\n", text, re.MULTILINE):
-        # Empty lines in an output have no indentation.
-        lines = itertools.takewhile(lambda line: not line or line.startswith("    "), text[block.end() :].split("\n"))
-        found[block[1]] = "\n".join(line.removeprefix("    ") for line in lines).rstrip("\n") + "\n"
-    return found
-
-
-@pytest.mark.parametrize(("command", "output"), shown().items(), ids=shown().keys())
-def test_readme_shows_what_the_command_prints(command, output, monkeypatch, capsys):
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv("COLUMNS", "80")
-    cli.main(command.split())
-    assert capsys.readouterr().out == output
-
-
-def test_readme_shows_the_three_forms_of_trace():
-    assert len(shown()) == 3

@@ -17,7 +17,7 @@ from nat_pod.config.ranges import free_ranges, overlapping
 from nat_pod.text import count, table
 
 PREFIXES = (22, 21)
-"""The sizes of a POD that README counts: 435 slots, and the 696 of a VM with 24 VNICs."""
+"""The sizes of a POD that docs/reference.md counts: 435 slots, and the 696 of a VM with 24 VNICs."""
 
 
 def add(commands: Subparsers) -> None:

@@ -207,7 +207,7 @@ def _attempts(near: Sequence[Near], far: Sequence[Far]) -> tuple[Attempt, ...]:
 
 
 def _policies(realm: str, *, pod_asks: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The neighbour's own IAM statements, by the case they are for.  README has both sides'."""
+    """The neighbour's own IAM statements, by the case they are for.  docs/deploy.md has both sides'."""
     if realm == MANAGEMENT:
         return (
             (

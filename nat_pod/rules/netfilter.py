@@ -5,7 +5,7 @@ The compiler (`rules.py`) makes these values, `iptables.py` writes and reads the
 
 Facts this module rests on
 - Only the first packet of a flow meets the nat table; conntrack repeats the translation for the rest and undoes
-  it for replies (netfilter documentation, "NAT HOWTO"; measured, see ARCHITECTURE.md).
+  it for replies (netfilter documentation, "NAT HOWTO"; measured, see docs/performance.md).
 - A chain entered by goto (`-g`) returns to the caller's caller at its end, so `-g` makes a decision tree: once a
   branch is taken no other branch is looked at.
 - Chain names hold at most 28 characters (XT_EXTENSION_MAXNAMELEN is 29 with the final NUL).

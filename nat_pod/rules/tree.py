@@ -21,7 +21,7 @@ from netaddr import IPNetwork
 from nat_pod.rules.netfilter import Chain, Goto, Match, Rule
 
 BRANCHES = 12
-"""Most rules of a chain before it becomes a tree.  Measured in ARCHITECTURE.md."""
+"""Most rules of a chain before it becomes a tree.  Measured in docs/decisions/rules-as-trees.md."""
 
 _DEAR_PREFIX = 24
 """iptables-nft loads three bytes for a /24, and the kernel has a fast path for one, two and four."""

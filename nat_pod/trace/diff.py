@@ -268,7 +268,7 @@ def _changes(pairs: dict[str, tuple[str, str]]) -> tuple[SlotChange, ...]:
 
 
 def _vm_risks(old: PodPlan, new: PodPlan) -> list[Risk]:
-    """What replaces an instance: ARCHITECTURE.md, "What the engine plans"."""
+    """What replaces an instance: docs/engine.md, "What the engine plans"."""
     first = list(zip(old.vms, new.vms, strict=True))
 
     def differs(key: str) -> bool:

@@ -7,7 +7,7 @@ side by side until they cover
 - for every member, with its own address: all destinations outside its own network;
 - for an unknown sender in each network, who may forge: all sources that are not a member's there, times the same
   destinations.  Left out are sources in another customer's network: by them OCI cannot tell customers apart, the
-  answer goes to the one who has the address (ARCHITECTURE.md).
+  answer goes to the one who has the address (docs/region.md).
 
 The rules are traced, not the stack file read: what is declared comes from `flows.py`, what happens from the tracer.
 """

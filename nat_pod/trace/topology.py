@@ -4,7 +4,7 @@ Plain values without OCIDs.  They are made in two independent ways: from a plan 
 asked for) and from a region's state (`lab/observe.py`, what was really registered).  The tracer walks them and the
 lab builds them, so neither re-derives anything and both die where the deployed state makes a packet die.
 
-OCI semantics that live here (sources in ARCHITECTURE.md, "What the region does")
+OCI semantics that live here (sources in docs/region.md, "What the region does, and where that is written")
 - A VNIC with the source/destination check on sends only from, and receives only for, its own private IPs.
 - Routing inside a VCN is implicit; a route rule wins over it only when it is at least as specific as the VCN CIDR.
 - A packet that entered by an LPG follows the LPG's own route table if it has one, otherwise it reaches only

@@ -1,0 +1,260 @@
+"""The documents: what they show is what the commands print, what they name exists, and their tables are the code's.
+
+One sentence per line, so that a diff shows sentences.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import plot
+from nat_pod.commands import cli
+from nat_pod.trace.walk import Disposition
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+TEXTS = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+SOURCES = [
+    path
+    for pattern in ("nat_pod/**/*.py", "cloud-init/*", "bench/*.py", ".github/**/*.yml", ".ci/*", "package/*.py")
+    for path in sorted(REPOSITORY.glob(pattern))
+    if path.is_file()
+]
+EVERY = pytest.mark.parametrize("name", TEXTS)
+
+
+def prose(text: str) -> Iterator[str]:
+    """Lines that are neither code, table nor heading."""
+    fenced = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif not fenced and not line.startswith(("    ", "|", "#")):
+            yield line
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    assert f"\n{heading}\n" in text, f"no heading {heading}"
+    below = text.split(f"\n{heading}\n")[1].splitlines()
+    table = itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(lambda x: x[:1] != "|", below))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in list(table)[2:]]
+
+
+# --- what they show --------------------------------------------------------------------------------------------------
+
+# What needs nothing but the stack files of this repository.
+REPEATABLE = r"    \$ python -m nat_pod ((?:trace|plan|rules|check) dev\b.*)\n"
+
+
+def shown() -> dict[str, str]:
+    """Each repeatable command of the documents with the output that stands below it."""
+    found = {}
+    for text in TEXTS.values():
+        for block in re.finditer(f"^{REPEATABLE}", text, re.MULTILINE):
+            # Empty lines in an output have no indentation.
+            lines = itertools.takewhile(
+                lambda line: not line or line.startswith("    "), text[block.end() :].split("\n")
+            )
+            found[block[1]] = "\n".join(line.removeprefix("    ") for line in lines).rstrip("\n") + "\n"
+    return found
+
+
+@pytest.mark.parametrize(("command", "output"), shown().items(), ids=shown().keys())
+def test_the_documents_show_what_the_command_prints(command, output, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.main(command.split())
+    assert capsys.readouterr().out == output
+
+
+def test_they_show_a_flow_that_arrives_one_that_dies_and_the_proof():
+    assert {command.split()[-1] for command in shown()} == {"customer1/vm2", "customer2/vm2", "--all"}
+
+
+# --- what they name --------------------------------------------------------------------------------------------------
+
+FOLDERS = ("nat_pod", "tests", "bench", "docs", "cloud-init", "package", "tools", ".ci", ".github")
+
+
+@EVERY
+def test_each_path_in_backticks_is_in_the_repository(name):
+    paths = [
+        path for path in re.findall(r"`([\w.*/-]+)`", TEXTS[name]) if path.split("/")[0] in FOLDERS and "/" in path
+    ]
+    assert [path for path in paths if not any(REPOSITORY.glob(path.rstrip("/")))] == []
+
+
+@EVERY
+def test_a_module_is_named_with_its_folder(name):
+    """`chains.py` alone would not be found by the test above, nor by a reader."""
+    assert re.findall(r"`[\w]+\.py`", TEXTS[name].replace("`status.py`", "")) == []
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it: lower case, letters and digits, blanks to dashes."""
+    return re.sub(r"[^\w -]", "", heading.lower().strip()).replace(" ", "-")
+
+
+def headings(path: Path) -> set[str]:
+    text = path.read_text(encoding="utf-8")
+    return {anchor(match[1].replace("`", "")) for match in re.finditer(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@EVERY
+def test_each_link_leads_somewhere(name):
+    here = REPOSITORY / name
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if target.startswith("https://"):
+            continue
+        file, _, section = target.partition("#")
+        path = (here.parent / file).resolve() if file else here
+        if not path.exists() or (section and section not in headings(path)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_each_document_is_reached_from_readme():
+    reached, waiting = set(), [REPOSITORY / "README.md"]
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached.add(path)
+            links = re.findall(r"\]\(([^)#\s]+\.md)", path.read_text(encoding="utf-8"))
+            waiting += [(path.parent / link).resolve() for link in links if "://" not in link]
+    assert set(DOCUMENTS) <= reached
+
+
+def test_what_the_sources_cite_is_there():
+    """`README, "Pull requests"` in a comment: the document and its section."""
+    cited = [
+        (path, document, section)
+        for path in SOURCES
+        for document, section in re.findall(
+            r"\b(README|ARCHITECTURE|CONTRIBUTING|docs/[\w/-]+)(?:\.md)?,\s(?:# )?\"([^\"]+)\"",
+            path.read_text(encoding="utf-8", errors="replace"),
+        )
+    ]
+    assert cited
+    missing = [
+        f"{path.relative_to(REPOSITORY)}: {document}, {section}"
+        for path, document, section in cited
+        if not (REPOSITORY / f"{document}.md").exists()
+        or anchor(section) not in headings(REPOSITORY / f"{document}.md")
+    ]
+    assert missing == []
+
+
+def test_each_target_of_make_that_they_name_exists():
+    made = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        target for text in TEXTS.values() for target in re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)
+    }
+    assert named <= made
+
+
+def test_each_command_that_they_name_is_one(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    known = set(re.findall(r"^    ([a-z-]+) ", capsys.readouterr().out, re.MULTILINE))
+    named = {command for text in TEXTS.values() for command in re.findall(r"python -m nat_pod ([a-z-]+)", text)}
+    in_readme = {
+        cell.split()[0] for cell in re.findall(r"^\| [^|]* \| .*?`([a-z-]+ ?[^`]*)`", TEXTS["README.md"], re.MULTILINE)
+    }
+    assert named - known == set()
+    assert known <= in_readme, "README's table of commands"
+
+
+# --- their tables are the code's -------------------------------------------------------------------------------------
+
+
+def test_the_reference_has_each_end_of_a_flow_as_trace_says_it():
+    table = dict(rows(TEXTS["docs/reference.md"], "## What becomes of a flow"))
+    assert table == {f"`{end}`": end.meaning for end in Disposition}
+
+
+def test_the_reference_has_each_key_of_the_stack_file_and_its_default():
+    project = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
+    table = {
+        key.strip("`"): default.strip("`") for key, default, _ in rows(TEXTS["docs/reference.md"], "## The stack file")
+    }
+    said = {"planned": "{}", "empty": "{}"}  # what {} means for subnets and addresses
+    assert {key: said.get(default, default) for key, default in table.items()} == {
+        key: str(entry.get("default", "required")) for key, entry in project.items()
+    }
+
+
+def test_each_example_of_a_slot_is_the_articles():
+    """The glossary's and the reference's addresses are those of the dev stack: nobody has to learn two sets."""
+    book = yaml.safe_load((REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8"))["config"]["nat-pod:addresses"]
+    for name in ("README.md", "docs/reference.md"):
+        for member, pair in re.findall(r"^ +([\w]+/[\w]+): \{(natVm1: .*)\}$", TEXTS[name], re.MULTILINE):
+            assert pair == ", ".join(f"{vm}: {address}" for vm, address in book[member].items())
+
+
+# --- the plot --------------------------------------------------------------------------------------------------------
+
+RESULTS = (REPOSITORY / "bench" / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_plot_is_the_one_of_the_results():
+    assert plot.PLOT.read_text(encoding="utf-8") == plot.draw(plot.costs(RESULTS)), "run: python -m bench.plot"
+
+
+def test_each_point_of_the_plot_lies_where_the_table_says():
+    """Read off the axes as a person does: by the numbers beside the ticks, not by the generator's own scale."""
+    picture = plot.PLOT.read_text(encoding="utf-8")
+    ticks = [(int(text), float(y) - 6) for y, text in re.findall(r'y-tick" x="[^"]*" y="([^"]*)"[^>]*>(\d+)<', picture)]
+    (low, bottom), (high, top) = min(ticks), max(ticks)
+    positions = {int(text): float(x) for x, text in re.findall(r'x-tick" x="([^"]*)"[^>]*>(\d+)<', picture)}
+    points = re.findall(
+        r'<circle class="\w+" cx="([^"]*)" cy="([^"]*)" r="4"><title>(\w+ (\d+) to \w+): ([\d.]+)', picture
+    )
+    table = dict(re.findall(r"^\| (\w+ \d+ to \w+) \| [\d.]+ \| ([\d.]+) ", RESULTS, re.MULTILINE))
+    assert len(points) == len(table) == 24
+    for x, y, row, slots, said in points:
+        assert said == table[row]
+        assert low + (bottom - float(y)) / (bottom - top) * (high - low) == pytest.approx(float(said), abs=0.03)
+        assert float(x) == pytest.approx(positions[int(slots)], abs=5), "the tick of this number of mappings"
+
+
+def test_results_without_the_table_are_refused():
+    with pytest.raises(ValueError, match=r"results\.md has no row like"):
+        plot.costs("# What a NAT POD costs a packet\n\n## New flows\n\nnothing yet\n")
+
+
+def test_the_figures_of_performance_are_those_of_the_results():
+    full = r"^\| (\w+ 696 to \w+) \| [\d.]+ \| [^|]* \| ([\d.]+) "  # microseconds, x plain, x one slot
+    ratios = dict(re.findall(full, RESULTS, re.MULTILINE))
+    said = {
+        (towards.removesuffix("s"), "article" if "article" in policy else policy.strip("`")): ratio
+        for towards, policy, ratio in rows(TEXTS["docs/performance.md"], "## A new flow, by the number of mappings")
+    }
+    assert said == {(row.split()[-1], row.split()[0]): ratio for row, ratio in ratios.items()}
+    # Its own steps, to the digit.
+    steps = dict(re.findall(r"^\| ([\w ,]+) \| ([\d.]+)(?: \([^)]*\))? \| [+\d.]+ \|$", RESULTS, re.MULTILINE))
+    table = rows(TEXTS["docs/performance.md"], "## What lies between plain routing and a POD")
+    measured = [steps[name] for name in ("conntrack, no NAT", "DNAT", "DNAT and SNAT", "DNAT, SNAT, guard")]
+    assert [figure for _, figure in table[1:5]] == measured
+
+
+# --- English ---------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_a_line_has_one_sentence(name):
+    abbreviations = r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!\d)"
+    long = [line for line in prose(TEXTS[name]) if re.search(rf"\w{abbreviations}[.!?]\)? [A-Z`*\[]", line)]
+    assert [line for line in long if not re.match(r"\s*(\d+\.|-) \*\*[^*]+\.\*\*$", line)] == []
+
+
+@EVERY
+def test_words_that_a_native_reader_stumbles_over_stay_out(name):
+    """From reviews: "a" for "per", "he" of a customer or a host."""
+    assert re.findall(r"\b(?:he|his|him)\b", TEXTS[name]) == []
+    assert re.findall(r"\b(?:one|two|a) (?:rule|route|page|file|list) a (?:VM|VNIC|POD|customer)\b", TEXTS[name]) == []
