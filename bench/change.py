@@ -24,10 +24,8 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from nat_pod.config.address_book import settle
-from nat_pod.config.addressing import Slot
-from nat_pod.config.model import PodConfig, read_draft
-from nat_pod.errors import ConfigError
+from bench.pods import SLASH_22, allocate, full_pod
+from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire.load import TCP, UDP
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.names import SIDES
@@ -39,6 +37,7 @@ from nat_pod.trace.topology import VM_HOST, VM_NAT, Topology
 
 REPORT = Path(__file__).with_suffix(".md")
 CUSTOMERS, MACHINES, HOSTS, SERVERS, PAIRS = 4, 9, 6, 3, 2
+SHAPE = "VM.Standard2.4"
 FEWEST_HOSTS = 3  # of a customer; what is removed beyond that is not
 LIMIT_SECONDS = 9 * 60  # what is not done by then is not done
 PATIENCE = 5.0  # seconds until a flow that must answer counts as lost
@@ -111,59 +110,16 @@ class Tally:
 
 def first_stack() -> dict[str, Any]:
     """The stack's configuration before the first change."""
-    customers = {
-        f"customer{c}": {
-            "cidr": f"10.0.{c}.0/24",
-            "hosts": {f"vm{number}": _machine(c, number) for number in range(HOSTS)},
-        }
-        for c in range(CUSTOMERS)
-    }
-    stack: dict[str, Any] = {
-        "compartmentId": "ocid1.compartment.oc1..examplebenchpod",
-        "cidr": "198.18.0.0/22",
-        "natVm": {
-            "shape": "VM.Standard2.4",
-            "imageId": "ocid1.image.oc1.uk-london-1.exampleoraclelinux9",
-            "sshPublicKey": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43} ops@example",
-        },
-        # Inside it lie the customers' networks, and the first server has the address of a customer's machine.
-        "management": {
-            "cidr": "10.0.0.0/16",
-            "vrouter": "198.18.3.250",
-            "servers": {"server0": _machine(0, 0), **{f"server{n}": f"10.0.200.{n}" for n in range(1, SERVERS)}},
-        },
-        "customers": customers,
-        "sourceNat": "masquerade",
-        "addresses": {},
-    }
-    _allocate(stack)
+    stack = full_pod(
+        SLASH_22, source_nat="masquerade", servers=SERVERS, customers=CUSTOMERS, hosts=CUSTOMERS * HOSTS, shape=SHAPE
+    )
+    # The first server has the address of a customer's machine.
+    stack["management"]["servers"]["server0"] = _machine(0, 0)
     return stack
 
 
 def _machine(customer: int, number: int) -> str:
     return f"10.0.{customer}.{10 + number}"
-
-
-def _draft(stack: dict[str, Any]) -> PodConfig:
-    config, problems, _ = read_draft(stack, "bench")
-    if config is None:
-        raise ConfigError("the POD of this benchmark", problems)
-    return config
-
-
-def _allocate(stack: dict[str, Any]) -> None:
-    """What `allocate --reuse` does: released slots are handed out again, the hardest case for old flows."""
-    config = _draft(stack)
-    stack["addresses"] = {}
-    for name, entry in settle(config, reuse=True).entries.items():
-        _enter(stack, config, name, entry.slot)
-        if entry.released:
-            stack["addresses"][name]["released"] = True
-
-
-def _enter(stack: dict[str, Any], config: PodConfig, member: str, slot: Slot) -> None:
-    one, two = config.layout.addresses(slot)
-    stack["addresses"][member] = {"natVm1": one, "natVm2": two}
 
 
 def plan(stack: dict[str, Any]) -> PodPlan:
@@ -195,7 +151,7 @@ class Editor:
             _, name, act = self.dice.choices(self.kinds, [kind[0] for kind in self.kinds])[0]
             if act(changed):
                 done.append(name)
-                _allocate(changed)
+                allocate(changed, reuse=True)  # the hardest case for old flows
         return changed, done
 
     def _customer(self, stack: dict[str, Any]) -> tuple[str, dict[str, str], list[str]]:
@@ -223,7 +179,7 @@ class Editor:
 
     def new_slot(self, stack: dict[str, Any]) -> bool:
         """A host moves to another slot."""
-        config = _draft(stack)
+        config = PodConfig.from_mapping(stack, "bench")
         customer, hosts, _ = self._customer(stack)
         taken = set(config.book.values())
         free = [slot for slot in config.layout.slots() if slot.pair <= PAIRS and slot not in taken]
@@ -235,7 +191,7 @@ class Editor:
             for name, entry in stack["addresses"].items()
             if name != member and (entry["natVm1"], entry["natVm2"]) != pair
         }
-        _enter(stack, config, member, slot)
+        stack["addresses"][member] = {"natVm1": pair[0], "natVm2": pair[1]}
         return True
 
     def new_address(self, stack: dict[str, Any]) -> bool:
@@ -272,7 +228,7 @@ def network(stack: dict[str, Any]) -> Topology:
     whole = copy.deepcopy(stack)
     for number in range(CUSTOMERS):
         whole["customers"][f"customer{number}"]["hosts"] = {f"vm{n}": _machine(number, n) for n in range(MACHINES)}
-    _allocate(whole)
+    allocate(whole)
     topology = expected_topology(plan(whole))
     if len([name for name in topology.vnics if name.startswith("natVm1")]) != PAIRS:
         raise SystemExit(f"{CUSTOMERS * MACHINES} machines do not take {PAIRS} VNIC pairs")

@@ -20,7 +20,7 @@ from statistics import median
 
 import yaml
 
-from bench.engine import full_pod
+from bench.pods import full_pod, stack_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REPORT = Path(__file__).with_suffix(".md")
@@ -106,7 +106,7 @@ def _prepare(directory: Path, policy: str) -> None:
     natVm1.save and natVm2.save are what the NAT VMs of that POD run, for `import`.
     """
     shutil.copy(REPOSITORY / "Pulumi.yaml", directory)
-    config = {**full_pod("198.18.8.0/21"), "nat-pod:sourceNat": policy}
+    config = stack_config(full_pod(source_nat=policy))
     stack = directory / "Pulumi.full.yaml"
     stack.write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
     git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.com", "-c", "commit.gpgsign=false"]

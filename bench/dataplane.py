@@ -29,8 +29,9 @@ from statistics import median
 
 from netaddr import IPNetwork, cidr_merge
 
-from bench.engine import full_pod, processor
+from bench.engine import processor
 from bench.line import Batch, Line, Side, Way
+from bench.pods import SLASH_21, SLASH_22, full_pod
 from nat_pod import names
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import Member
@@ -44,7 +45,7 @@ from nat_pod.rules.netfilter import Goto, Ruleset, Table
 REPORT = Path(__file__).resolve().parent / "results.md"
 POLICIES = ("masquerade", "static")
 DIRECTIONS = ("to server", "to host")
-SIZES = {1: "198.18.0.0/25", 29: "198.18.0.0/25", 435: "198.18.0.0/22", 696: "198.18.0.0/21"}
+SIZES = {1: "198.18.0.0/25", 29: "198.18.0.0/25", 435: SLASH_22, 696: SLASH_21}
 FULL = 696
 NEW = ("udp_new", "echo_new", "connect")
 ESTABLISHED = ("udp_same", "echo_same", "throughput")
@@ -111,7 +112,7 @@ def main() -> int:
 
 def pod(slots: int, policy: str) -> Pod:
     """A POD that uses `slots` slots: 8 servers and the hosts of 10 customers; with one slot, one of each share it."""
-    stack = {key.removeprefix("nat-pod:"): value for key, value in full_pod(SIZES[slots]).items() if "nat-pod:" in key}
+    stack = full_pod(SIZES[slots], source_nat=policy)
     if slots == 1:
         (customer, entry), *_ = stack["customers"].items()
         (host, real), *_ = entry["hosts"].items()
@@ -120,7 +121,7 @@ def pod(slots: int, policy: str) -> Pod:
         stack["management"]["servers"] = {server: address}
         shared = stack["addresses"][f"management/{server}"]
         stack["addresses"] = {f"management/{server}": shared, f"{customer}/{host}": shared}
-    config = PodConfig.from_mapping({**stack, "sourceNat": policy}, "bench")
+    config = PodConfig.from_mapping(stack, "bench")
     return Pod(slots, config, compile_rules(config))
 
 

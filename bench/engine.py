@@ -21,11 +21,8 @@ from statistics import median
 from typing import Any
 
 import yaml
-from netaddr import IPNetwork
 
-from nat_pod.config.address_book import settle
-from nat_pod.config.model import PodConfig, read_draft
-from nat_pod.errors import ConfigError
+from bench.pods import REGION, SLASH_21, SLASH_22, full_pod, stack_config
 from nat_pod.lab.engine.engine import Engine, find_cli
 from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.region.region import Region
@@ -33,8 +30,6 @@ from nat_pod.lab.region.region import Region
 REPOSITORY = Path(__file__).resolve().parent.parent
 FLOOR = REPOSITORY / "bench" / "floor"
 REPORT = Path(__file__).with_suffix(".md")
-REGION = "uk-london-1"
-SERVERS, CUSTOMERS = 8, 10
 STEPS = ("preview, nothing there yet", "up", "preview, nothing changed")
 LIMIT_SECONDS = 9 * 60
 REPORT_TEXT = """\
@@ -77,7 +72,7 @@ def main() -> int:
     if rounds < 1 or cli is None:
         print("--rounds is 1 or more" if cli else "no Pulumi CLI: .ci/pulumi/install builds one", file=sys.stderr)
         return 1
-    pods = [Pod("/22", full_pod("198.18.0.0/22")), Pod("/21", full_pod("198.18.8.0/21"))]
+    pods = [Pod("/22", stack_config(full_pod(SLASH_22))), Pod("/21", stack_config(full_pod(SLASH_21)))]
     done, started, longest = 0, time.monotonic(), 0.0
     while done < rounds and time.monotonic() - started + longest < LIMIT_SECONDS:
         before = time.monotonic()
@@ -89,39 +84,6 @@ def main() -> int:
     print(text, end="")
     REPORT.write_text(text, encoding="utf-8")
     return 0
-
-
-def full_pod(cidr: str) -> dict[str, Any]:
-    """A stack's configuration that uses every slot of its range: 8 servers, and the hosts of 10 customers."""
-    pod: dict[str, Any] = {
-        "compartmentId": "ocid1.compartment.oc1..examplebenchpod",
-        "cidr": cidr,
-        "natVm": {
-            "shape": "VM.Standard2.24",
-            "imageId": f"ocid1.image.oc1.{REGION}.exampleoraclelinux9",
-            "sshPublicKey": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43} ops@example",
-        },
-        "management": {
-            "cidr": "10.0.0.0/16",
-            "vrouter": str(IPNetwork(cidr)[-6]),
-            "servers": {f"server{number}": f"10.0.200.{number + 10}" for number in range(SERVERS)},
-        },
-        "customers": {f"customer{number}": {"cidr": f"10.0.{number}.0/24", "hosts": {}} for number in range(CUSTOMERS)},
-    }
-    for number in range(_draft(pod).layout.capacity - SERVERS):
-        host, customer = divmod(number, CUSTOMERS)
-        pod["customers"][f"customer{customer}"]["hosts"][f"vm{host}"] = f"10.0.{customer}.{host + 10}"
-    config = _draft(pod)
-    book = {name: config.layout.addresses(entry.slot) for name, entry in settle(config).entries.items()}
-    pod["addresses"] = {name: {"natVm1": one, "natVm2": two} for name, (one, two) in book.items()}
-    return {"oci:region": REGION, **{f"nat-pod:{key}": value for key, value in pod.items()}}
-
-
-def _draft(pod: dict[str, Any]) -> PodConfig:
-    config, problems, _ = read_draft(pod, "bench")
-    if config is None:
-        raise ConfigError("the POD of this benchmark", problems)
-    return config
 
 
 def _compare(pod: Pod, cli: Path, *, floor_first: bool) -> None:

@@ -12,9 +12,9 @@ import pytest
 from conftest import REPOSITORY, stack_mapping
 from netaddr import IPAddress, IPNetwork
 
+from bench.pods import allocate, full_pod
 from nat_pod.commands.cli import main
-from nat_pod.config.address_book import settle
-from nat_pod.config.model import PodConfig, read_draft
+from nat_pod.config.model import PodConfig
 from nat_pod.names import SIDES
 from nat_pod.pages import mermaid
 from nat_pod.pages.drawing import WIDTH, Way, draw, first_flow, way
@@ -25,13 +25,6 @@ from nat_pod.trace.flows import declared_flows, flow_between
 from nat_pod.trace.walk import Packet, trace
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def allocated(mapping: dict) -> dict:
-    config, problems, _ = read_draft(mapping, "x")
-    assert config is not None, problems
-    book = {name: config.layout.addresses(entry.slot) for name, entry in settle(config).entries.items()}
-    return {**mapping, "addresses": {name: {"natVm1": one, "natVm2": two} for name, (one, two) in book.items()}}
 
 
 def twenty() -> dict:
@@ -51,23 +44,8 @@ def twenty() -> dict:
         }
         for number in range(20)
     }
-    return allocated(mapping)
-
-
-def full() -> dict:
-    """All 696 slots of a /21: 8 servers, 688 hosts of ten customers."""
-    mapping = stack_mapping("dev")
-    del mapping["subnets"], mapping["addresses"]
-    mapping |= {"cidr": "198.18.8.0/21"}
-    servers = {f"server{number}": f"10.0.200.{number + 10}" for number in range(8)}
-    mapping["management"] = {"cidr": "10.0.0.0/16", "vrouter": "198.18.15.250", "servers": servers}
-    hosts = [
-        {f"vm{host}": f"10.0.{number}.{host + 10}" for host in range(69 if number < 8 else 68)} for number in range(10)
-    ]
-    mapping["customers"] = {
-        f"customer{number}": {"cidr": f"10.0.{number}.0/24", "hosts": hosts[number]} for number in range(10)
-    }
-    return allocated(mapping)
+    allocate(mapping)
+    return mapping
 
 
 def alone() -> dict:
@@ -75,7 +53,8 @@ def alone() -> dict:
     mapping = stack_mapping("dev")
     mapping |= {"customers": {}, "addresses": {}, "subnets": {}}
     mapping["management"] = {"cidr": "10.0.0.0/16", "vrouter": "198.18.3.250", "servers": {}}
-    return allocated(mapping)
+    allocate(mapping)
+    return mapping
 
 
 def crowd() -> dict:
@@ -86,13 +65,14 @@ def crowd() -> dict:
         "customer2": {"cidr": "10.0.1.0/24", "hosts": {}},
     }
     mapping["addresses"] = {}
-    return allocated(mapping)
+    allocate(mapping)
+    return mapping
 
 
 MAPPINGS = {
     "dev": lambda: stack_mapping("dev"),
     "ten": lambda: stack_mapping("ten"),
-    "full": full,
+    "full": full_pod,
     "twenty": twenty,
     "alone": alone,
     "crowd": crowd,
@@ -332,7 +312,8 @@ def test_the_words_of_mermaid_are_no_identifiers(plans):
     mapping = stack_mapping("dev")
     mapping["customers"] = {"graph": {"cidr": "10.0.0.0/24", "hosts": {"end": "10.0.0.9"}}}
     mapping["addresses"] = {}
-    plan = plan_pod(PodConfig.from_mapping(allocated(mapping), "x"), "x")
+    allocate(mapping)
+    plan = plan_pod(PodConfig.from_mapping(mapping, "x"), "x")
     text = mermaid.networks(plan, "x")
     assert '  subgraph c0["graph: 10.0.0.0/24"]\n    h0["end 10.0.0.9"]\n  end\n' in text
     assert "participant a as graph/end<br>10.0.0.9" in mermaid.packets(flow(plan))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.engine import full_pod
+from bench.pods import SLASH_22, full_pod, stack_config
 from nat_pod.config.model import PodConfig
 from nat_pod.lab import surroundings
 from nat_pod.lab.engine.engine import Engine, EngineError, Run, find_cli
@@ -574,7 +574,7 @@ def test_ten_customers_beside_dev_in_one_region(standing: Pod, tmp_path: Path, c
 def test_full_pod_comes_up_although_an_instance_takes_one_vnic_at_a_time(tmp_path: Path, cli: Path) -> None:
     """A /22 with all its 435 slots: 946 resources in one `up`, as parallel as the engine is by default."""
     pod = Pod.new(tmp_path, cli, region=Region(attach_seconds=0.05))
-    pod.config = full_pod("198.18.0.0/22")
+    pod.config = stack_config(full_pod(SLASH_22))
     pod.save()
     pod.engine.up()
     by_kind = {kind: len(pod.region.all(kind)) for kind in (INSTANCE, VNIC_ATTACHMENT, PRIVATE_IP)}

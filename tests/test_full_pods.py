@@ -14,7 +14,7 @@ import yaml
 from conftest import project_with
 from netaddr import IPNetwork
 
-from bench.engine import full_pod
+from bench.pods import SLASH_21, SLASH_22, full_pod, stack_config
 from nat_pod.lab import checks
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.lab
 
 
 def project(directory: Path, cidr: str, policy: str) -> Path:
-    config = {**full_pod(cidr), "nat-pod:sourceNat": policy}
+    config = stack_config(full_pod(cidr, source_nat=policy))
     return project_with(directory, "full", yaml.safe_dump({"config": config}))
 
 
@@ -86,7 +86,7 @@ def seen_by_the_far_end(plan: PodPlan, sender: str) -> str:
 
 @pytest.mark.parametrize(
     ("cidr", "policy", "slots", "vnics"),
-    [("198.18.0.0/22", "masquerade", 435, 15), ("198.18.8.0/21", "static", 696, 24)],
+    [(SLASH_22, "masquerade", 435, 15), (SLASH_21, "static", 696, 24)],
     ids=["22-masquerade", "21-static"],
 )
 def test_a_full_pod_passes_packets_by_the_first_a_middle_and_the_last_slot_of_every_vnic_pair(

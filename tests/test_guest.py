@@ -12,11 +12,12 @@ import string
 import pytest
 import yaml
 
-from bench import engine
+from bench.pods import full_pod
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan import guest
+from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 
 HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-PRE")]
@@ -181,29 +182,21 @@ def test_the_bootstrap_leaves_half_of_the_metadata_to_the_rules():
 # --- a full POD ------------------------------------------------------------------------------------------------------
 
 
-def full_pod(policy: str, letters: int = 0) -> dict[str, object]:
-    """All 696 slots of a /21: 8 servers and 688 hosts with random addresses; so many random letters in each name."""
+def crowded(policy: str, letters: int = 0) -> PodPlan:
+    """A full /21 with hosts at random addresses; so many random letters in each name."""
     dice = random.Random(21)
-    stack = {key.removeprefix("nat-pod:"): value for key, value in engine.full_pod("198.18.8.0/21").items()}
-    stack = {key: value for key, value in stack.items() if not key.startswith("oci:")} | {"sourceNat": policy}
-    names = {}
-    for number, (customer, settings) in enumerate(sorted(stack["customers"].items())):
-        settings["cidr"] = f"10.{number + 1}.0.0/20"
-        addresses = dice.sample(range(2, 4000), len(settings["hosts"]))
-        hosts = {}
-        for old, address in zip(settings["hosts"], addresses, strict=True):
-            name = "".join(dice.choices(string.ascii_lowercase, k=letters))
-            name += f"{dice.choice(['app', 'batch', 'cache', 'db', 'queue', 'web'])}{len(hosts):02}"
-            names[f"{customer}/{old}"] = f"{customer}/{name}"
-            hosts[name] = f"10.{number + 1}.{address >> 8}.{address & 255}"
-        settings["hosts"] = hosts
-    stack["addresses"] = {names.get(name, name): pair for name, pair in stack["addresses"].items()}
-    return stack
+
+    def host_name(number: int) -> str:
+        name = "".join(dice.choices(string.ascii_lowercase, k=letters))
+        return f"{name}{dice.choice(['app', 'batch', 'cache', 'db', 'queue', 'web'])}{number:02}"
+
+    pod = full_pod(source_nat=policy, scattered=dice, host_name=host_name)
+    return plan_pod(PodConfig.from_mapping(pod, "full"), "full")
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 def test_a_full_21_with_random_hosts_and_eight_servers_fits(policy):
-    plan = plan_pod(PodConfig.from_mapping(full_pod(policy), "full"), "full")
+    plan = crowded(policy)
     assert len(plan.slots) == 696
     assert [server.member for server in plan.slots if server.member.startswith("management/")][7:] == [
         "management/server7"
@@ -215,7 +208,7 @@ def test_a_full_21_with_random_hosts_and_eight_servers_fits(policy):
 
 def test_a_full_21_whose_names_are_too_long_is_refused_before_anything_is_made():
     with pytest.raises(ConfigError) as refused:
-        plan_pod(PodConfig.from_mapping(full_pod("static", 20), "full"), "full")
+        crowded("static", 20)
     problem = re.search(
         r"metadata of natVm1: (\d+) bytes \(user_data (\d+), .*nat-pod-rules (\d+)\), (\d+) more than fit: "
         r"OCI takes 32000, of which 1000 are kept free; use fewer members",

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from bench.pods import full_pod, shuffle_slots
 from nat_pod.config.model import PodConfig
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan.guest import metadata_bytes, read_document
@@ -70,41 +71,18 @@ def test_a_server_list_gets_a_chain_of_its_own_and_the_others_share_one(dev):
     ]
 
 
-def full(dev: dict, policy: str, customers: int = 10) -> PodConfig:
-    """A /21 with all its 696 slots taken: 8 servers, and hosts at random addresses of each customer's /16."""
-    chance = random.Random(1)
-    servers = {f"s{number}": f"10.0.9.{number}" for number in range(10, 18)}
-    hosts: dict[str, dict[str, str]] = {f"customer{number}": {} for number in range(customers)}
-    for number, place in enumerate(chance.sample(range(2, 0xFFFE), 688)):
-        address = f"10.{number % customers + 1}.{place // 256}.{place % 256}"
-        hosts[f"customer{number % customers}"][f"vm{number}"] = address
-    members = [f"{customer}/{host}" for customer, entry in hosts.items() for host in entry]
-    chance.shuffle(members)
-    members = [f"management/{server}" for server in servers] + members
-    slots = (f"{offset // 256}.{offset % 256}" for offset in range(768) if 2 <= offset % 32 <= 30)
-    book = {
-        member: {"natVm1": f"198.18.{slot}", "natVm2": f"198.18.{int(slot[0]) + 4}{slot[1:]}"}
-        for member, slot in zip(members, slots, strict=True)
-    }
-    dev.pop("subnets")
-    changes = {
-        "cidr": "198.18.0.0/21",
-        "lpgLimit": 20,
-        "sourceNat": policy,
-        "management": {"cidr": "10.0.0.0/16", "vrouter": "198.18.7.250", "servers": servers},
-        "customers": {
-            name: {"cidr": f"10.{number + 1}.0.0/16", "hosts": entry}
-            for number, (name, entry) in enumerate(hosts.items())
-        },
-        "addresses": book,
-    }
-    return PodConfig.from_mapping({**dev, **changes}, "dev")
+def full(policy: str, customers: int = 10) -> PodConfig:
+    """A full /21 as it is after years: hosts at random addresses of each customer's /16, in no order of slots."""
+    dice = random.Random(1)
+    pod = full_pod(source_nat=policy, customers=customers, scattered=dice)
+    shuffle_slots(pod, dice)
+    return PodConfig.from_mapping(pod, "dev")
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-def test_rules_grow_as_hosts_plus_servers_and_not_as_their_product(dev, policy):
+def test_rules_grow_as_hosts_plus_servers_and_not_as_their_product(policy):
     """8 servers and 688 hosts are 5,504 pairs; the article writes a line for each on both VMs."""
-    rules = compile_rules(full(dev, policy))
+    rules = compile_rules(full(policy))
     leaves = [rule for chain in rules["natVm1"].nat.chains for rule in chain.rules if rule.member]
     per_host = 2 if policy == "masquerade" else 3
     assert len(leaves) == per_host * 688 + 8
@@ -114,9 +92,9 @@ def test_rules_grow_as_hosts_plus_servers_and_not_as_their_product(dev, policy):
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 @pytest.mark.parametrize("customers", [1, 10, 20])
-def test_a_packet_through_a_full_pod_meets_few_rules(dev, policy, customers):
+def test_a_packet_through_a_full_pod_meets_few_rules(policy, customers):
     """What a new flow costs, without a clock: no list is long, and none lies deep."""
-    for rules in compile_rules(full(dev, policy, customers)).values():
+    for rules in compile_rules(full(policy, customers)).values():
         chains = {chain.name: chain.rules for chain in rules.nat.chains}
         assert max(map(len, chains.values())) <= BRANCHES + 3  # NATPOD-PRE has the transit rules on top
         depth = dict.fromkeys(chains, 1)
@@ -127,8 +105,8 @@ def test_a_packet_through_a_full_pod_meets_few_rules(dev, policy, customers):
 
 
 @pytest.mark.parametrize(("policy", "customers"), [("masquerade", 20), ("static", 1)])
-def test_trees_decide_each_flow_of_a_full_pod_as_the_flat_lists_do(dev, policy, customers, monkeypatch):
-    config = full(dev, policy, customers)
+def test_trees_decide_each_flow_of_a_full_pod_as_the_flat_lists_do(policy, customers, monkeypatch):
+    config = full(policy, customers)
     trees = compile_rules(config)
     monkeypatch.setattr("nat_pod.rules.compiler.grow", lambda _, rules: (tuple(rules), []))
     flat = compile_rules(config)
@@ -174,8 +152,8 @@ def number(address: str) -> int:
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-def test_a_full_pod_fits_the_metadata_of_its_vms(dev, policy):
-    for vm in plan_pod(full(dev, policy), "dev").vms:
+def test_a_full_pod_fits_the_metadata_of_its_vms(policy):
+    for vm in plan_pod(full(policy), "dev").vms:
         assert metadata_bytes(vm.metadata) <= METADATA_BYTES - METADATA_OVERHEAD_BYTES
         assert read_document(vm.metadata["nat-pod-rules"]).rules == render(vm.rules)
 

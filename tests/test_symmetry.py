@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from conftest import stack_mapping
 
-from bench.engine import full_pod
+from bench.pods import full_pod
 from nat_pod.config.model import PodConfig
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.plan.planner import plan_pod
@@ -21,11 +21,6 @@ POLICIES = ("masquerade", "static")
 
 def plan(mapping: dict, policy: str) -> PodPlan:
     return plan_pod(PodConfig.from_mapping({**mapping, "sourceNat": policy}, "x"), "x")
-
-
-def full() -> dict:
-    prefix = "nat-pod:"
-    return {key.removeprefix(prefix): value for key, value in full_pod("198.18.8.0/21").items() if prefix in key}
 
 
 def sides(plan: PodPlan) -> tuple[list[SlotPlan], list[SlotPlan]]:
@@ -65,7 +60,7 @@ def test_the_ways_are_those_of_tracing_every_flow_by_itself(stack, policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_ways_of_a_full_pod_are_those_of_tracing_a_sample_by_itself(policy):
-    of = plan(full(), policy)
+    of = plan(full_pod(), policy)
     sample = one_by_one(of, every=23)
     hosts = {name for pair in sample for name in pair}
     assert len(sample) == 2 * 8 * 30

@@ -1,0 +1,109 @@
+"""PODs of a chosen size, for benchmarks and tests alike: stack configurations made of numbers.
+
+By default every slot is taken: 8 servers, and the hosts of 10 customers.  A POD is a dict as
+`PodConfig.from_mapping` takes it (a stack file's keys without `nat-pod:`); `stack_config` makes a stack file's
+`config` of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from netaddr import IPAddress, IPNetwork
+
+from nat_pod.config.address_book import settle
+from nat_pod.config.model import PodConfig, read_draft
+from nat_pod.errors import ConfigError
+from nat_pod.names import NAMESPACE, NAT_VM1, NAT_VM2
+
+REGION = "uk-london-1"
+SLASH_21 = "198.18.8.0/21"  # 696 slots
+SLASH_22 = "198.18.0.0/22"  # 435 slots
+
+
+def full_pod(
+    cidr: str = SLASH_21,
+    *,
+    source_nat: str | None = None,
+    servers: int = 8,
+    customers: int = 10,
+    hosts: int | None = None,
+    shape: str = "VM.Standard2.24",
+    scattered: random.Random | None = None,
+    host_name: Callable[[int], str] = "vm{}".format,
+) -> dict[str, Any]:
+    """A POD with an address book.
+
+    source_nat: None leaves the key out.  hosts: of all customers together; None takes the slots that are left.
+    scattered: hosts at random addresses of a /16 per customer, instead of one after the other in a /24.  host_name:
+    makes a host's name of its number among those of its customer.
+    """
+    pod: dict[str, Any] = {
+        "compartmentId": "ocid1.compartment.oc1..examplebenchpod",
+        "cidr": cidr,
+        "natVm": {
+            "shape": shape,
+            "imageId": f"ocid1.image.oc1.{REGION}.exampleoraclelinux9",
+            "sshPublicKey": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43} ops@example",
+        },
+        "management": {
+            "cidr": "10.0.0.0/16",
+            "vrouter": str(IPNetwork(cidr)[-6]),
+            "servers": {f"server{number}": f"10.0.200.{number + 10}" for number in range(servers)},
+        },
+        "customers": {
+            f"customer{number}": {
+                "cidr": f"10.0.{number}.0/24" if scattered is None else f"10.{number + 1}.0.0/16",
+                "hosts": {},
+            }
+            for number in range(customers)
+        },
+    }
+    if source_nat is not None:
+        pod["sourceNat"] = source_nat
+    if customers > 10:
+        pod["lpgLimit"] = 20
+    if hosts is None:
+        hosts = _read(pod).layout.capacity - servers
+    for number in range(customers):
+        customer = pod["customers"][f"customer{number}"]
+        count = len(range(number, hosts, customers))
+        at = range(10, 10 + count) if scattered is None else scattered.sample(range(2, 0xFFFE), count)
+        first = IPAddress(IPNetwork(customer["cidr"]).first)
+        customer["hosts"] = {host_name(host): str(first + offset) for host, offset in enumerate(at)}
+    allocate(pod)
+    return pod
+
+
+def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
+    """Bring the address book up to date in place, as `allocate` does, with reuse as `allocate --reuse`."""
+    config = _read(pod)
+    pod["addresses"] = {}
+    for name, entry in settle(config, reuse=reuse).entries.items():
+        one, two = config.layout.addresses(entry.slot)
+        pod["addresses"][name] = {NAT_VM1: one, NAT_VM2: two}
+        if entry.released:
+            pod["addresses"][name]["released"] = True
+
+
+def shuffle_slots(pod: dict[str, Any], dice: random.Random) -> None:
+    """Deal the slots of all hosts anew, in place: as after years of hosts that come and go.  Servers keep theirs."""
+    book = pod["addresses"]
+    names = [name for name in book if not name.startswith("management/")]
+    slots = [book[name] for name in names]
+    dice.shuffle(slots)
+    book |= dict(zip(names, slots, strict=True))
+
+
+def stack_config(pod: dict[str, Any]) -> dict[str, Any]:
+    """What stands below `config:` in a stack file."""
+    return {"oci:region": REGION, **{f"{NAMESPACE}:{key}": value for key, value in pod.items()}}
+
+
+def _read(pod: dict[str, Any]) -> PodConfig:
+    config, problems, _ = read_draft(pod, "bench")
+    if config is None:
+        raise ConfigError("this POD of numbers", problems)
+    return config
