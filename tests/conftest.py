@@ -83,6 +83,13 @@ def project_with(directory: Path, stack: str, text: str) -> Path:
     return directory
 
 
+def real_stack(name: str) -> str:
+    """A stack file of the repository as that of a POD which is no example: its compartment might exist."""
+    text = (REPOSITORY / f"Pulumi.{name}.yaml").read_text(encoding="utf-8")
+    assert text.count("oc1..example") == 1
+    return text.replace("oc1..example", "oc1..aaaa")
+
+
 def stack_mapping(name: str) -> dict[str, object]:
     config = yaml.safe_load((REPOSITORY / f"Pulumi.{name}.yaml").read_text(encoding="utf-8"))["config"]
     prefix = "nat-pod:"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import real_stack
 
 from nat_pod.commands.cli import main
 
@@ -40,9 +41,9 @@ ARTICLE_RULES = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the project file and the example, as the current one."""
-    for name in ("Pulumi.yaml", "Pulumi.dev.yaml"):
-        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    """A directory with the project file and the article's POD, no example here, as the current one."""
+    (tmp_path / "Pulumi.yaml").write_bytes((REPOSITORY / "Pulumi.yaml").read_bytes())
+    (tmp_path / "Pulumi.dev.yaml").write_text(real_stack("dev"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return tmp_path
@@ -64,8 +65,8 @@ def run(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tupl
 
 
 def edit(project: Path, *changes: tuple[str, str], stack: str = "dev") -> str:
-    """Replace text in a copy of the example; each piece stands there exactly once."""
-    text = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
+    """Replace text in a copy of the article's POD; each piece stands there exactly once."""
+    text = real_stack("dev")
     for old, new in changes:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -429,7 +430,8 @@ def test_check_reports_problems_on_standard_output_and_ends_with_1(run, project)
                     "rule": "must be masquerade or static",
                     "command": None,
                 }
-            ]
+            ],
+            "example": False,
         }
     }
 

@@ -7,20 +7,21 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, real_stack
 from netaddr import IPNetwork
 
 from nat_pod.commands.cli import main
 from nat_pod.config.ranges import free_ranges
 
-DEV = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
+DEV = real_stack("dev")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A directory with the project file and both stacks of the repository, as the current one."""
-    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "Pulumi.ten.yaml"):
-        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    """A directory with the project file and both stacks of the repository, no examples here, as the current one."""
+    (tmp_path / "Pulumi.yaml").write_bytes((REPOSITORY / "Pulumi.yaml").read_bytes())
+    for name in ("dev", "ten"):
+        put(tmp_path, name, real_stack(name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     return tmp_path
@@ -107,6 +108,59 @@ def test_pods_without_any_stack_file_says_where_it_looked(run, project):
         "",
         f"there is no Pulumi.<stack>.yaml in {project}; start from Pulumi.dev.yaml of nat-pod\n",
     )
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def examples(project):
+    """The same directory with both stacks as the repository has them: examples."""
+    for name in ("Pulumi.dev.yaml", "Pulumi.ten.yaml"):
+        (project / name).write_bytes((REPOSITORY / name).read_bytes())
+    return project
+
+
+def test_the_examples_are_known_and_leave_their_ranges_to_pods(run, examples, golden):
+    put(examples, "prod", DEV)
+    status, out, err = run("pods")
+    assert (status, err) == (0, "")
+    golden("pods-examples.txt", out)
+    found = json.loads(run("pods", "--json")[1])
+    assert {name: (pod["example"], pod["overlaps"]) for name, pod in found["pods"].items()} == {
+        "dev": (True, []),
+        "prod": (False, []),
+        "ten": (True, []),
+    }
+    assert found["free"]["/22"] == {"next": "198.18.4.0/22", "left": 127}
+    (examples / "Pulumi.prod.yaml").unlink()
+    assert json.loads(run("new-pod", "prod", "--json")[1])["cidr"] == "198.18.0.0/22"
+
+
+def test_an_example_is_checked_alone_and_called_one(run, examples):
+    put(examples, "prod", DEV)
+    assert run("check") == (
+        0,
+        "Pulumi.dev.yaml: fine, an example, 3 of 58 slots used\n"
+        "Pulumi.prod.yaml: fine, 3 of 58 slots used\n"
+        "Pulumi.ten.yaml: fine, an example, 65 of 435 slots used\n",
+        "",
+    )
+    check = json.loads(run("check", "--json")[1])
+    assert {name: entry["example"] for name, entry in check.items()} == {"dev": True, "prod": False, "ten": True}
+    text = (examples / "Pulumi.dev.yaml").read_text(encoding="utf-8")
+    put(examples, "dev", text.replace("198.18.0.0/22 ", "198.18.0.0/33 "))
+    assert run("check", "dev")[0] == 1
+    assert run("pods")[0] == 1
+    assert run("new-pod", "next")[0] == 0  # nobody's range is in doubt
+
+
+def test_a_copy_of_an_example_is_a_pod_as_soon_as_it_has_a_compartment(run, examples):
+    text = (examples / "Pulumi.dev.yaml").read_text(encoding="utf-8")
+    put(examples, "prod", text)
+    assert "prod" in run("pods")[1].split("examples (")[1]
+    put(examples, "prod", text.replace("..exampledevpod", "..aaaaaaaaexample"))
+    assert "prod" not in run("pods")[1].split("examples (")[1]
 
 
 # --- free ranges -----------------------------------------------------------------------------------------------------

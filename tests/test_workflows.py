@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, real_stack
+
+from nat_pod.config.stack_file import read_stack
 
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 # Each tag's commit, read from the action's own repository.
@@ -110,6 +112,14 @@ def test_the_pulumi_of_the_workflows_is_the_pinned_one():
     assert versions == [pinned, pinned]
 
 
+@each_workflow
+def test_each_job_ends_in_time(path):
+    """GitHub's own limit is six hours, and `flows` reads stack files of forks."""
+    limits = {name: int(job["timeout-minutes"]) for name, job in load(path)["jobs"].items()}
+    assert max(limits.values()) <= 120
+    assert limits.get("flows", 10) == 10
+
+
 def test_deploying_is_one_stack_at_a_time_and_protected():
     job = load(REPOSITORY / ".github" / "workflows" / "deploy.yml")["jobs"]["up"]
     assert (job["strategy"]["max-parallel"], job["environment"]) == ("1", "production")
@@ -130,13 +140,15 @@ def test_actionlint_has_nothing_to_say():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A repository with this project's scripts and two stacks."""
+    """A repository with this project's scripts, two stacks and an example."""
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     (tmp_path / ".ci").mkdir()
-    for name in ("changed-stacks", "flows", "comment"):
+    for name in ("approved-commit", "changed-stacks", "flows", "comment"):
         shutil.copy2(REPOSITORY / ".ci" / name, tmp_path / ".ci" / name)
-    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "Pulumi.ten.yaml"):
-        shutil.copy2(REPOSITORY / name, tmp_path / name)
+    shutil.copy2(REPOSITORY / "Pulumi.yaml", tmp_path / "Pulumi.yaml")
+    shutil.copy2(REPOSITORY / "Pulumi.dev.yaml", tmp_path / "Pulumi.example.yaml")
+    for name in ("dev", "ten"):
+        (tmp_path / f"Pulumi.{name}.yaml").write_text(real_stack(name), encoding="utf-8")
     (tmp_path / "nat_pod" / "rules").mkdir(parents=True)
     (tmp_path / "nat_pod" / "rules" / "compiler.py").write_text("")
     commit(tmp_path)
@@ -165,7 +177,10 @@ CHANGES = {
     "the project's defaults": (["Pulumi.yaml"], ["dev", "ten"]),
     "a document": (["README.md"], []),
     "nothing": ([], []),
+    "an example": (["Pulumi.example.yaml"], []),
     "a name that would be a command": (["Pulumi.$(id).yaml", "Pulumi.a b.yaml", 'Pulumi."x.yaml'], []),
+    "a name that would be an option": (["Pulumi.--help.yaml", "Pulumi.-.yaml"], []),
+    "a name of two lines": (["x\nPulumi.a.yaml", "Pulumi.b.yaml\nx"], []),
 }
 
 
@@ -186,6 +201,119 @@ def test_a_deleted_stack_file_concerns_nothing_and_a_base_that_is_none_everythin
     commit(checkout)
     assert changed_stacks(checkout) == []
     assert changed_stacks(checkout, "0" * 40) == ["dev"]
+
+
+def warnings(directory: Path, base: str = "HEAD^1") -> list[str]:
+    command = [directory / ".ci" / "changed-stacks", base]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stderr.splitlines()
+
+
+@pytest.mark.runs_commands
+def test_a_renamed_stack_file_concerns_its_new_name_and_the_pod_of_the_old_one_is_not_forgotten(checkout):
+    git(checkout, "mv", "Pulumi.ten.yaml", "Pulumi.north.yaml")
+    git(checkout, "rm", "--quiet", "Pulumi.example.yaml")
+    commit(checkout)
+    assert changed_stacks(checkout) == ["north"]
+    assert warnings(checkout) == [
+        "::warning::Pulumi.ten.yaml is gone, and a POD that it deployed still stands. To take the POD away: pulumi "
+        "destroy --stack ten. To give it the new name of its file: pulumi stack rename NEW --stack ten"
+    ]
+    commit(checkout)
+    assert warnings(checkout) == []
+
+
+@pytest.mark.runs_commands
+def test_a_stack_file_that_is_a_link_changes_with_what_it_leads_to(checkout):
+    (checkout / "pods").mkdir()
+    (checkout / "pods" / "ten.yaml").write_text(real_stack("ten"))
+    (checkout / "Pulumi.ten.yaml").unlink()
+    (checkout / "Pulumi.ten.yaml").symlink_to("pods/ten.yaml")
+    (checkout / "Pulumi.out.yaml").symlink_to("/etc/hostname")
+    (checkout / "Pulumi.lost.yaml").symlink_to("pods/lost.yaml")
+    commit(checkout)
+    assert changed_stacks(checkout) == ["out", "ten"]
+    with (checkout / "pods" / "ten.yaml").open("a") as stream:
+        stream.write("# changed\n")
+    commit(checkout)
+    assert changed_stacks(checkout) == ["ten"]
+
+
+COMPARTMENTS = {
+    "": False,
+    "ocid1.compartment.oc1..exampledevpod": True,
+    '"ocid1.compartment.oc1..exampledevpod"': True,
+    "'ocid1.compartment.oc1.uk-london-1.example'   # a comment": True,
+    "ocid1.tenancy.oc1..exampletenancy": True,
+    "ocid1.compartment.oc1..aaaaexample": False,
+    "ocid1.compartment.example..aaaa": False,
+    "aaaa # ocid1.compartment.oc1..example": False,
+}
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("value", COMPARTMENTS)
+@pytest.mark.parametrize("key", ["nat-pod:compartmentId", '"nat-pod:compartmentId"', "nat-pod:cidr"])
+def test_workflows_and_commands_know_the_same_examples(checkout, key, value):
+    text = f"# nat-pod:compartmentId: ocid1.compartment.oc1..example\nconfig:\n  {key}: {value}\n"
+    (checkout / "Pulumi.x.yaml").write_text(text)
+    commit(checkout)
+    example = COMPARTMENTS[value] and "compartmentId" in key
+    assert read_stack(checkout, "x").example is example
+    assert changed_stacks(checkout) == ([] if example else ["x"])
+
+
+# --- a deployment that was approved late -----------------------------------------------------------------------------
+
+
+def approve(directory: Path, stack: str, approved: str) -> tuple[int, str, str]:
+    """Exit status, what was said, and the commit that is checked out then."""
+    command = [directory / ".ci" / "approved-commit", stack, approved]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    return done.returncode, done.stdout + done.stderr, head(directory)
+
+
+def head(directory: Path) -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.runs_commands
+def test_what_was_approved_is_deployed_unless_something_newer_concerns_the_stack(checkout):
+    approved = head(checkout)
+    assert approve(checkout, "dev", approved) == (0, "", approved)
+    git(checkout, "checkout", "--quiet", "main")
+    with (checkout / "Pulumi.ten.yaml").open("a") as stream:
+        stream.write("# changed\n")
+    commit(checkout)
+    newest = head(checkout)
+    status, said, now = approve(checkout, "ten", approved)
+    assert (status, now) == (1, newest)
+    assert said == (
+        f"::error::main has moved on to {newest[:7]}, which concerns ten too: approve that run, it deploys both "
+        "changes. Nothing was deployed.\n"
+    )
+    # No other run would bring this one: what is newer does not concern it.
+    assert approve(checkout, "dev", approved) == (0, "", approved)
+
+
+@pytest.mark.runs_commands
+def test_nothing_is_deployed_of_a_stack_or_a_commit_that_main_no_longer_has(checkout):
+    approved = head(checkout)
+    (checkout / "Pulumi.ten.yaml").unlink()
+    commit(checkout)
+    status, said, _ = approve(checkout, "ten", approved)
+    assert (status, "which has no Pulumi.ten.yaml. Nothing was deployed." in said) == (1, True)
+    git(checkout, "checkout", "--quiet", "--orphan", "other")
+    commit(checkout)
+    for stray in (approved, "0" * 40):
+        status, said, _ = approve(checkout, "dev", stray)
+        assert (status, f"main was rewritten: {stray} is no part of it any more" in said) == (1, True)
+
+
+def test_a_deployment_looks_at_the_newest_main_before_anything_else():
+    first, second, *_ = load(REPOSITORY / ".github" / "workflows" / "deploy.yml")["jobs"]["up"]["steps"]
+    assert first["with"] == {"ref": "${{ github.ref }}", "fetch-depth": "0", "persist-credentials": "false"}
+    assert (second["env"], second["run"]) == ({"COMMIT": "${{ github.sha }}"}, '.ci/approved-commit "$STACK" "$COMMIT"')
 
 
 def flows(directory: Path, python: str) -> subprocess.CompletedProcess[str]:

@@ -42,13 +42,19 @@ def _run(arguments: argparse.Namespace) -> int:
         except ConfigError as error:
             findings[name] += error.problems
     if arguments.json:
-        print_json({name: {"problems": [_problem_dict(p) for p in findings[name]]} for name in names})
+        print_json(
+            {
+                name: {"problems": [_problem_dict(p) for p in findings[name]], "example": every[name].example}
+                for name in names
+            }
+        )
     else:
         for name in names:
             if findings[name]:
                 print(ConfigError(f"Pulumi.{name}.yaml", findings[name]))
             else:
-                print(f"Pulumi.{name}.yaml: fine, {used[name].used} of {used[name].slots} slots used")
+                what = "fine, an example" if every[name].example else "fine"
+                print(f"Pulumi.{name}.yaml: {what}, {used[name].used} of {used[name].slots} slots used")
     return FINDINGS if any(findings.values()) else OK
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from nat_pod import limits
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print_json
 from nat_pod.config.addressing import default_layout
-from nat_pod.config.pods import claimed, read_pods
+from nat_pod.config.pods import claimed, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges
 from nat_pod.config.stack_file import load_text
 from nat_pod.errors import NatPodError
@@ -94,7 +94,7 @@ def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
     if path.exists() or path.is_symlink():
         raise NatPodError(f"{path.name}: exists already; new-pod writes new files only (nothing was changed)")
     pods = read_pods(directory)
-    unknown = [f"Pulumi.{other}.yaml" for other, pod in pods.items() if pod.unknown]
+    unknown = [f"Pulumi.{other}.yaml" for other in range_unknown(pods)]
     if unknown:
         raise NatPodError(
             f"the range of {', '.join(unknown)} cannot be read, and might be the next one; "

@@ -12,7 +12,7 @@ from nat_pod import limits
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.model import PodConfig
-from nat_pod.config.pods import Pod, claimed, no_stacks, read_pods
+from nat_pod.config.pods import Pod, claimed, no_stacks, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges, overlapping
 from nat_pod.text import count, table
 
@@ -48,11 +48,12 @@ def pods_dict(pods: Mapping[str, Pod]) -> dict[str, object]:
                 **_left(pod.config),
                 "overlaps": overlapping(name, ranges),
                 "problems": len(pod.problems),
+                "example": pod.example,
             }
             for name, pod in pods.items()
         },
         "free": {f"/{prefix}": _free(pods, prefix) for prefix in PREFIXES},
-        "rangeUnknown": _unknown(pods),
+        "rangeUnknown": range_unknown(pods),
     }
 
 
@@ -74,10 +75,6 @@ def _free(pods: Mapping[str, Pod], prefix: int) -> dict[str, object]:
     return {"next": str(free[0]) if free else None, "left": len(free)}
 
 
-def _unknown(pods: Mapping[str, Pod]) -> list[str]:
-    return [name for name, pod in pods.items() if pod.unknown]
-
-
 def _wrong(pods: Mapping[str, Pod]) -> list[str]:
     """The PODs that have a problem, or share a range."""
     ranges = claimed(pods)
@@ -93,7 +90,9 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
         slots = default_layout(next(IPNetwork(limits.POD_SPACE).subnet(prefix)), limits.MAX_VNICS).capacity
         free = _free(pods, prefix)
         lines.append(f"next free /{prefix} ({slots} slots): {free['next'] or 'none'}, {free['left']} left")
-    if unknown := _unknown(pods):
+    if examples := [name for name, pod in pods.items() if pod.example]:
+        lines.append(f"examples (made-up compartment), their ranges free: {', '.join(examples)}")
+    if unknown := range_unknown(pods):
         lines.append(
             f"not counted, for its range cannot be read: {', '.join(f'Pulumi.{name}.yaml' for name in unknown)}"
         )
@@ -105,7 +104,8 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
 def _row(pod: Pod, others: list[str]) -> list[object]:
     states = [f"overlaps {', '.join(others)}"] if others else []
     states += [count(len(pod.problems), "problem")] if pod.problems else []
-    start, end = [pod.name, "-" if pod.cidr is None else str(pod.cidr)], "; ".join(states) or "fine"
+    end = ("example, " if pod.example else "") + ("; ".join(states) or "fine")
+    start = [pod.name, "-" if pod.cidr is None else str(pod.cidr)]
     if pod.config is None:
         return [*start, "-", "-", "-", "-", "-", end]
     left = pod.config.capacity

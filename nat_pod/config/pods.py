@@ -25,7 +25,7 @@ _REGION = "oci:region"
 class Pod:
     """A stack file as its neighbours need to know it, and read further when somebody asks.
 
-    `cidr` is the range it claims, None when it claims none; `unknown` when it may claim one that cannot be read.
+    `cidr` is the range it names, None when it names none; `unknown` when it may name one that cannot be read.
     """
 
     name: str
@@ -33,6 +33,11 @@ class Pod:
     unknown: bool
     stack: Stack | None
     unreadable: tuple[Problem, ...] = ()
+
+    @property
+    def example(self) -> bool:
+        """Whether it is an example, which is checked alone and takes no range from anybody: `Stack.example`."""
+        return self.stack is not None and self.stack.example
 
     @cached_property
     def config(self) -> PodConfig | None:
@@ -76,8 +81,13 @@ def _read_pod(directory: Path, name: str) -> Pod:
 
 
 def claimed(pods: Mapping[str, Pod]) -> dict[str, IPNetwork | None]:
-    """Each POD's range, None where it claims none: what `config.ranges` computes with."""
-    return {name: pod.cidr for name, pod in pods.items()}
+    """Each POD's range, None where it claims none, as examples do: what `config.ranges` computes with."""
+    return {name: None if pod.example else pod.cidr for name, pod in pods.items()}
+
+
+def range_unknown(pods: Mapping[str, Pod]) -> list[str]:
+    """The PODs whose range cannot be read and may be any; an example has none, whatever it says."""
+    return [name for name, pod in pods.items() if pod.unknown and not pod.example]
 
 
 def no_stacks(directory: Path) -> NatPodError:

@@ -7,6 +7,7 @@ and what `pulumi up` does start from one configuration.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import yaml
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.names import NAMESPACE
+
+_MADE_UP = re.compile(r"ocid1\.[a-z]+\.[^.]*\.[^.]*\.example")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,16 @@ class Stack:
         """The keys of nat-pod alone, without the prefix: what PodConfig.from_mapping takes."""
         prefix = f"{NAMESPACE}:"
         return {key.removeprefix(prefix): value for key, value in self.config.items() if key.startswith(prefix)}
+
+    @property
+    def example(self) -> bool:
+        """Whether the POD is an example: it is never deployed, and its range is free for a POD that is.
+
+        Known by a made-up compartment, ocid1.compartment.oc1..example...; a real one's last part begins with aaaa.  A
+        mark of its own would be copied with the file, and somebody's POD would quietly never be deployed; but a copy
+        of an example needs a real compartment before anything else.  `.ci/changed-stacks` reads it the same way.
+        """
+        return bool(_MADE_UP.match(str(self.config.get(f"{NAMESPACE}:compartmentId"))))
 
     def checked(self) -> PodConfig:
         """The POD's configuration.  Raises ConfigError with every problem."""
