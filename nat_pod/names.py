@@ -11,8 +11,12 @@ A NAT VM's name has three forms, and one rule when which:
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import assert_never
+from typing import Self, assert_never
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a realm, a host and a server can be called."""
 
 NAMESPACE = "nat-pod"
 """Namespace of the stack file's keys: `nat-pod:cidr`."""
@@ -62,6 +66,57 @@ class Side(StrEnum):
                 return Side.NAT_VM1
             case _ as never:
                 assert_never(never)
+
+
+class MemberName(str):
+    """Who sends or answers, in a neighbour's network: a realm and a name in it, `management/mgmt`, `customer1/vm1`.
+
+    Members have such names, and so have hosts that are in no address book.  Like the sides it is a string, the one
+    that people write and read, and is looked up and sorted as such; nobody has to take it apart again.
+    """
+
+    __slots__ = ("realm", "short")
+
+    realm: str
+    """`management`, or the customer's name."""
+
+    short: str
+    """The name in its own network, e.g. `vm1`."""
+
+    def __new__(cls, realm: str, short: str) -> Self:
+        """Raises ValueError where the two would not make one name."""
+        name = super().__new__(cls, f"{realm}/{short}")
+        if not realm or not short or name.count("/") != 1:
+            raise ValueError(f"{name}: must be a realm and a name, e.g. customer1/vm1")
+        name.realm = realm
+        name.short = short
+        return name
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override] # what copies are made of
+        return self.realm, self.short
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The one reader of such names.  Raises ValueError with the rule for what no member can be called."""
+        realm, _, short = text.partition("/")
+        if not NAME.fullmatch(realm) or not NAME.fullmatch(short):
+            raise ValueError("is not a member's name; write realm/name, e.g. customer1/vm1 or management/mgmt")
+        return cls(realm, short)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is management's; everybody else is a customer's host."""
+        return self.realm == MANAGEMENT
+
+    @property
+    def side(self) -> Side:
+        """The side whose NAT VM it sends to and knows it by its real address."""
+        return Side.NAT_VM2 if self.is_server else Side.NAT_VM1
+
+    @property
+    def label(self) -> str:
+        """Its machine in a trace: a server's short name, `customer1/vm1`."""
+        return self.short if self.is_server else str(self)
 
 
 NAT_VM1 = Side.NAT_VM1

@@ -256,8 +256,8 @@ def test_the_example_reads_as_the_article_has_it(dev):
     assert config.cidr == IPNetwork("198.18.0.0/22")
     assert (config.nat_vm.shape, config.nat_vm.ocpus, config.nat_vm.vnic_limit) == ("VM.Standard2.24", None, 24)
     assert config.management.vrouter == IPAddress("198.18.0.167")
-    assert [(m.name, str(m.address), m.customer) for m in config.members] == [
-        ("management/mgmt", "10.0.0.100", None),
+    assert [(m.name, str(m.address), m.name.realm) for m in config.members] == [
+        ("management/mgmt", "10.0.0.100", "management"),
         ("customer1/vm1", "10.0.0.100", "customer1"),
         ("customer1/vm2", "10.0.0.130", "customer1"),
         ("customer2/vm2", "10.0.1.100", "customer2"),

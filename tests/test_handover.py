@@ -13,6 +13,7 @@ from netaddr import IPNetwork
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import NatPodError
+from nat_pod.names import MemberName
 from nat_pod.pages.handover import handover, sheet_dict, sheet_markdown
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -124,7 +125,7 @@ def test_what_is_said_not_to_work_does_not(dev_plan):
     """Addresses of the POD that are in no table, somebody who is in none, real addresses, and other customers."""
     sheet = sheet_dict(handover(dev_plan, "x", "customer1"))
     topology = as_the_sheet_says(dev_plan, sheet)
-    stranger = "customer1/10.0.0.77"
+    stranger = MemberName("customer1", "10.0.0.77")
     topology = with_host(topology, stranger, "10.0.0.77")
     listed = {line["address"] for line in sheet["far"].values()}
     addresses = {str(address) for subnet in dev_plan.subnets for address in IPNetwork(subnet.cidr)}

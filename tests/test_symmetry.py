@@ -10,7 +10,7 @@ from nat_pod.config.model import PodConfig
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule
-from nat_pod.trace.diff import Pair, Way, delivered
+from nat_pod.trace.diff import Delivery, Pair, delivered
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import flow_between
 from nat_pod.trace.symmetry import alike
@@ -28,7 +28,7 @@ def sides(plan: PodPlan) -> tuple[list[SlotPlan], list[SlotPlan]]:
     return servers, [slot for slot in plan.slots if slot not in servers]
 
 
-def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Way]:
+def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Delivery]:
     """Each flow, traced by itself; every: of each so many hosts one."""
     tracer, ways = Tracer(expected_topology(plan)), {}
     servers, hosts = sides(plan)
@@ -40,7 +40,7 @@ def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Way]:
                 traced = tracer.trace(flow.sender, packet, flow.receiver)
                 if traced.disposition is Disposition.DELIVERED:
                     hops = tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops)
-                    ways[sender.member, receiver.member] = Way(
+                    ways[sender.member, receiver.member] = Delivery(
                         address=flow.destination, seen=traced.request.packet.src, hops=hops
                     )
     return ways

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from nat_pod.config.model import PodConfig
+from nat_pod.names import MANAGEMENT, MemberName
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import (
     Accept,
@@ -301,7 +302,7 @@ def test_a_forged_transit_source_is_stopped_by_the_nsg_even_when_the_customer_sw
 
 
 def test_another_machine_with_the_same_address_is_not_taken_for_the_right_one(topology):
-    to_itself = with_host(topology, "management/10.0.0.130", "10.0.0.130")
+    to_itself = with_host(topology, MemberName(MANAGEMENT, "10.0.0.130"), "10.0.0.130")
     traced = trace(to_itself, MGMT, mgmt_to("10.0.0.130"), "customer1/vm2")
     assert traced.disposition is Disposition.WRONG_MACHINE
     assert traced.why == "10.0.0.130 has that address too and answers, not customer1/vm2"
@@ -313,14 +314,17 @@ def test_neighbours_in_one_subnet_do_not_meet_its_route_table(topology):
     other = Subnet(name="other", vcn="management", cidr="10.0.7.0/24", security=topology.subnets["management"].security)
     split = changed(topology, "subnets", "management", routes=(through,), cidr="10.0.0.0/24")
     split = replace(split, subnets={**split.subnets, "other": other})
-    near = with_host(split, "management/10.0.0.9", "10.0.0.9")
+    near = with_host(split, MemberName(MANAGEMENT, "10.0.0.9"), "10.0.0.9")
     packet = Packet(src="10.0.0.9", dst="10.0.0.100")
     assert trace(near, "management/10.0.0.9", packet, MGMT).disposition is Disposition.DELIVERED
     assert [
         step.rule for step in trace(near, "management/10.0.0.9", packet).request.steps if step.phase == "VCN route"
     ] == ["subnet management: local to VCN management"]
     far = changed(
-        with_host(near, "management/10.0.7.9", "10.0.7.9"), "vnics", "management/10.0.7.9-vnic-1", subnet="other"
+        with_host(near, MemberName(MANAGEMENT, "10.0.7.9"), "10.0.7.9"),
+        "vnics",
+        "management/10.0.7.9-vnic-1",
+        subnet="other",
     )
     steps = trace(far, "management/10.0.0.9", Packet(src="10.0.0.9", dst="10.0.7.9")).request.steps
     assert next(step.rule for step in steps if step.phase == "VCN route").startswith(
@@ -336,7 +340,7 @@ def test_a_host_does_not_forward_what_is_not_for_it(topology):
         routes=(replace(topology.subnets["management"].routes[0], private_ip="10.0.0.100"),),
     )
     stray = changed(astray, "vnics", "management/mgmt-vnic-1", skip_source_dest_check=True)
-    sender = with_host(stray, "management/10.0.0.7", "10.0.0.7")
+    sender = with_host(stray, MemberName(MANAGEMENT, "10.0.0.7"), "10.0.0.7")
     traced = trace(sender, "management/10.0.0.7", Packet(src="10.0.0.7", dst="198.18.0.130"))
     assert traced.disposition is Disposition.NOT_FORWARDING
 

@@ -17,7 +17,7 @@ from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.text import count, folded, table
-from nat_pod.trace.diff import Difference, FlowChange, Pair, SlotChange, Way, compare, with_user_data
+from nat_pod.trace.diff import Delivery, Difference, FlowChange, Pair, SlotChange, compare, with_user_data
 
 
 def add(commands: Subparsers) -> None:
@@ -188,7 +188,7 @@ def _slot_lists(difference: Difference) -> list[tuple[str, tuple[SlotChange, ...
     ]
 
 
-def _way_dict(way: Way | None) -> dict[str, object] | None:
+def _way_dict(way: Delivery | None) -> dict[str, object] | None:
     if way is None:
         return None
     return {

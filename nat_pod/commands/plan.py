@@ -14,7 +14,7 @@ from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, ROUTE_TABLES
 from nat_pod.pages import drawing, mermaid
-from nat_pod.plan.model import PodPlan
+from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.text import folded, markdown_table, table
 
 
@@ -59,7 +59,7 @@ def _flow(plan: PodPlan, names: Sequence[str] | None) -> drawing.Way | None:
     names = names or drawing.first_flow(plan)
     if names is None:
         return None
-    slots = {slot.member: slot for slot in plan.slots}
+    slots: dict[str, SlotPlan] = {slot.member: slot for slot in plan.slots}
     for name in names:
         if name not in slots:
             known = ", ".join(list(slots)[:6]) + (" ..." if len(slots) > 6 else "")

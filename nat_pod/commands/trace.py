@@ -11,7 +11,7 @@ from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json, width
 from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError
-from nat_pod.names import MANAGEMENT
+from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.explain import proof_dict, proof_text, trace_text, verdict_text
@@ -49,14 +49,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.all:
         return _trace_all(plan, arguments)
     topology = expected_topology(plan)
-    real = {slot.member: slot.real for slot in plan.slots}
-    realms = {**plan.customer_cidrs, MANAGEMENT: plan.management_cidr}
-    sender = arguments.sender
-    source = real.get(sender)
-    if source is None:
-        source = _unlisted(sender, realms, real)
+    slot = plan.slot(arguments.sender)
+    if slot is None:
+        sender, source = _unlisted(arguments.sender, plan)
         topology = with_host(topology, sender, source)
-    destination, expected = _destination(arguments.receiver, sender, plan, realms, real)
+    else:
+        sender, source = slot.member, slot.real
+    destination, expected = _destination(arguments.receiver, sender, plan)
     if destination is None:
         return _no_address(arguments)
     port = {} if arguments.protocol == "icmp" else {"dport": arguments.port}
@@ -80,16 +79,14 @@ def _trace_all(plan: PodPlan, arguments: argparse.Namespace) -> int:
     return FINDINGS if proof.counter_examples else OK
 
 
-def _destination(
-    receiver: str, sender: str, plan: PodPlan, realms: dict[str, str], real: dict[str, str]
-) -> tuple[str | None, str | None]:
+def _destination(receiver: str, sender: MemberName, plan: PodPlan) -> tuple[str | None, str | None]:
     """The address that the sender has to use (None: there is none), and who should answer there."""
     if "/" not in receiver and _is_address(receiver):
         return receiver, None
-    slot = next((slot for slot in plan.slots if slot.member == receiver), None)
+    slot = plan.slot(receiver)
     if slot is not None:
-        return (slot.nat_vm2 if sender.startswith(f"{MANAGEMENT}/") else slot.nat_vm1), receiver
-    _unlisted(receiver, realms, real)
+        return slot.address(sender.side), receiver
+    _unlisted(receiver, plan)
     return None, receiver
 
 
@@ -106,22 +103,21 @@ def _no_address(arguments: argparse.Namespace) -> int:
     return FINDINGS
 
 
-def _unlisted(name: str, realms: dict[str, str], real: dict[str, str]) -> str:
-    """The address in `customer1/10.0.0.77`.  Raises NatPodError with what would be understood."""
+def _unlisted(name: str, plan: PodPlan) -> tuple[MemberName, str]:
+    """The host and the address in `customer1/10.0.0.77`.  Raises NatPodError with what would be understood."""
+    members, realms = [slot.member for slot in plan.slots], plan.realms
     realm, _, address = name.partition("/")
     if realm in realms and _is_address(address):
-        owner = next(
-            (member for member, own in real.items() if own == address and member.startswith(realm + "/")), None
-        )
+        owner = next((slot.member for slot in plan.slots if (slot.member.realm, slot.real) == (realm, address)), None)
         if owner is None and IPAddress(address) not in IPNetwork(realms[realm]):
             raise NatPodError(f"{name}: {address} is outside {realms[realm]}, the network of {realm}")
         if owner is None:
-            return address
+            return MemberName(realm, address), address
         raise NatPodError(f"{name}: that is {owner}; use its name")
-    namesakes = [member for member in real if member.endswith(f"/{name}")]
+    namesakes = [member for member in members if member.short == name]
     if namesakes:
         raise NatPodError(f"{name}: is no member; did you mean {' or '.join(namesakes)}?")
-    known = ", ".join(list(real)[:6]) + (" ..." if len(real) > 6 else "")
+    known = ", ".join(members[:6]) + (" ..." if len(members) > 6 else "")
     raise NatPodError(
         f"{name}: is neither a member ({known}) nor REALM/ADDRESS with a realm of this POD, "
         f"e.g. {next(iter(realms))}/10.0.0.77"

@@ -19,6 +19,7 @@ from nat_pod.config.addressing import Slot
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import load_text
 from nat_pod.errors import NatPodError
+from nat_pod.names import MemberName
 
 KEY = "nat-pod:addresses"
 
@@ -35,12 +36,12 @@ class Entry:
 class Settled:
     """An address book that fits the members, and what had to be done: member names by kind of change."""
 
-    entries: dict[str, Entry]
-    added: tuple[str, ...]
-    returned: tuple[str, ...]
-    released: tuple[str, ...]
-    reused: tuple[str, ...]
-    renamed: tuple[str, ...]
+    entries: dict[MemberName, Entry]
+    added: tuple[MemberName, ...]
+    returned: tuple[MemberName, ...]
+    released: tuple[MemberName, ...]
+    reused: tuple[MemberName, ...]
+    renamed: tuple[MemberName, ...]
 
     @property
     def changed(self) -> bool:
@@ -63,7 +64,7 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
         entries[name] = Entry(entries[name].slot, released=True)
     for name in back:
         entries[name] = Entry(entries[name].slot)
-    kept_back: dict[Slot, list[str]] = {}  # a server and a host may have shared it
+    kept_back: dict[Slot, list[MemberName]] = {}  # a server and a host may have shared it
     for name, entry in entries.items():
         if entry.released:
             kept_back.setdefault(entry.slot, []).append(name)
@@ -93,13 +94,14 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
     )
 
 
-def _renamed(entries: dict[str, Entry], config: PodConfig) -> tuple[dict[str, Entry], tuple[str, ...]]:
+def _renamed(
+    entries: dict[MemberName, Entry], config: PodConfig
+) -> tuple[dict[MemberName, Entry], tuple[MemberName, ...]]:
     """The entries with those of renamed customers under their new names, and these names: slots do not move."""
     names = {customer.formerly: customer.name for customer in config.customers if customer.formerly is not None}
     result, renamed = {}, []
     for name, entry in entries.items():
-        realm, _, host = name.partition("/")
-        new = f"{names[realm]}/{host}" if realm in names else name
+        new = MemberName(names[name.realm], name.short) if name.realm in names else name
         if new != name and new not in entries:
             renamed.append(new)
             result[new] = entry

@@ -7,35 +7,40 @@ from collections.abc import Mapping
 from nat_pod import limits
 from nat_pod.config.addressing import Layout, Slot, default_layout
 from nat_pod.config.nat_vm import NatVmConfig, vnic_rule
+from nat_pod.config.neighbours import Written
 from nat_pod.config.reader import Reader
 from nat_pod.errors import Problem
-from nat_pod.names import MANAGEMENT, NAMESPACE
+from nat_pod.names import NAMESPACE, MemberName
 
 
 def read_book(
     reader: Reader,
     value: object,
     layout: Layout,
-    written: tuple[set[str], tuple[str, ...]],
+    written: Written,
     nat_vm: NatVmConfig | None,
-) -> tuple[dict[str, Slot], dict[str, Slot]]:
+) -> tuple[dict[MemberName, Slot], dict[MemberName, Slot]]:
     """The address book: member -> slot, and the released ones.
 
     One server and one host may share a slot: the rules tell them apart by where a packet comes from.  Two servers,
     or two hosts, may not: their translations would shadow one another.
     """
-    book: dict[str, Slot] = {}
-    released: dict[str, Slot] = {}
+    book: dict[MemberName, Slot] = {}
+    released: dict[MemberName, Slot] = {}
     command = f"python -m nat_pod allocate {reader.stack}"
     if value is not None and not isinstance(value, Mapping):
         rule = "must be a mapping of members to slots; take it out and let it be written for you"
         reader.add("addresses", value, rule, command)
         value = {}
-    names, unknown = written
-    owners: dict[tuple[Slot, bool], str] = {}
+    owners: dict[tuple[Slot, bool], MemberName] = {}
     listed = set()
-    for name, entry in (value or {}).items():
-        path = f'addresses["{name}"]'
+    for key, entry in (value or {}).items():
+        path = f'addresses["{key}"]'
+        try:
+            name = MemberName.parse(str(key))
+        except ValueError as error:
+            reader.add(path, None, str(error))
+            continue
         listed.add(name)
         section = reader.section(path, entry, required=("natVm1", "natVm2"), optional=("released",))
         if entry is None:
@@ -55,19 +60,18 @@ def read_book(
                 slot = vnic_rule(beyond.pair, nat_vm)
             reader.add(path, f"{one} / {two}", slot)
             continue
-        server = str(name).startswith(f"{MANAGEMENT}/")
-        other = owners.setdefault((slot, server), str(name))
+        other = owners.setdefault((slot, name.is_server), name)
         if other != name:
-            who = "two servers" if server else "two hosts"
+            who = "two servers" if name.is_server else "two hosts"
             reader.add(
                 path, f"{one} / {two}", f"is already the slot of {other}; {who} cannot share one: take one out", command
             )
             continue
         if gone is True:
-            released[str(name)] = slot
+            released[name] = slot
         else:
-            book[str(name)] = slot
-    for name in sorted(name for name in set(book) - names if not name.startswith(unknown)):
+            book[name] = slot
+    for name in sorted(name for name in book if written.is_gone(name)):
         reader.unsettled.append(
             Problem(
                 f'{NAMESPACE}:addresses["{name}"]',
@@ -76,11 +80,11 @@ def read_book(
                 command,
             )
         )
-    for name in sorted(names & set(released)):
+    for name in sorted(written.names & set(released)):
         reader.unsettled.append(
             Problem(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
         )
-    missing = sorted(names - listed)
+    missing = sorted(written.names - listed)
     reader.unsettled.extend(
         Problem(f'{NAMESPACE}:addresses["{name}"]', None, "has no slot; addresses are never invented by up", command)
         for name in missing

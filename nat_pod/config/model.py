@@ -32,7 +32,7 @@ from nat_pod.config.neighbours import (
 from nat_pod.config.reader import Reader
 from nat_pod.config.subnets import read_layout, read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import MANAGEMENT, Side
+from nat_pod.names import MANAGEMENT, MemberName, Side
 
 
 class SourceNat(StrEnum):
@@ -72,8 +72,8 @@ class PodConfig:
     source_nat: SourceNat
     lpg_limit: int
     layout: Layout
-    book: dict[str, Slot]
-    released: dict[str, Slot]
+    book: dict[MemberName, Slot]
+    released: dict[MemberName, Slot]
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object], stack: str) -> PodConfig:
@@ -96,12 +96,12 @@ class PodConfig:
     @property
     def servers(self) -> tuple[Member, ...]:
         """Management's members."""
-        return tuple(member for member in self.members if member.customer is None)
+        return tuple(member for member in self.members if member.name.is_server)
 
     @property
     def hosts(self) -> tuple[Member, ...]:
         """The customers' members."""
-        return tuple(member for member in self.members if member.customer is not None)
+        return tuple(member for member in self.members if not member.name.is_server)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -153,8 +153,8 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
         check_vrouter(reader, management.vrouter, layout)
     if lpg_limit is not None:
         check_lpgs(reader, root.get("customers"), lpg_limit)
-    book: dict[str, Slot] = {}
-    released: dict[str, Slot] = {}
+    book: dict[MemberName, Slot] = {}
+    released: dict[MemberName, Slot] = {}
     if layout is not None:
         book, released = read_book(reader, root.get("addresses"), layout, written_members(root), nat_vm)
     if (
@@ -186,7 +186,7 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
 
 def _members(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> Iterator[Member]:
     for name, address in management.servers.items():
-        yield Member(f"{MANAGEMENT}/{name}", address, None)
+        yield Member(MemberName(MANAGEMENT, name), address)
     for customer in customers:
         for name, address in customer.hosts.items():
-            yield Member(f"{customer.name}/{name}", address, customer.name)
+            yield Member(MemberName(customer.name, name), address)

@@ -9,8 +9,8 @@ from netaddr import IPAddress, IPNetwork
 
 from nat_pod import limits
 from nat_pod.config.addressing import reserved_by_oci
-from nat_pod.config.reader import EXAMPLES, NAME, NAME_RULE, Reader, listed
-from nat_pod.names import MANAGEMENT, STRANGER
+from nat_pod.config.reader import EXAMPLES, NAME_RULE, Reader, listed
+from nat_pod.names import MANAGEMENT, NAME, STRANGER, MemberName
 
 # A POD's own names, beside which a customer's stand: networks and machines in a trace, keys of security rules.
 _OWN_NAMES = (MANAGEMENT, "path-mtu", "pod", "transit", "vrouter")
@@ -43,11 +43,26 @@ class CustomerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Somebody who owns a slot: `management/mgmt` (customer None) or `customer1/vm1`."""
+    """Somebody who owns a slot: a server or a host, and its real address."""
 
-    name: str
+    name: MemberName
     address: IPAddress
-    customer: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """The members' names as they stand in the file, and the realms whose names cannot be known.
+
+    A member whose address is wrong is a member all the same: its slot must not be called a leftover.
+    """
+
+    names: frozenset[MemberName]
+    unknown: frozenset[str]
+    customers_unknown: bool
+
+    def is_gone(self, name: MemberName) -> bool:
+        """Whether a name in the address book is nobody's any more."""
+        return name not in self.names and not self.customers_unknown and name.realm not in self.unknown
 
 
 def read_management(reader: Reader, value: object) -> ManagementConfig | None:
@@ -69,9 +84,7 @@ def read_management(reader: Reader, value: object) -> ManagementConfig | None:
     return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers)
 
 
-def read_customers(
-    reader: Reader, value: object, written: tuple[set[str], tuple[str, ...]]
-) -> tuple[CustomerConfig, ...] | None:
+def read_customers(reader: Reader, value: object, written: Written) -> tuple[CustomerConfig, ...] | None:
     """The customers whose network can be read: a mistake in one must not hide those of the others."""
     if value is None:
         return None
@@ -107,19 +120,15 @@ def read_customers(
     return tuple(customers)
 
 
-def _server_list(
-    reader: Reader, path: str, value: object, written: tuple[set[str], tuple[str, ...]]
-) -> tuple[str, ...] | None:
+def _server_list(reader: Reader, path: str, value: object, written: Written) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         reader.add(path, value, "must be a list of names from management.servers, e.g. [mgmt]")
         return None
-    names, unknown = written
-    prefix = f"{MANAGEMENT}/"
+    known = sorted(name.short for name in written.names if name.is_server)
     for name in value:
-        if f"{prefix}{name}" not in names and prefix not in unknown:
-            known = sorted(server.removeprefix(prefix) for server in names if server.startswith(prefix))
+        if name not in known and MANAGEMENT not in written.unknown:
             reader.add(path, name, f"is no server of management.servers; known are {listed(tuple(known)) or 'none'}")
     for name in sorted({name for name in value if value.count(name) > 1}):
         reader.add(path, name, "stands in the list twice")
@@ -155,28 +164,25 @@ def _addresses_in(reader: Reader, path: str, value: object, what: str, cidr: IPN
     return good
 
 
-def written_members(root: Mapping[str, object]) -> tuple[set[str], tuple[str, ...]]:
-    """The members' names as they stand in the file, and the beginnings of names that cannot be known.
-
-    A member whose address is wrong is a member all the same: its slot must not be called a leftover.
-    """
+def written_members(root: Mapping[str, object]) -> Written:
+    """Who stands in the sections `management` and `customers`, whatever else is wrong there."""
     management, customers = root.get("management"), root.get("customers")
     realms: dict[str, object] = {MANAGEMENT: management.get("servers") if isinstance(management, Mapping) else None}
-    unknown = []
     if isinstance(customers, Mapping):
         for name, entry in customers.items():
             if name == MANAGEMENT:
                 continue  # reported; its hosts are no servers
             realms[str(name)] = entry.get("hosts") if isinstance(entry, Mapping) else None
-    else:
-        unknown.append("")
-    names = set()
+    names: set[MemberName] = set()
+    unknown = set()
     for realm, members in realms.items():
         if isinstance(members, Mapping) and NAME.fullmatch(realm):
-            names |= {f"{realm}/{member}" for member in members if NAME.fullmatch(f"{member}")}
+            names |= {MemberName(realm, str(member)) for member in members if NAME.fullmatch(str(member))}
         else:
-            unknown.append(f"{realm}/")
-    return names, tuple(unknown)
+            unknown.add(realm)
+    return Written(
+        names=frozenset(names), unknown=frozenset(unknown), customers_unknown=not isinstance(customers, Mapping)
+    )
 
 
 def is_customer_name(text: str) -> bool:

@@ -15,9 +15,8 @@ from typing import TypeVar
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
 from nat_pod.errors import Problem
-from nat_pod.names import NAMESPACE
+from nat_pod.names import NAME, NAMESPACE
 
-NAME = re.compile(r"[a-z][a-z0-9-]*")
 NAME_RULE = "a name is lower-case letters, digits and dashes, a letter first, e.g. vm1"
 DOTTED = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 

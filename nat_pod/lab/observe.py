@@ -32,7 +32,7 @@ from nat_pod.lab.region.kinds import (
 )
 from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import ROUTER_TAG
-from nat_pod.names import POD
+from nat_pod.names import POD, MemberName, Side
 from nat_pod.plan import guest
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Ruleset
@@ -218,6 +218,7 @@ class _Observer:
             return Vm(
                 name=name,
                 kind=VM_NAT,
+                side=_side(metadata[guest.VM_KEY]),
                 vnics=tuple(named),
                 rules=rules,
                 # The agent switches forwarding on once its rules are loaded.
@@ -233,11 +234,23 @@ class _Observer:
                 for cidr in self._get(self._get(vnic["subnetId"], SUBNET)["vcnId"], VCN)["cidrBlocks"]
             )
             return Vm(name=name, kind=VM_ROUTER, vnics=tuple(named), routes=routes, forwarding=True)
-        return Vm(name=name, kind=VM_HOST, vnics=tuple(named), metadata=metadata)
+        return Vm(name=name, kind=VM_HOST, member=_member(name), vnics=tuple(named), metadata=metadata)
 
 
 def _is_nat_vm(vm: Inputs) -> bool:
     return guest.VM_KEY in (vm.get("metadata") or {})
+
+
+def _side(vm: str) -> Side | None:
+    return Side(vm) if vm in list(Side) else None
+
+
+def _member(name: str) -> MemberName | None:
+    """Who a neighbour's machine is; None for one that is called otherwise."""
+    try:
+        return MemberName.parse(name)
+    except ValueError:
+        return None
 
 
 def _rules(metadata: dict[str, str]) -> Ruleset | None:

@@ -32,7 +32,7 @@ from nat_pod.lab.region.kinds import (
     VNIC_ATTACHMENT,
 )
 from nat_pod.lab.region.region import Region
-from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER
+from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.expected import vrouter_address
@@ -150,11 +150,11 @@ def _vrouter_addresses(plan: PodPlan) -> tuple[str, str]:
     return floating, next(free_addresses(IPNetwork(plan.management_cidr), taken | {floating}))
 
 
-def _host(plan: PodPlan, region: Region, member: str, address: str, *, hostile: bool = False) -> None:
+def _host(plan: PodPlan, region: Region, member: MemberName, address: str, *, hostile: bool = False) -> None:
     """A machine of a neighbour.  A hostile one has switched its source/destination check off, as any owner can."""
-    subnet = region.find(SUBNET, member.split("/")[0])
+    subnet = region.find(SUBNET, member.realm)
     if subnet is None:
-        raise ValueError(f"{member}: {member.split('/')[0]} has no VCN here")
+        raise ValueError(f"{member}: {member.realm} has no VCN here")
     _instance(plan, region, member, subnet, address, router=False, skip_check=hostile)
 
 

@@ -8,30 +8,41 @@ knows Pulumi, OCIDs, files or the kernel.  Things refer to one another by key (`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from nat_pod.config.model import Capacity, SourceNat
-from nat_pod.names import SIDES
+from nat_pod.names import MANAGEMENT, MemberName, Side
 from nat_pod.rules.netfilter import Ruleset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubnetPlan:
-    """A regional subnet.  `key` is `natVm1-vnic-1` (the subnet of that VNIC) or `vrouter`; `side` owns it."""
+    """A regional subnet.  `key` is `natVm1-vnic-1` or `vrouter`; `side` is None for the vRouter's.
+
+    `route_table` is the key of its table in `PodPlan.routes`; None: the VCN's default table, which is empty.
+    """
 
     key: str
-    side: str  # natVm1, natVm2 or vrouter
+    side: Side | None
     cidr: str
+    route_table: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VnicPlan:
-    """A VNIC of a NAT VM; it sits in the subnet with the same key.  Vnic 1 is the primary VNIC."""
+    """A VNIC of a NAT VM, in the subnet with the key `subnet`.  Vnic 1 is the primary VNIC."""
 
     key: str
     vm: str
+    subnet: str
     index: int
     primary: str
     secondaries: tuple[str, ...]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All its private IPs, the primary one first."""
+        return (self.primary, *self.secondaries)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,15 +50,21 @@ class NatVmPlan:
     """One NAT VM with its VNICs in attach order, the rules it runs and its metadata.
 
     `metadata` is complete: user_data, ssh_authorized_keys, nat-pod-vm, nat-pod-rules.  `generation` is the hash of
-    the rule document in it.
+    the rule document in it.  Its VNICs are in the NSG of its `side`.
     """
 
     key: str
+    side: Side
     fault_domain: str
     vnics: tuple[VnicPlan, ...]
     rules: Ruleset
     generation: str
     metadata: dict[str, str]
+
+    @property
+    def nsg(self) -> str:
+        """The key of the NSG that its VNICs are in: the side's."""
+        return self.side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,21 +111,31 @@ class SecurityRulePlan:
 class SlotPlan:
     """The pair of addresses that a member owns, and the member's real address."""
 
-    member: str  # management/mgmt or customer1/vm1
+    member: MemberName
     real: str
     nat_vm1: str
     nat_vm2: str
+
+    def address(self, side: Side) -> str:
+        """The member's address on one side."""
+        match side:
+            case Side.NAT_VM1:
+                return self.nat_vm1
+            case Side.NAT_VM2:
+                return self.nat_vm2
+            case _ as never:
+                assert_never(never)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PodPlan:
     """The whole POD.
 
-    `routes` is by side: natVm1 (to the customers' LPGs) and natVm2 (to the vRouter).  `security` has the NSG rules
-    of natVm1 and natVm2 and the security list of the vRouter's subnet.  `neighbours` is what others must add:
-    destinations to send to the POD, by customer name and for `management`.  `may_reach` is by customer: the servers
-    (members) that its hosts may open flows to; every server may open flows to every host.  `released` has the pairs
-    that are kept back, by the name of the member that had them.
+    `routes` is by route table: natVm1 (to the customers' LPGs), natVm2 (to the vRouter), lpgs (to NAT VM1).
+    `security` has the NSG rules of natVm1 and natVm2 and the security list of the vRouter's subnet.  `neighbours` is
+    what others must add: destinations to send to the POD, by customer name and for `management`.  `may_reach` is by
+    customer: the servers that its hosts may open flows to; every server may open flows to every host.  `released` has
+    the pairs that are kept back, by the name of the member that had them.
     """
 
     cidr: str
@@ -123,16 +150,51 @@ class PodPlan:
     vrouter_ip: str
     customer_cidrs: dict[str, str]
     subnets: tuple[SubnetPlan, ...]
-    vms: tuple[NatVmPlan, NatVmPlan]
+    vms: tuple[NatVmPlan, ...]
     lpgs: tuple[LpgPlan, ...]
     routes: dict[str, tuple[RouteRulePlan, ...]]
     security: dict[str, tuple[SecurityRulePlan, ...]]
     slots: tuple[SlotPlan, ...]
     neighbours: dict[str, tuple[str, ...]]
     capacity: Capacity
-    may_reach: dict[str, tuple[str, ...]]
-    released: dict[str, tuple[str, str]]
+    may_reach: dict[str, tuple[MemberName, ...]]
+    released: dict[MemberName, tuple[str, str]]
 
     def vm(self, key: str) -> NatVmPlan:
-        """The NAT VM called natVm1 or natVm2."""
-        return self.vms[SIDES.index(key)]
+        """The NAT VM with this key, e.g. natVm1.  Raises KeyError when there is none."""
+        return {vm.key: vm for vm in self.vms}[key]
+
+    def vms_on(self, side: Side) -> tuple[NatVmPlan, ...]:
+        """The NAT VMs of one side."""
+        return tuple(vm for vm in self.vms if vm.side is side)
+
+    def vnics_on(self, side: Side) -> tuple[VnicPlan, ...]:
+        """The VNICs of one side's NAT VMs, in attach order."""
+        return tuple(vnic for vm in self.vms_on(side) for vnic in vm.vnics)
+
+    def addresses_on(self, side: Side) -> tuple[str, ...]:
+        """All private IPs of one side's NAT VMs: every address by which that side is reached."""
+        return tuple(address for vnic in self.vnics_on(side) for address in vnic.addresses)
+
+    def primary(self, side: Side) -> str:
+        """The primary address of a side, which masquerade answers from."""
+        return self.vnics_on(side)[0].primary
+
+    @property
+    def servers(self) -> tuple[SlotPlan, ...]:
+        """The slots of management's members."""
+        return tuple(slot for slot in self.slots if slot.member.is_server)
+
+    @property
+    def hosts(self) -> tuple[SlotPlan, ...]:
+        """The slots of the customers' members."""
+        return tuple(slot for slot in self.slots if not slot.member.is_server)
+
+    @property
+    def realms(self) -> dict[str, str]:
+        """The network of each customer and, last, of management."""
+        return {**self.customer_cidrs, MANAGEMENT: self.management_cidr}
+
+    def slot(self, member: str) -> SlotPlan | None:
+        """The slot of a member, None for who has none."""
+        return next((slot for slot in self.slots if slot.member == member), None)

@@ -8,7 +8,19 @@ from nat_pod import limits
 from nat_pod.config.addressing import halves
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, ROUTE_TABLES, SIDES, VROUTER, Side
+from nat_pod.names import (
+    ANYWHERE,
+    LPGS,
+    MANAGEMENT,
+    NAMESPACE,
+    NAT_VM1,
+    NAT_VM2,
+    ROUTE_TABLES,
+    SIDES,
+    VROUTER,
+    MemberName,
+    Side,
+)
 from nat_pod.plan import guest
 from nat_pod.plan.model import (
     LpgPlan,
@@ -46,7 +58,7 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
         ),
         NAT_VM2: (RouteRulePlan(destination=str(config.management.cidr), private_ip=str(config.management.vrouter)),),
         LPGS: tuple(
-            RouteRulePlan(destination=destination, private_ip=vnics[NAT_VM1][0].primary)
+            RouteRulePlan(destination=destination, private_ip=config.primary(NAT_VM1))
             for destination in _not_for_customers(config)
         ),
     }
@@ -92,6 +104,7 @@ def _vnics(config: PodConfig, side: Side) -> tuple[VnicPlan, ...]:
             VnicPlan(
                 key=vnic_key(side, pair.index),
                 vm=side,
+                subnet=vnic_key(side, pair.index),
                 index=pair.index,
                 primary=primary,
                 secondaries=tuple(address for address in addresses if address != primary),
@@ -100,25 +113,34 @@ def _vnics(config: PodConfig, side: Side) -> tuple[VnicPlan, ...]:
     return tuple(vnics)
 
 
-def vnic_key(side: str, index: int) -> str:
+def vnic_key(side: Side, index: int) -> str:
     """The name of a VNIC and of its subnet, e.g. natVm1-vnic-2."""
     return f"{side}-vnic-{index}"
 
 
 def _subnets(config: PodConfig) -> tuple[SubnetPlan, ...]:
     return (
-        *(SubnetPlan(key=vnic_key(NAT_VM1, p.index), side=NAT_VM1, cidr=str(p.nat_vm1)) for p in config.pairs),
-        *(SubnetPlan(key=vnic_key(NAT_VM2, p.index), side=NAT_VM2, cidr=str(p.nat_vm2)) for p in config.pairs),
-        SubnetPlan(key=VROUTER, side=VROUTER, cidr=str(config.layout.vrouter)),
+        *(
+            SubnetPlan(key=vnic_key(side, pair.index), side=side, cidr=str(pair.subnet(side)), route_table=side)
+            for side in SIDES
+            for pair in config.pairs
+        ),
+        SubnetPlan(key=VROUTER, side=None, cidr=str(config.layout.vrouter), route_table=None),
     )
 
 
-def _vm(config: PodConfig, key: str, fault_domain: str, vnics: tuple[VnicPlan, ...], rules: Ruleset) -> NatVmPlan:
+def _vm(config: PodConfig, side: Side, fault_domain: str, vnics: tuple[VnicPlan, ...], rules: Ruleset) -> NatVmPlan:
     metadata, generation = guest.metadata(
-        key, config.nat_vm.ssh_public_key, iptables.hooks(rules), iptables.render(rules)
+        side, config.nat_vm.ssh_public_key, iptables.hooks(rules), iptables.render(rules)
     )
     return NatVmPlan(
-        key=key, fault_domain=fault_domain, vnics=vnics, rules=rules, generation=generation, metadata=metadata
+        key=side,
+        side=side,
+        fault_domain=fault_domain,
+        vnics=vnics,
+        rules=rules,
+        generation=generation,
+        metadata=metadata,
     )
 
 
@@ -196,8 +218,8 @@ def _neighbours(config: PodConfig) -> dict[str, tuple[str, ...]]:
     """
     layout = config.layout
     if layout.pinned:
-        servers = {config.book[m.name].pair for m in config.members if m.customer is None} | {1}
-        hosts = {config.book[m.name].pair for m in config.members if m.customer is not None} | {1}
+        servers = {config.book[server.name].pair for server in config.servers} | {1}
+        hosts = {config.book[host.name].pair for host in config.hosts} | {1}
         to_vm1 = tuple(str(pair.nat_vm1) for pair in layout.pairs if pair.index in servers)
         to_vm2 = tuple(str(pair.nat_vm2) for pair in layout.pairs if pair.index in hosts)
     else:
@@ -219,11 +241,11 @@ def _not_for_customers(config: PodConfig) -> list[str]:
     return [str(network) for network in cidr_merge([*(pair.nat_vm2 for pair in layout.pairs), layout.vrouter])]
 
 
-def _may_reach(config: PodConfig) -> dict[str, tuple[str, ...]]:
+def _may_reach(config: PodConfig) -> dict[str, tuple[MemberName, ...]]:
     everybody = tuple(config.management.servers)
     return {
         customer.name: tuple(
-            f"{MANAGEMENT}/{name}" for name in (everybody if customer.servers is None else customer.servers)
+            MemberName(MANAGEMENT, name) for name in (everybody if customer.servers is None else customer.servers)
         )
         for customer in config.customers
     }

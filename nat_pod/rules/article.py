@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from nat_pod.config.model import PodConfig, SourceNat
-from nat_pod.names import NAT_VM1, Side
+from nat_pod.names import NAT_VM1, MemberName, Side
 
 PRIMARY_INTERFACE = "ens3"  # the article's images; the compiled rules name no interface
 
@@ -22,12 +22,12 @@ def article_lines(config: PodConfig, side: Side) -> list[str]:
     lines = []
     for source in inner:
         for wanted in outer:
-            if side == NAT_VM1 and not _may(config, source.customer, wanted.name):
+            if side == NAT_VM1 and not _may(config, source.name, wanted.name):
                 continue
             lines.append(_dnat(source.address, here[wanted.name], there[wanted.name]))
     for member in inner:
         # A server list keeps a customer's packets on NAT VM1: NAT VM2 sees none from it.
-        callers = outer if side == NAT_VM1 else [host for host in outer if _may(config, host.customer, member.name)]
+        callers = outer if side == NAT_VM1 else [host for host in outer if _may(config, host.name, member.name)]
         match config.source_nat:
             case SourceNat.MASQUERADE:
                 arriving = [config.primary(side.other)]
@@ -47,9 +47,9 @@ def article_lines(config: PodConfig, side: Side) -> list[str]:
     return lines
 
 
-def _may(config: PodConfig, customer: str | None, server: str) -> bool:
-    allowed = next(entry.servers for entry in config.customers if entry.name == customer)
-    return allowed is None or server.split("/")[1] in allowed
+def _may(config: PodConfig, host: MemberName, server: MemberName) -> bool:
+    allowed = next(entry.servers for entry in config.customers if entry.name == host.realm)
+    return allowed is None or server.short in allowed
 
 
 def _dnat(source: object, destination: object, to: object) -> str:

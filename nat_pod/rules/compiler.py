@@ -139,7 +139,7 @@ def _customers_to_vm2(pod: _Pod) -> _Part:
     """NAT VM1, packets from customers: who may, then the server's address here -> its address on NAT VM2."""
     top, chains = [], []
     for customer in pod.config.customers:
-        hosts = [host for host in pod.hosts if host.customer == customer.name]
+        hosts = [host for host in pod.hosts if host.name.realm == customer.name]
         if not hosts:
             continue
         chain = f"{CUSTOMER}{customer.name}"
@@ -169,8 +169,7 @@ def _server_rules(pod: _Pod, servers: Iterable[Member]) -> list[Rule]:
 
 
 def _allowed(pod: _Pod, customer: CustomerConfig) -> list[Member]:
-    names = {f"management/{name}" for name in customer.servers or ()}
-    return [server for server in pod.servers if server.name in names]
+    return [server for server in pod.servers if server.name.short in (customer.servers or ())]
 
 
 def _vm2_to_customers(pod: _Pod) -> _Part:
@@ -230,7 +229,7 @@ def _own_sources_vm1(pod: _Pod) -> _Part:
     ]
     chains = []
     for customer in pod.config.customers:
-        hosts = [host for host in pod.hosts if host.customer == customer.name]
+        hosts = [host for host in pod.hosts if host.name.realm == customer.name]
         if hosts:
             chain = f"{HIDDEN}{customer.name}"
             top += _from(customer, chain)

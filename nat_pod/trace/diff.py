@@ -10,14 +10,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from nat_pod.config.model import Capacity, SourceNat
-from nat_pod.names import MANAGEMENT
+from nat_pod.names import MemberName
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows, flow_between
 from nat_pod.trace.symmetry import alike
-from nat_pod.trace.walk import Disposition, Packet, Tracer, label
+from nat_pod.trace.walk import Disposition, Packet, Tracer
 
-Pair = tuple[str, str]
+Pair = tuple[MemberName, MemberName]
 """A flow's key: the member that sends and the member that answers."""
 
 _ONE_BY_ONE = (
@@ -26,7 +26,7 @@ _ONE_BY_ONE = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class Delivery:
     """How a flow is delivered: the address its sender uses, the source the far end sees, and each hop between."""
 
     address: str
@@ -38,17 +38,17 @@ class Way:
 class FlowChange:
     """A flow before and after; None where it is not delivered."""
 
-    sender: str
-    receiver: str
-    before: Way | None
-    after: Way | None
+    sender: MemberName
+    receiver: MemberName
+    before: Delivery | None
+    after: Delivery | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotChange:
     """A pair of addresses that a member takes, gets back, leaves behind or gives up."""
 
-    member: str
+    member: MemberName
     nat_vm1: str
     nat_vm2: str
 
@@ -116,7 +116,7 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
     both = [
         (change, _ends(change.before) == _ends(change.after)) for change in changed if change.before and change.after
     ]
-    declared = {(flow.sender, str(flow.receiver)) for flow in declared_flows(new)}
+    declared = {(flow.sender, flow.receiver) for flow in declared_flows(new) if flow.receiver is not None}
     slots = _slot_changes(old, new, names)
     return Difference(
         flows=len(before),
@@ -138,11 +138,11 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
 
 def with_user_data(plan: PodPlan, user_data: str) -> PodPlan:
     """The plan as it was made with another bootstrap."""
-    first, second = (replace(vm, metadata={**vm.metadata, "user_data": user_data}) for vm in plan.vms)
-    return replace(plan, vms=(first, second))
+    vms = (replace(vm, metadata={**vm.metadata, "user_data": user_data}) for vm in plan.vms)
+    return replace(plan, vms=tuple(vms))
 
 
-def delivered(plan: PodPlan) -> dict[Pair, Way]:
+def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
     """Every flow between a host and a server, in either direction, that arrives and is answered.
 
     Traced as TCP: the rules know no protocols, and the lab tries the others with packets.  Of servers that nothing in
@@ -150,59 +150,61 @@ def delivered(plan: PodPlan) -> dict[Pair, Way]:
     """
     topology = expected_topology(plan)
     tracer = Tracer(topology)
-    servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
-    hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
-    ways: dict[Pair, Way] = {}
-    hosts_alike = [_exchanges(group) for group in alike(topology, hosts, servers)]
-    for server, other_servers in map(_exchanges, alike(topology, servers, hosts)):
+    deliveries: dict[Pair, Delivery] = {}
+    hosts_alike = [_exchanges(group) for group in alike(topology, plan.hosts, plan.servers)]
+    for server, other_servers in map(_exchanges, alike(topology, plan.servers, plan.hosts)):
         for host, other_hosts in hosts_alike:
             for flow in (flow_between(host, server), flow_between(server, host)):
                 packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
                 traced = tracer.trace(flow.sender, packet, flow.receiver)
                 if traced.disposition is not Disposition.DELIVERED:
                     continue
-                way = Way(
+                delivery = Delivery(
                     address=flow.destination,
                     seen=traced.request.packet.src,
                     hops=tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops),
                 )
-                pair = (flow.sender, str(flow.receiver))
-                for other_server in other_servers:
-                    for other_host in other_hosts:
-                        new = other_server | other_host
-                        ways[new[pair[0]], new[pair[1]]] = _said(way, new)
-    return ways
+                for server_like, of_server in other_servers:
+                    for host_like, of_host in other_hosts:
+                        pair = (host_like, server_like)
+                        if flow.sender.is_server:
+                            pair = (server_like, host_like)
+                        deliveries[pair] = _said(delivery, of_server | of_host)
+    return deliveries
 
 
-def _exchanges(group: list[SlotPlan]) -> tuple[SlotPlan, list[dict[str, str]]]:
-    """The first of a group, and for each of it {name or address of the first: its own}."""
+def _exchanges(group: list[SlotPlan]) -> tuple[SlotPlan, list[tuple[MemberName, dict[str, str]]]]:
+    """The first of a group, and each of it with {label or address of the first: its own}."""
     one = group[0]
     return one, [
-        {
-            one.member: other.member,
-            label(one.member): label(other.member),
-            one.real: other.real,
-            one.nat_vm1: other.nat_vm1,
-            one.nat_vm2: other.nat_vm2,
-        }
+        (
+            other.member,
+            {
+                one.member.label: other.member.label,
+                one.real: other.real,
+                one.nat_vm1: other.nat_vm1,
+                one.nat_vm2: other.nat_vm2,
+            },
+        )
         for other in group
     ]
 
 
-def _said(way: Way, new: dict[str, str]) -> Way:
-    """The way of one pair as that of another pair like it."""
-    return Way(
-        address=new.get(way.address, way.address),
-        seen=new.get(way.seen, way.seen),
-        hops=tuple(
-            (" -> ".join([new.get(end, end) for end in at.split(" -> ")]), new.get(src, src), new.get(dst, dst))
-            for at, src, dst in way.hops
-        ),
+def _said(delivery: Delivery, new: dict[str, str]) -> Delivery:
+    """The delivery of one pair as that of another pair like it."""
+    return Delivery(
+        address=new.get(delivery.address, delivery.address),
+        seen=new.get(delivery.seen, delivery.seen),
+        hops=tuple((_said_at(at, new), new.get(src, src), new.get(dst, dst)) for at, src, dst in delivery.hops),
     )
 
 
-def _ends(way: Way | None) -> tuple[str, str] | None:
-    return None if way is None else (way.address, way.seen)
+def _said_at(at: str, new: dict[str, str]) -> str:
+    return " -> ".join([new.get(end, end) for end in at.split(" -> ")])
+
+
+def _ends(delivery: Delivery | None) -> tuple[str, str] | None:
+    return None if delivery is None else (delivery.address, delivery.seen)
 
 
 # --- renamed customers -----------------------------------------------------------------------------------------------
@@ -217,23 +219,20 @@ def _renamed(old: PodPlan, new: PodPlan) -> dict[str, str]:
     }
 
 
-def _new_name(member: str, names: dict[str, str]) -> str:
-    realm, slash, host = member.partition("/")
-    return f"{names.get(realm, realm)}{slash}{host}"
+def _new_name(member: MemberName, names: dict[str, str]) -> MemberName:
+    return MemberName(names[member.realm], member.short) if member.realm in names else member
 
 
-def _rename(ways: dict[Pair, Way], names: dict[str, str]) -> dict[Pair, Way]:
+def _rename(deliveries: dict[Pair, Delivery], names: dict[str, str]) -> dict[Pair, Delivery]:
     """The same flows under the members' new names; otherwise a rename would end them all and begin others."""
     if not names:
-        return ways
+        return deliveries
+    labels = {member.label: _new_name(member, names).label for pair in deliveries for member in pair}
     return {
         (_new_name(sender, names), _new_name(receiver, names)): replace(
-            way,
-            hops=tuple(
-                (" -> ".join(_new_name(end, names) for end in at.split(" -> ")), src, dst) for at, src, dst in way.hops
-            ),
+            delivery, hops=tuple((_said_at(at, labels), src, dst) for at, src, dst in delivery.hops)
         )
-        for (sender, receiver), way in ways.items()
+        for (sender, receiver), delivery in deliveries.items()
     }
 
 
@@ -255,12 +254,12 @@ def _slot_changes(old: PodPlan | None, new: PodPlan, names: dict[str, str]) -> d
     }
 
 
-def _pairs(plan: PodPlan | None, names: dict[str, str]) -> dict[str, tuple[str, str]]:
+def _pairs(plan: PodPlan | None, names: dict[str, str]) -> dict[MemberName, tuple[str, str]]:
     slots = () if plan is None else plan.slots
     return {_new_name(slot.member, names): (slot.nat_vm1, slot.nat_vm2) for slot in slots}
 
 
-def _changes(pairs: dict[str, tuple[str, str]]) -> tuple[SlotChange, ...]:
+def _changes(pairs: dict[MemberName, tuple[str, str]]) -> tuple[SlotChange, ...]:
     return tuple(SlotChange(member=member, nat_vm1=pair[0], nat_vm2=pair[1]) for member, pair in sorted(pairs.items()))
 
 

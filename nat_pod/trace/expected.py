@@ -13,7 +13,7 @@ from netaddr import IPNetwork
 
 from nat_pod.config.addressing import free_addresses
 from nat_pod.errors import NatPodError
-from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, POD, SIDES, VROUTER
+from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, POD, SIDES, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, RouteRulePlan, SecurityRulePlan
 from nat_pod.trace.flows import stranger_addresses
 from nat_pod.trace.topology import (
@@ -59,11 +59,10 @@ def vrouter_address(plan: PodPlan) -> str:
     return next(free_addresses(IPNetwork(plan.management_cidr), used))
 
 
-def with_host(topology: Topology, name: str, address: str) -> Topology:
+def with_host(topology: Topology, name: MemberName, address: str) -> Topology:
     """The topology with one more host, e.g. `customer1/10.0.0.77`: somebody who is not in the address book."""
-    realm = name.split("/")[0]
-    if realm not in topology.subnets:
-        raise NatPodError(f"{name}: there is no realm {realm}")
+    if name.realm not in topology.subnets:
+        raise NatPodError(f"{name}: there is no realm {name.realm}")
     copy = replace(topology, vms=dict(topology.vms), vnics=dict(topology.vnics))
     _host(copy, name, address)
     return copy
@@ -73,8 +72,8 @@ def _pod(topology: Topology, plan: PodPlan) -> None:
     topology.vcns[POD] = Vcn(name=POD, cidrs=(plan.cidr,))
     lists = {key: tuple(security_rule(rule) for rule in rules) for key, rules in plan.security.items()}
     for subnet in plan.subnets:
-        routes = _routes(plan.routes.get(subnet.side, ()))
-        security = lists[VROUTER] if subnet.side == VROUTER else ()
+        routes = () if subnet.route_table is None else _routes(plan.routes[subnet.route_table])
+        security = lists[VROUTER] if subnet.key == VROUTER else ()
         topology.subnets[subnet.key] = Subnet(
             name=subnet.key, vcn=POD, cidr=subnet.cidr, routes=routes, security=security
         )
@@ -83,16 +82,17 @@ def _pod(topology: Topology, plan: PodPlan) -> None:
             topology.vnics[vnic.key] = Vnic(
                 name=vnic.key,
                 vm=vm.key,
-                subnet=vnic.key,
+                subnet=vnic.subnet,
                 mac="",
-                addresses=(vnic.primary, *vnic.secondaries),
+                addresses=vnic.addresses,
                 skip_source_dest_check=True,
-                nsgs=(vm.key,),
-                security=lists[vm.key],
+                nsgs=(vm.nsg,),
+                security=lists[vm.nsg],
             )
         topology.vms[vm.key] = Vm(
             name=vm.key,
             kind=VM_NAT,
+            side=vm.side,
             vnics=tuple(vnic.key for vnic in vm.vnics),
             rules=vm.rules,
             forwarding=True,
@@ -131,12 +131,12 @@ def _neighbour(topology: Topology, plan: PodPlan, name: str, cidr: str, routes: 
     topology.subnets[name] = Subnet(name=name, vcn=name, cidr=cidr, routes=routes, security=security)
 
 
-def _host(topology: Topology, name: str, address: str) -> None:
+def _host(topology: Topology, name: MemberName, address: str) -> None:
     vnic = f"{name}-vnic-1"
     topology.vnics[vnic] = Vnic(
-        name=vnic, vm=name, subnet=name.split("/")[0], mac="", addresses=(address,), skip_source_dest_check=False
+        name=vnic, vm=name, subnet=name.realm, mac="", addresses=(address,), skip_source_dest_check=False
     )
-    topology.vms[name] = Vm(name=name, kind=VM_HOST, vnics=(vnic,))
+    topology.vms[name] = Vm(name=name, kind=VM_HOST, member=name, vnics=(vnic,))
 
 
 def _routes(rules: Iterable[RouteRulePlan]) -> tuple[Route, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from netaddr import IPNetwork
 
 from nat_pod.config.addressing import free_addresses
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SSH, STRANGER
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SSH, STRANGER, MemberName, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 
 
@@ -23,52 +23,49 @@ class Flow:
     `why` says what a refused flow is an example of; `port` is set when only that TCP port is meant.
     """
 
-    sender: str
+    sender: MemberName
     source: str
     destination: str
-    receiver: str | None
+    receiver: MemberName | None
     why: str = ""
     port: int | None = None
 
 
 def declared_flows(plan: PodPlan) -> list[Flow]:
     """All flows that the stack file declares: hosts to the servers they may reach, servers to all hosts."""
-    servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
-    hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
     flows = [
         flow_between(host, server)
-        for host in hosts
-        for server in servers
-        if server.member in plan.may_reach[host.member.split("/")[0]]
+        for host in plan.hosts
+        for server in plan.servers
+        if server.member in plan.may_reach[host.member.realm]
     ]
-    flows.extend(flow_between(server, host) for server in servers for host in hosts)
+    flows.extend(flow_between(server, host) for server in plan.servers for host in plan.hosts)
     return flows
 
 
 def flow_between(sender: SlotPlan, receiver: SlotPlan) -> Flow:
     """The flow from one member to another: management uses addresses of NAT VM2, customers those of NAT VM1."""
-    management = sender.member.startswith(f"{MANAGEMENT}/")
     return Flow(
         sender=sender.member,
         source=sender.real,
-        destination=receiver.nat_vm2 if management else receiver.nat_vm1,
+        destination=receiver.address(sender.member.side),
         receiver=receiver.member,
     )
 
 
-def stranger_addresses(plan: PodPlan) -> dict[str, str]:
+def stranger_addresses(plan: PodPlan) -> dict[MemberName, str]:
     """For each neighbour's network the address of a host that is in no address book: {`customer1/stranger`: ...}.
 
     A network whose addresses are all members' has no room for a stranger and is left out.
     """
     used = {slot.real for slot in plan.slots}
     strangers = {}
-    for realm, cidr in [*plan.customer_cidrs.items(), (MANAGEMENT, plan.management_cidr)]:
+    for realm, cidr in plan.realms.items():
         network = IPNetwork(cidr)
         # The last one is the vRouter's, in management's network (`expected.vrouter_address`).
         address = next(free_addresses(network, used | {str(network[-2])}), None)
         if address is not None:
-            strangers[f"{realm}/{STRANGER}"] = address
+            strangers[MemberName(realm, STRANGER)] = address
     return strangers
 
 
@@ -80,28 +77,25 @@ def matrix(plan: PodPlan) -> Iterator[Flow]:
     """
     declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
     members = {slot.member: slot for slot in plan.slots}
-    servers_at = {slot.nat_vm1 for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")}
-    hosts_at = {slot.nat_vm1: slot.member.split("/")[0] for slot in plan.slots}
+    servers_at = {slot.nat_vm1 for slot in plan.servers}
+    hosts_at = {slot.nat_vm1: slot.member.realm for slot in plan.slots}
     for sender, source in [*((name, slot.real) for name, slot in members.items()), *stranger_addresses(plan).items()]:
-        realm = sender.split("/")[0]
-        management = realm == MANAGEMENT
-        for vnic in plan.vm(NAT_VM2 if management else NAT_VM1).vnics:
-            for destination in (vnic.primary, *vnic.secondaries):
-                receiver = declared.get((sender, destination))
-                if receiver is not None:
-                    why = "declared"
-                elif sender not in members:
-                    why = "unlisted management host" if management else "stranger"
-                elif management:
-                    why = "unmapped address"
-                elif destination in servers_at:
-                    why = "server not in the customer's list"
-                else:
-                    owner = hosts_at.get(destination)
-                    why = "unmapped address" if owner is None else "customer to customer"
-                    if owner == realm:
-                        why = "customer to itself"
-                yield Flow(sender=sender, source=source, destination=destination, receiver=receiver, why=why)
+        for destination in plan.addresses_on(sender.side):
+            receiver = declared.get((sender, destination))
+            if receiver is not None:
+                why = "declared"
+            elif sender not in members:
+                why = "unlisted management host" if sender.is_server else "stranger"
+            elif sender.is_server:
+                why = "unmapped address"
+            elif destination in servers_at:
+                why = "server not in the customer's list"
+            else:
+                owner = hosts_at.get(destination)
+                why = "unmapped address" if owner is None else "customer to customer"
+                if owner == sender.realm:
+                    why = "customer to itself"
+            yield Flow(sender=sender, source=source, destination=destination, receiver=receiver, why=why)
 
 
 def refused_flows(plan: PodPlan) -> list[Flow]:
@@ -111,23 +105,21 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
     here may rest on it.
     """
     strangers = stranger_addresses(plan)
-    servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
-    hosts = [slot for slot in plan.slots if not slot.member.startswith(f"{MANAGEMENT}/")]
-    primary = {vm.key: vm.vnics[0].primary for vm in plan.vms}
+    servers, hosts = plan.servers, plan.hosts
     flows = []
 
-    def refuse(why: str, sender: str, source: str, destination: str, port: int | None = None) -> None:
+    def refuse(why: str, sender: MemberName, source: str, destination: str, port: int | None = None) -> None:
         flows.append(Flow(sender=sender, source=source, destination=destination, receiver=None, why=why, port=port))
 
     for customer in plan.customer_cidrs:
-        stranger = f"{customer}/{STRANGER}"
+        stranger = MemberName(customer, STRANGER)
         hostile = stranger in strangers
-        own = [host for host in hosts if host.member.startswith(f"{customer}/")]
-        others = [host for host in hosts if not host.member.startswith(f"{customer}/")]
+        own = [host for host in hosts if host.member.realm == customer]
+        others = [host for host in hosts if host.member.realm != customer]
         if hostile:
             for server in servers[:1]:
                 refuse("stranger to a server", stranger, strangers[stranger], server.nat_vm1)
-            refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], primary[NAT_VM1], SSH)
+            refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], plan.primary(NAT_VM1), SSH)
         for host in own[:1]:
             refuse("unmapped address", host.member, host.real, _unused(plan, NAT_VM1))
             for server in servers:
@@ -137,10 +129,10 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
         if other is not None:
             for host in own[:1]:
                 refuse("customer to customer", host.member, host.real, other.nat_vm1)
-            sources = sorted({primary[NAT_VM2], *(server.nat_vm2 for server in servers[:1])}) if hostile else []
+            sources = sorted({plan.primary(NAT_VM2), *(server.nat_vm2 for server in servers[:1])}) if hostile else []
             for source in sources:
                 refuse("spoofed transit source", stranger, source, other.nat_vm1)
-    unlisted = f"{MANAGEMENT}/{STRANGER}"
+    unlisted = MemberName(MANAGEMENT, STRANGER)
     for host in hosts[:3] if unlisted in strangers else []:
         refuse("unlisted management host", unlisted, strangers[unlisted], host.nat_vm2)
     for server in servers[:1]:
@@ -148,12 +140,12 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
     return flows
 
 
-def _unused(plan: PodPlan, vm: str) -> str:
-    """An address in a NAT VM's subnets that nobody has: in the first one with room, which the neighbours route to."""
+def _unused(plan: PodPlan, side: Side) -> str:
+    """An address in a side's subnets that nobody has: in the first one with room, which the neighbours route to."""
     cidrs = {subnet.key: IPNetwork(subnet.cidr) for subnet in plan.subnets}
-    for vnic in plan.vm(vm).vnics:
-        held = {vnic.primary, *vnic.secondaries}
-        for address in cidrs[vnic.key][2:-1]:
+    held = set(plan.addresses_on(side))
+    for vnic in plan.vnics_on(side):
+        for address in cidrs[vnic.subnet][2:-1]:
             if str(address) not in held:
                 return str(address)
-    return str(cidrs[plan.vm(vm).vnics[0].key][-1])
+    return str(cidrs[plan.vnics_on(side)[0].subnet][-1])

@@ -23,7 +23,7 @@ from typing import assert_never
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config.model import SourceNat
-from nat_pod.names import MANAGEMENT, VROUTER
+from nat_pod.names import ANYWHERE, MANAGEMENT, STRANGER, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import Chain, Goto, Match
@@ -114,7 +114,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     prover = _Prover(plan, expected_topology(plan) if topology is None else topology)
     prover.declared_flows()
     counts = prover.members()
-    sweeps = [sweep for realm in (*plan.customer_cidrs, MANAGEMENT) if (sweep := prover.unknown(realm)) is not None]
+    sweeps = [sweep for realm in plan.realms if (sweep := prover.unknown(realm)) is not None]
     prover.refused_flows()
     prover.rules()
     order = {kind: number for number, kind in enumerate(KINDS)}
@@ -135,7 +135,7 @@ def _whatever_customers_route(topology: Topology, plan: PodPlan) -> Topology:
     for name, subnet in topology.subnets.items():
         lpgs = {route.lpg for route in subnet.routes if route.lpg is not None}
         if subnet.vcn in plan.customer_cidrs:
-            anywhere = tuple(Route(destination="0.0.0.0/0", lpg=lpg) for lpg in sorted(lpgs))
+            anywhere = tuple(Route(destination=ANYWHERE, lpg=lpg) for lpg in sorted(lpgs))
             subnets[name] = replace(subnet, routes=(*subnet.routes, *anywhere))
     return replace(topology, subnets=subnets)
 
@@ -153,7 +153,7 @@ class _Prover:
         topology = _whatever_customers_route(topology, plan)
         self.topology = topology
         self.tracer = Tracer(topology)
-        self.declared = {(flow.sender, flow.destination): str(flow.receiver) for flow in declared_flows(plan)}
+        self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
         self.used: dict[str, frozenset[RuleKey]] = {}
         self.traced = 0
         self.numbers: dict[str, int] = {}
@@ -183,10 +183,12 @@ class _Prover:
         self.used = tracer.used
 
     def _called_back(
-        self, flow: Flow, members: dict[str, SlotPlan], source: str, seen: dict[tuple[str, str], str]
+        self, flow: Flow, members: dict[MemberName, SlotPlan], source: str, seen: dict[tuple[str, str], str]
     ) -> None:
         """Whether the source that the receiver sees is the sender's alone, and leads back to it."""
-        sender, receiver = members[flow.sender], members[str(flow.receiver)]
+        if flow.receiver is None:
+            return
+        sender, receiver = members[flow.sender], members[flow.receiver]
         other = seen.setdefault((receiver.member, source), sender.member)
         back = flow_between(receiver, sender).destination
         if other != sender.member:
@@ -198,13 +200,14 @@ class _Prover:
         """Each member and stranger with its own address, to all destinations; the counts are those of the matrix."""
         pairs: Counter[tuple[str, str]] = Counter()
         good: Counter[tuple[str, str]] = Counter()
-        last, fates, starts = "", [], []
+        last: MemberName | None = None
+        fates, starts = [], []
         for flow in matrix(self.plan):
             if flow.sender != last:
                 last, fates = flow.sender, self._destinations(flow.sender, flow.source)
                 starts = [low for (low, _), _ in fates]
             reached = fates[bisect(starts, self._number(flow.destination)) - 1][1].reached
-            key = (flow.sender.split("/")[0], flow.why)
+            key = (flow.sender.realm, flow.why)
             pairs[key] += 1
             good[key] += reached == flow.receiver
         return tuple(
@@ -212,10 +215,10 @@ class _Prover:
             for (realm, what), number in pairs.items()
         )
 
-    def _destinations(self, sender: str, source: str) -> list[tuple[_Block, Leg]]:
+    def _destinations(self, sender: MemberName, source: str) -> list[tuple[_Block, Leg]]:
         """All destinations from one sender, class by class."""
         fates = []
-        for destination, end in self._outside(sender.split("/")[0]):
+        for destination, end in self._outside(sender.realm):
             while destination <= end:
                 leg = self._request(sender, source, destination)
                 block = (destination, min(end, leg.alike[1][1]))
@@ -231,7 +234,7 @@ class _Prover:
 
         None when the network has no room for one: all its addresses are members'.
         """
-        sender = f"{realm}/stranger"
+        sender = MemberName(realm, STRANGER)
         if sender not in self.strangers:
             return None
         vnic = f"{sender}-vnic-1"
@@ -256,15 +259,14 @@ class _Prover:
 
     def _sources(self, realm: str) -> list[_Block]:
         """The sources to forge: all but the members' of the realm and other customers' networks."""
-        taken = [(self._number(slot.real),) * 2 for slot in self.plan.slots if slot.member.startswith(f"{realm}/")]
+        taken = [(self._number(slot.real),) * 2 for slot in self.plan.slots if slot.member.realm == realm]
         if realm != MANAGEMENT:
             taken += [numbers(cidr)[:2] for name, cidr in self.plan.customer_cidrs.items() if name != realm]
         return _without(taken)
 
     def _outside(self, realm: str) -> list[_Block]:
         """All destinations but those in the realm's own network, where the POD has no say."""
-        cidr = self.plan.management_cidr if realm == MANAGEMENT else self.plan.customer_cidrs[realm]
-        return _without([numbers(cidr)[:2]])
+        return _without([numbers(self.plan.realms[realm])[:2]])
 
     def refused_flows(self) -> None:
         """The lab's refused flows, with each protocol: among them ssh to a NAT VM and forged transit sources."""
@@ -284,25 +286,25 @@ class _Prover:
 
     # --- the verdict --------------------------------------------------------------------------------------------
 
-    def _request(self, sender: str, source: str, destination: int) -> Leg:
+    def _request(self, sender: MemberName, source: str, destination: int) -> Leg:
         self.traced += 1
         return self.tracer.request(sender, _packet(source, _text(destination)))
 
-    def _judge(self, sender: str, sources: _Block, destinations: _Block, leg: Leg) -> None:
+    def _judge(self, sender: MemberName, sources: _Block, destinations: _Block, leg: Leg) -> None:
         """Hold a class of packets to what is declared of its sender."""
-        realm = sender.split("/")[0]
         size = (sources[1] - sources[0] + 1) * (destinations[1] - destinations[0] + 1)
         source, destination = _text(sources[0]), _text(destinations[0])
         kind = None
         why = f"{leg.disposition}: {leg.why}" if leg.reached is None else f"{leg.reached} gets it"
         if leg.reached is not None:
             wanted = self.declared.get((sender, destination))
-            other = leg.reached.split("/")[0]
-            if leg.reached == VROUTER and realm == MANAGEMENT:
+            receiver = self.topology.vms[leg.reached].member
+            if leg.reached == VROUTER and sender.is_server:
                 return  # the vRouter's own address in the POD: management's own machine
             if wanted is not None and size == 1:
                 return  # traced, with its reply, among the declared flows
-            kind = CUSTOMER_TO_CUSTOMER if MANAGEMENT not in (realm, other) else NOT_DECLARED
+            among_customers = not sender.is_server and not (receiver is not None and receiver.is_server)
+            kind = CUSTOMER_TO_CUSTOMER if among_customers else NOT_DECLARED
         elif leg.untranslated is not None:
             kind = NO_GUARD
             why = f"{leg.untranslated} passes it on as it came; then {why}"

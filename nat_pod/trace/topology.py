@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nat_pod.names import MemberName, Side
 from nat_pod.rules.netfilter import Ruleset
 
 VM_HOST = "host"
@@ -102,6 +103,7 @@ class Vm:
     """A machine.  `vnics` are names, the primary VNIC first; the default route leaves by it.
 
     `routes` are further routes in the guest: (destination CIDR, name of the VNIC it leaves by).
+    `side` is a NAT VM's; `member` is who a neighbour's host is, in the address book or not; the vRouter has neither.
     For a NAT VM `rules`, `forwarding` and `strict_rp_filter` say what its guest runs.
     `metadata` is what the instance metadata service serves (user_data and so on), for machines that boot from it.
     """
@@ -114,6 +116,15 @@ class Vm:
     forwarding: bool = False
     strict_rp_filter: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
+    side: Side | None = None
+    member: MemberName | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a trace: nat_vm1, nat_vm2, vrouter, the server's short name, customer1/vm1."""
+        if self.member is not None:
+            return self.member.label
+        return self.name if self.side is None else self.name.replace(self.side, self.side.label)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
