@@ -2,11 +2,12 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: help demo test test-vm lint venv packages bootstrap golden bench bench-engine bench-commands bench-change clean
+.PHONY: help demo test quick test-vm lint venv packages bootstrap golden bench bench-engine bench-commands bench-change clean
 
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
 	@echo "make test       all tests, linters included"
+	@echo "make quick      under a minute: no packets, no Pulumi engine, no sweeps through thousands of cases"
 	@echo "make test-vm    NAT VM1 booted by real cloud-init and systemd, as on Ubuntu and on Oracle Linux (root; 4 minutes)"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
@@ -21,6 +22,9 @@ demo: packages venv
 
 test: packages venv
 	@$(RUN) -m pytest
+
+quick: venv
+	@$(RUN) -m pytest -m "not lab and not engine and not sweep"
 
 test-vm: packages venv
 	@tools/vm-root >/dev/null

@@ -1,5 +1,7 @@
 """Ten thousand broken stack files, rule documents and answers of IMDS: no traceback, no write, no hang.
 
+`make quick` tries the first few hundred of the same.
+
 What the generator found once stands as a row of its own in the tables of test_config.py and test_agent.py.
 """
 
@@ -25,9 +27,12 @@ from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
 from nat_pod.plan.planner import plan_pod
 
-COUNT = 10_000
+FEW, MANY = 400, 10_000
 SEED = 198018
 HANGS_AFTER = 20  # seconds; the slowest case takes a tenth of one
+
+
+how_many = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.sweep)])
 
 
 @contextmanager
@@ -54,7 +59,8 @@ def run(capsys, *arguments: str) -> tuple[int, str]:
     return status, out + err
 
 
-def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_holds(tmp_path, monkeypatch, capsys):
+@how_many
+def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_holds(tmp_path, monkeypatch, capsys, count):
     """`check` says what is wrong and where; `allocate` leaves alone what it cannot settle."""
     monkeypatch.chdir(tmp_path)
     parser = cli._parser("")  # built once: argparse takes longer for it than a command for a small stack
@@ -62,7 +68,7 @@ def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_hold
     path = tmp_path / "Pulumi.dev.yaml"
     good = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
     refused = settled = 0
-    for case in stack_files(good, COUNT, SEED):
+    for case in stack_files(good, count, SEED):
         path.write_bytes(case)
         status, said = run(capsys, "check", "dev")
         assert status in (cli.OK, cli.FINDINGS), case
@@ -96,9 +102,9 @@ def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_hold
             assert path.read_bytes() == case
         assert list(tmp_path.iterdir()) == [path]
     # A generator of which everything is refused, or nothing, shows nothing.
-    assert refused > COUNT / 2
-    assert refused < COUNT
-    assert settled > COUNT / 200
+    assert refused > count / 2
+    assert refused < count
+    assert settled > count / 200
 
 
 def has_no_namespace(line: str) -> bool:
@@ -143,11 +149,12 @@ def _dotted_again(path: str) -> str:
 FORBIDDEN = ("0.", "127.", "169.254.", *(f"{first}." for first in range(224, 256)))
 
 
-def test_no_broken_rule_document_is_taken_for_more_than_it_says(dev):
+@how_many
+def test_no_broken_rule_document_is_taken_for_more_than_it_says(dev, count):
     """Refused with a sentence, or else nothing in it reaches beyond our own chains or to a forbidden address."""
     vm = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev").vm("natVm1")
     refused = 0
-    for case in rule_documents(vm.metadata["nat-pod-rules"], COUNT, SEED):
+    for case in rule_documents(vm.metadata["nat-pod-rules"], count, SEED):
         with no_hang():
             try:
                 document = agent.Document(case, "natVm1")
@@ -155,7 +162,7 @@ def test_no_broken_rule_document_is_taken_for_more_than_it_says(dev):
                 refused += 1
                 continue
             check_harmless(document, case)
-    assert COUNT / 2 < refused < COUNT
+    assert count / 2 < refused < count
 
 
 def check_harmless(document, case: str) -> None:
@@ -197,9 +204,10 @@ VNICS = [
 ]
 
 
-def test_no_broken_vnic_list_is_taken_for_interfaces_it_does_not_name():
+@how_many
+def test_no_broken_vnic_list_is_taken_for_interfaces_it_does_not_name(count):
     refused = 0
-    for case in vnic_lists(VNICS, COUNT, SEED):
+    for case in vnic_lists(VNICS, count, SEED):
         with no_hang():
             try:
                 vnics = agent.read_vnics(case)
@@ -211,7 +219,7 @@ def test_no_broken_vnic_list_is_taken_for_interfaces_it_does_not_name():
             host, _, prefix = address.partition("/")
             assert agent.number(host) >= 0, case
             assert 0 <= int(prefix) <= 32, case
-    assert COUNT / 4 < refused < COUNT
+    assert count / 4 < refused < count
 
 
 @contextmanager
@@ -262,10 +270,11 @@ def vm(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_no_broken_answer_of_imds_stops_a_round_or_is_saved_as_good(vm, monkeypatch):
+@how_many
+def test_no_broken_answer_of_imds_stops_a_round_or_is_saved_as_good(vm, monkeypatch, count):
     """Each answer stands for all three questions of a round: VNICs, which VM, rules."""
     refused = 0
-    for case in http_answers(json.dumps(VNICS), COUNT, SEED):
+    for case in http_answers(json.dumps(VNICS), count, SEED):
         with no_hang(), server(monkeypatch, case):
             refused += agent.poll()
         assert not (vm / "state/rules").exists(), case
@@ -275,7 +284,7 @@ def test_no_broken_answer_of_imds_stops_a_round_or_is_saved_as_good(vm, monkeypa
             saved.unlink()
         status = json.loads((vm / "run/status.json").read_text())
         assert status["error"], case
-    assert refused == COUNT  # no answer can be a VNIC list and a rule document at once
+    assert refused == count  # no answer can be a VNIC list and a rule document at once
 
 
 def test_the_documents_that_this_starts_from_are_good(dev):

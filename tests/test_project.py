@@ -2,9 +2,11 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,15 @@ def test_mypy_is_strict_over_the_package_and_the_program():
 
 
 # --- the tests themselves (conftest.py) ------------------------------------------------------------------------------
+
+
+def test_the_quick_suite_leaves_out_markers_that_there_are():
+    """pytest says nothing of a marker in `-m` that no test has."""
+    make = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    left_out = set(re.findall(r"not (\w+)", re.search(r"^quick:.*\n(.*)", make, re.MULTILINE)[1]))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {line.split(":")[0] for line in project["tool"]["pytest"]["ini_options"]["markers"]}
+    assert left_out == declared - {"vm", "runs_commands"}  # `vm` is not in testpaths
 
 
 def test_a_test_that_starts_a_program_without_saying_so_fails():

@@ -256,7 +256,7 @@ def test_rules_that_look_at_a_protocol_are_said_to_limit_the_proof(dev):
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_every_packet_of_a_class_meets_the_fate_of_the_one_that_was_traced(request, stack, policy):
     """What the proof rests on: packets at both ends and in the middle of each class, traced one by one."""
     plan = planned(request.getfixturevalue(stack), policy)

@@ -58,6 +58,7 @@ def test_the_ways_are_those_of_tracing_every_flow_by_itself(stack, policy):
     assert delivered(of) == one_by_one(of)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_ways_of_a_full_pod_are_those_of_tracing_a_sample_by_itself(policy):
     of = plan(full_pod(), policy)
