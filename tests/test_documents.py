@@ -72,6 +72,50 @@ def test_the_documents_show_what_the_command_prints(command, output, monkeypatch
     assert capsys.readouterr().out == output
 
 
+def block(name: str, command: str) -> str:
+    """The output that a document shows below one command."""
+    text = TEXTS[name].split(f"    $ python -m nat_pod {command}\n")[1]
+    lines = itertools.takewhile(lambda line: not line or line.startswith("    "), text.split("\n"))
+    return "\n".join(line.removeprefix("    ") for line in lines).rstrip("\n") + "\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The project file and both stacks of the repository, as the current directory."""
+    for path in REPOSITORY.glob("Pulumi*.yaml"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+def test_deploy_shows_what_pods_says_beside_a_new_pod(project, capsys):
+    cli.main(["new-pod", "prod"])
+    capsys.readouterr()
+    cli.main(["pods"])
+    assert capsys.readouterr().out == block("docs/deploy.md", "pods")
+
+
+def test_import_shows_what_it_says_of_damaged_rules(project, capsys):
+    """The article's lines without the one that leads to customer2/vm2, and the first one twice."""
+    for vm in ("1", "2"):
+        cli.main(["rules", "dev", "--vm", f"natVm{vm}", "--article"])
+        lines = capsys.readouterr().out.splitlines(keepends=True)
+        if vm == "1":
+            lines = [line for line in lines if "-d 198.18.0.3 " not in line] + lines[:1]
+        (project / f"vm{vm}.save").write_text("".join(lines), encoding="utf-8")
+    cli.main(["import", "--vm1", "vm1.save", "--vm2", "vm2.save", "--stack", "old"])
+    said = capsys.readouterr().out
+    first, rest = block("docs/import.md", "import --vm1 vm1.save --vm2 vm2.save --stack old").split("...\n")
+    assert said.startswith(first)
+    assert said.endswith(rest)
+
+
+def test_pull_requests_shows_the_golden_diff():
+    golden = REPOSITORY / "tests" / "golden" / "diff-renumber_host.txt"
+    assert block("docs/pull-requests.md", "diff dev --base main") == golden.read_text(encoding="utf-8")
+
+
 def test_they_show_a_flow_that_arrives_one_that_dies_and_the_proof():
     assert {command.split()[-1] for command in shown()} == {"customer1/vm2", "customer2/vm2", "--all"}
 
@@ -243,7 +287,14 @@ def test_the_figures_of_performance_are_those_of_the_results():
     assert [figure for _, figure in table[1:5]] == measured
 
 
-# --- English ---------------------------------------------------------------------------------------------------------
+# --- form ---------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_a_table_ends_with_an_empty_line(name):
+    """Otherwise the sentence below becomes its last row."""
+    pairs = itertools.pairwise([*TEXTS[name].splitlines(), ""])
+    assert [below for line, below in pairs if line.startswith("|") and below and not below.startswith("|")] == []
 
 
 @EVERY
