@@ -28,13 +28,13 @@ import http.client
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+from bisect import bisect_left, bisect_right
 
 IMDS = "169.254.169.254"
 SETTINGS = "/etc/sysctl.d/90-nat-pod.conf"
@@ -49,7 +49,8 @@ OWN = "NATPOD-"
 PLATFORM_CHAINS = ("InstanceServices", "BareMetalInstanceServices")
 BUILTINS = {"filter": ("FORWARD", "INPUT"), "nat": ("PREROUTING", "POSTROUTING")}
 TABLES = ("filter", "nat")  # in the order in which they are loaded
-DOCUMENT_LIMIT = 4 << 20  # bytes unpacked; a full POD has about 200 kB
+FORMAT = "2"  # of a rule document, as guest.py writes it
+DOCUMENT_LIMIT = 4 << 20  # bytes unpacked, and once more unfolded; a full POD has 95 kB, and 270 kB
 PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
 UNDER_WAY = 0.2  # seconds in which a packet that is between two VMs arrives
 FLOWS = 1 << 20  # the most that conntrack is given room for
@@ -234,7 +235,7 @@ OPTIONS = {
     "nat": dict(
         COMMON,
         **{
-            "-j": word("ACCEPT|DNAT|SNAT|NETMAP|MASQUERADE"),
+            "-j": word("ACCEPT|DNAT|SNAT|NETMAP"),
             "--to-destination": target,
             "--to-source": target,
             "--to": target,
@@ -242,17 +243,22 @@ OPTIONS = {
     ),
 }
 MODULES = ("conntrack", "comment", "tcp", "udp", "icmp")
+WORDS = re.compile(r'"[^"]*"|[^ "]+')
 TRANSLATES_TO = {"DNAT": "--to-destination", "SNAT": "--to-source", "NETMAP": "--to"}
+
+
+def pairs(words):
+    """Words two by two: a rule's options, each with its value."""
+    return [words[at : at + 2] for at in range(0, len(words) - 1, 2)]
 
 
 def parse_rule(table, line):
     """One `-A` line as {option: checked value}.  Raises AgentError for whatever is not in OPTIONS."""
-    tokens = re.findall(r'"[^"]*"|[^ "]+', line)
-    if " ".join(tokens) != line or len(tokens) % 2:
+    words = WORDS.findall(line)
+    if " ".join(words) != line or len(words) % 2:
         raise AgentError("not a list of options and values")
     rule = {}
-    for at in range(0, len(tokens), 2):
-        option, value = tokens[at : at + 2]
+    for option, value in pairs(words):
         if option == "-m":
             if value not in MODULES:
                 raise AgentError("match %r is not one of %s" % (value, ", ".join(MODULES)))
@@ -275,17 +281,24 @@ def parse_rule(table, line):
 
 def unfold(text):
     """The rules as iptables-restore takes them, from the short form that a document carries (`fold` in guest.py)."""
-    # Bounded, as the chain's name is: a document must not fill the memory by saying a long thing many times.
     said = r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})'
-    known = {real: (address, comment) for address, comment, real in re.findall(said, text)}
-    out, rules, chain = [], [], ""
+    known = {number(real): (address, comment) for address, comment, real in re.findall(said, text)}
+    order = sorted(known)
+    # Bounded: a document must not fill the memory by saying a long thing many times.
+    out, rules, chain, room = [], [], "", DOCUMENT_LIMIT
     for line in text.split("\n"):
         if line.startswith("-") and not line.startswith("-A "):
-            found = re.match(r"-s (\S+)/32 % (.*)", line)
-            if found and found.group(1) in known:
-                address, comment = known[found.group(1)]
-                line = "-s %s/32 %s %s" % (found.group(1), comment, found.group(2).replace("%", address, 1))
-            rules.append("-A %s %s" % (chain, line))
+            made, found = [], re.match(r"-s (\S{1,18}) % (.*)", line)
+            if found:
+                first, mask = network(found.group(1))
+                for real in order[bisect_left(order, first) : bisect_right(order, first | 0xFFFFFFFF & ~mask)]:
+                    address, comment = known[real]
+                    made.append("-s %s/32 %s %s" % (dotted(real), comment, found.group(2).replace("%", address, 1)))
+            for rule in made or [line]:
+                rules.append("-A %s %s" % (chain, rule))
+                room -= len(rules[-1]) + 1
+                if room < 0:
+                    raise AgentError("its rules have more than %d bytes" % DOCUMENT_LIMIT)
             continue
         if line.startswith(":") and " " not in line:
             chain = CHAIN(line[1:])
@@ -304,24 +317,22 @@ class Document:
         """Read a document, for `vm` unless that is None.  Raises AgentError at the least doubt."""
         self.value, self.known = value, {}
         head, _, packed = value.partition(":")
-        if head != "1":
-            raise AgentError("format %r: this agent reads format 1" % head[:20])
+        if head != FORMAT:
+            raise AgentError("format %r: this agent reads format %s" % (head[:20], FORMAT))
         try:
             unpacker = bz2.BZ2Decompressor()
             text = unpacker.decompress(base64.b64decode(packed.encode(), validate=True), DOCUMENT_LIMIT)
             if not unpacker.eof or unpacker.unused_data:
                 raise AgentError("it is cut short, too long, or followed by something")
             body = json.loads(text.decode())
-        except (ValueError, OSError, EOFError, RecursionError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise AgentError("it cannot be unpacked: %s" % error) from None
-        if not isinstance(body, dict) or set(body) != {"version", "vm", "generation", "hooks", "rules"}:
-            raise AgentError("it does not have exactly the keys version, vm, generation, hooks and rules")
+        if not isinstance(body, dict) or set(body) != {"vm", "generation", "hooks", "rules"}:
+            raise AgentError("it does not have exactly the keys vm, generation, hooks and rules")
         self.generation = body.pop("generation")
         plain = json.dumps(body, sort_keys=True, separators=(",", ":"))
         if self.generation != hashlib.sha256(plain.encode()).hexdigest()[:16]:
             raise AgentError("its contents do not match its generation %r" % (self.generation,))
-        if body["version"] != 1:
-            raise AgentError("version %r: this agent reads version 1" % (body["version"],))
         if vm is not None and body["vm"] != vm:
             raise AgentError("it is for %r and this is %r" % (body["vm"], vm))
         if not isinstance(body["rules"], str) or not isinstance(body["hooks"], list):
@@ -367,7 +378,7 @@ class Document:
 
     def _read_hook(self, hook):
         """Read one [table, builtin chain, own chain]."""
-        strings = isinstance(hook, list) and len(hook) == 3 and all(isinstance(word, str) for word in hook)
+        strings = isinstance(hook, list) and len(hook) == 3 and all(isinstance(part, str) for part in hook)
         table, builtin, chain = hook if strings else (None, None, None)
         if builtin not in BUILTINS.get(table, ()) or chain not in self.lines[table] or builtin in self.hooks[table]:
             raise AgentError("hook %r: needs a table, a built-in chain hooked once, and a declared chain" % (hook,))
@@ -407,7 +418,7 @@ class Document:
         return None
 
     def translate(self, source, destination, own):
-        """Addresses of a new flow after these rules.  A source of None is whatever MASQUERADE would choose."""
+        """(source, destination) of a new flow after these rules; `own` has the VM's addresses."""
         states = {"NEW"}
         rule = self._decide("PREROUTING", source, destination, states) or {}
         before = destination
@@ -424,18 +435,13 @@ class Document:
             source = rule["--to-source"][0]
         elif rule.get("-j") == "NETMAP":
             source = mapped(source, rule["--to"])
-        elif rule.get("-j") == "MASQUERADE":
-            source = None
         return source, destination
 
     def gives(self, original, reply, own):
         """Whether a new flow between the `original` addresses would get these `reply` addresses."""
         if original not in self.known:
             self.known[original] = self.translate(original[0], original[1], own)
-        source, destination = self.known[original]
-        return original[0] in own or (
-            reply[0] == destination and (own.get(reply[1], False) if source is None else reply[1] == source)
-        )
+        return original[0] in own or self.known[original] == (reply[1], reply[0])
 
 
 def within(address, net):
@@ -485,7 +491,7 @@ def fingerprint(live):
 
 def meaning(line):
     """A rule's words in an order and quoting that do not depend on who wrote it, to recognise it again."""
-    return tuple(sorted(shlex.split(line)))
+    return tuple(sorted(part.strip('"') for part in WORDS.findall(line)))
 
 
 def transaction(document, live):
@@ -651,7 +657,7 @@ def delete_stale_flows(document, own):
 
     This covers removed, changed and added mappings, and flows that began while rules were missing.  Flows that
     would be translated just the same live on.  `own` has the VM's own addresses: what it sends itself never met
-    PREROUTING, and MASQUERADE chooses one that `own` says True for.
+    PREROUTING.
     """
     stale = [flow for flow, original, reply in flows() if not document.gives(original, reply, own)]
     with conntrack() as channel:
@@ -688,12 +694,8 @@ def ipv4(link):
 
 
 def own_addresses(links):
-    """{own address, as a number: whether MASQUERADE may choose it}; it takes one of the default route's interface."""
-    routes = [line.split() for line in (load("/proc/net/route") or "").splitlines()]
-    out = {route[0] for route in routes if route[1] == "00000000"}
-    return {
-        number(address.partition("/")[0]): not out or link["ifname"] in out for link in links for address in ipv4(link)
-    }
+    """The VM's own addresses, as numbers."""
+    return {number(address.partition("/")[0]) for link in links for address in ipv4(link)}
 
 
 def read_vnics(text):
@@ -714,16 +716,16 @@ def read_vnics(text):
 
 def bring_up(vnics, problems):
     """Configure the secondary VNICs; the primary is DHCP's.  Returns what the status shows."""
-    report = []
+    shown = []
     try:
         by_mac = {link["address"].lower(): link for link in interfaces() if link.get("link_type") == "ether"}
     except AgentError as problem:
         problems.append(str(problem))
-        return report
+        return shown
     for place, (mac, address) in enumerate(vnics):
         link = by_mac.get(mac)
         name = link and link["ifname"]
-        report.append({"mac": mac, "address": address, "interface": name})
+        shown.append({"mac": mac, "address": address, "interface": name})
         if link is None:
             problems.append("VNIC %s (%s): no interface has this MAC yet" % (address, mac))
         elif place:
@@ -743,7 +745,7 @@ def bring_up(vnics, problems):
                     run(command)
                 except AgentError as problem:
                     problems.append(str(problem))
-    return report
+    return shown
 
 
 def apply_settings(path, notes):
@@ -778,9 +780,9 @@ def size_conntrack(notes):
     differently, and the whole table would be hashed anew in each round.
     """
     memory = re.search(r"MemTotal: +([0-9]+) kB", load("/proc/meminfo") or "")
-    flows = min(int(memory.group(1)) // 8 & ~511, FLOWS) if memory else 1 << 17
+    most = min(int(memory.group(1)) // 8 & ~511, FLOWS) if memory else 1 << 17
     for name in ("max", "buckets"):
-        set_kernel("/proc/sys/net/netfilter/nf_conntrack_" + name, str(flows), notes)
+        set_kernel("/proc/sys/net/netfilter/nf_conntrack_" + name, str(most), notes)
 
 
 # --- the rounds ------------------------------------------------------------------------------------------------------
@@ -803,19 +805,19 @@ def settle_rules(document, problems):
         os.remove(LOADED)
     found = apply(document)
     try:
-        flows = delete_stale_flows(document, own)
+        deleted = delete_stale_flows(document, own)
     except OSError as error:
         problems.append("flows of other rules could not be deleted, next round tries again: %s" % error)
-        flows = None
+        deleted = None
     keep(GOOD_RULES, document.value, problems)
-    if flows is None:
+    if deleted is None:
         return
     keep(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}), problems)
     why = "again, they had been changed" if loaded.get("generation") == document.generation else "now"
     say(
         5,
         "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
-        % (document.count(), document.generation, why, flows),
+        % (document.count(), document.generation, why, deleted),
     )
 
 
@@ -910,43 +912,72 @@ def utc():
 def report():
     """The last round's status with what is read only when somebody wants to know it.
 
-    counted  "MEMBER TARGET" or, of rules without a member's name, "CHAIN TARGET": packets; in nat they are first
-             packets of flows
-    open     "from ADDRESS" before, "to ADDRESS" behind the translation: [flows, packets, bytes] of what passes now
-    fullest  most flows from one translated source to one address, protocol and port; it has 64,512 ports for them
+    counted  packets by target (`goto`, `DNAT`, ...) of the rules for each of the `members`, and of the other rules in
+             each of the `chains`; in nat they are first packets of flows
+    open     flows, packets and bytes of what passes now, by sender (`from`, its address before the translation) and by
+             receiver (`to`, its address behind it)
+    fullest  the translated source, address, protocol and port with most flows; a source has 64,512 ports for them
     stale    flows that the rules would translate differently now
     """
-    found, links, ends, ports, kept, counted, stale = load_json(STATUS), interfaces(), {}, {}, {}, {}, 0
-    own, document = own_addresses(links), good_rules([])
+    links = interfaces()
     up = [address for link in links if "LOWER_UP" in link["flags"] for address in ipv4(link)]
+    found = load_json(STATUS)
     for vnic in found.get("vnics", ()):
         vnic["up"] = vnic["address"] in up
+    found.update(passing(good_rules([]), own_addresses(links)))
+    found.update(now=utc(), conntrack=conntrack_use(), counted=counted(live_rules()))
+    return found
+
+
+def passing(document, own):
+    """The part of a report that comes from the flows through the VM."""
+    ends, ports, stale = {"from": {}, "to": {}}, {}, 0
     for flow, original, reply in flows():
         if original[0] in own or reply[0] in own:
             continue
         stale += bool(document) and not document.gives(original, reply, own)
-        sender, source, server = [dotted(address) for address in (original[0], reply[1], reply[0])]
         proto = attributes(attributes(flow[TUPLE_REPLY])[TUPLE_PROTO])
         port = int.from_bytes(proto.get(SOURCE_PORT, b""), "big")
-        full = "%s > %s protocol %d port %d" % (source, server, proto[PROTOCOL][0], port)
-        for table, key in ((ends, "from " + sender), (ends, "to " + server), (ports, full)):
-            use = table.setdefault(key, [0, 0, 0])
-            use[0] += 1
-            for way in COUNTERS:
-                counters = attributes(flow.get(way, b""))
-                for place in (1, 2):
-                    use[place] += int.from_bytes(counters.get(place, b""), "big")
+        full = (reply[1], reply[0], proto[PROTOCOL][0], port)
+        ports[full] = ports.get(full, 0) + 1
+        carried = [attributes(flow.get(way, b"")) for way in COUNTERS]
+        for side, address in (("from", original[0]), ("to", reply[0])):
+            use = ends[side].setdefault(dotted(address), {"flows": 0, "packets": 0, "bytes": 0})
+            use["flows"] += 1
+            for kind, name in ((1, "packets"), (2, "bytes")):
+                use[name] += sum(int.from_bytes(way.get(kind, b""), "big") for way in carried)
+    fullest = None
+    if ports:
+        source, server, protocol, port = full = max(ports, key=ports.get)
+        fullest = {"source": dotted(source), "destination": dotted(server), "protocol": protocol, "port": port}
+        fullest["flows"] = ports[full]
+    return {"open": ends, "fullest": fullest, "stale": stale}
+
+
+def conntrack_use():
+    """How full the connection table is, and what it has lost since boot."""
+    use = {}
     for name in ("count", "max"):
-        kept[name] = int(load("/proc/sys/net/netfilter/nf_conntrack_" + name) or 0)
+        use[name] = int(load("/proc/sys/net/netfilter/nf_conntrack_" + name) or 0)
     rows = [line.split() for line in (load("/proc/net/stat/nf_conntrack") or "").splitlines()]
     for name in ("insert_failed", "drop", "early_drop"):
-        kept[name] = sum(int(row[rows[0].index(name)], 16) for row in rows[1:])
-    rule = r'\[(\d+):.* -A (NATPOD-\S+) .*?(?:--comment "?([^ "]+/[^ "]+)"? )?-(?:g|j ([A-Z]+))'
-    for packets, chain, member, target in re.findall(rule, run(["iptables-save", "--counters"])):
-        key = "%s %s" % (member or chain, target or "goto")
-        counted[key] = counted.get(key, 0) + int(packets)
-    fullest = {key: ports[key][0] for key in sorted(ports, key=ports.get)[-1:]}
-    found.update(now=utc(), conntrack=kept, open=ends, fullest=fullest, stale=stale, counted=counted)
+        use[name] = sum(int(row[rows[0].index(name)], 16) for row in rows[1:])
+    return use
+
+
+def counted(live):
+    """Packets that our rules have counted, by member or chain and by target."""
+    found = {"members": {}, "chains": {}}
+    for chains in live.values():
+        for chain, rules in chains.items():
+            for rule, counters in rules if chain.startswith(OWN) else ():
+                said = dict(pairs(WORDS.findall(rule)))
+                # A comment with a slash is the name of the member that the rule is for (nat_pod/rules/iptables.py).
+                comment = said.get("--comment", "").strip('"')
+                where, name = ("members", comment) if "/" in comment else ("chains", chain)
+                uses = found[where].setdefault(name, {})
+                action = said.get("-j", "goto")
+                uses[action] = uses.get(action, 0) + int(counters[1:].partition(":")[0])
     return found
 
 
@@ -988,8 +1019,8 @@ def poll():
             keep(GOOD_VNICS, listed, problems)
         except AgentError as problem:
             problems.append(str(problem))
-    report = bring_up(vnics or good_vnics(problems), problems)
-    return finish(vm, wanted, report, problems, notes)
+    shown = bring_up(vnics or good_vnics(problems), problems)
+    return finish(vm, wanted, shown, problems, notes)
 
 
 def restore():

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from nat_pod.limits import FLOWS_PER_ADDRESS
 from nat_pod.names import NAT_VM1, NAT_VM2
@@ -37,6 +38,7 @@ FULL = 0.8
 """Share of a table or of an address's ports at which there is something to do."""
 
 _MOST_BYTES = 16 << 20  # unpacked; a full POD's report has less than a megabyte
+_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP"}
 _PACKED = re.compile(r" report ([A-Za-z0-9+/=]+)\s*$", re.MULTILINE)
 
 
@@ -53,7 +55,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Vnic:
+class VnicState:
     """A VNIC that OCI lists to the VM, by its primary address; `interface` is None when none has its MAC."""
 
     address: str
@@ -62,14 +64,32 @@ class Vnic:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class Fullest:
+    """The translated source that has most flows to one address, protocol and port, and how many.
+
+    `protocol` is `TCP`, `UDP`, `ICMP` (whose port is 0), or `protocol 132` for another.
+    """
+
+    source: str
+    destination: str
+    protocol: str
+    port: int
+    flows: int
+
+    def __str__(self) -> str:
+        """`198.18.0.2 > 198.18.0.130 TCP 443`."""
+        port = "" if self.protocol == "ICMP" else f" {self.port}"
+        return f"{self.source} > {self.destination} {self.protocol}{port}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VmReport:
     """What one NAT VM reports.  Times are seconds since 1970, by the VM's clock.
 
     `made` is when the report was written, `round` when the agent last ran.  `since` has the time of the last change
-    of `wanted`, `applied` and `error`.  `counted` has packets by member, or chain for rules without one, and target:
-    `customer1/vm1 DNAT`, `customer1/vm1 goto`, `NATPOD-FORWARD DROP`; in nat they are first packets of flows.  `open`
-    is by (`from` or `to`, address).  `fullest` is the translated source that has most flows to one address and port, in
-    words, and how many.
+    of `wanted`, `applied` and `error`.  `by_member` and `by_chain` have packets by target (`goto`, `DNAT`, `SNAT`,
+    `DROP`, ...): of the rules for each member, and of each chain's other rules; in nat they are first packets of flows.
+    `sent` has what passes now by the sender's address before the translation, `received` by the receiver's behind it.
     """
 
     vm: str | None
@@ -80,13 +100,24 @@ class Report:
     error: str | None
     since: dict[str, float]
     notes: tuple[str, ...]
-    vnics: tuple[Vnic, ...]
+    vnics: tuple[VnicState, ...]
     forwarding: bool
     conntrack: dict[str, int]
-    counted: dict[str, int]
-    open: dict[tuple[str, str], Use]
+    by_member: dict[str, dict[str, int]]
+    by_chain: dict[str, dict[str, int]]
+    sent: dict[str, Use]
+    received: dict[str, Use]
     stale: int
-    fullest: tuple[str, int] | None
+    fullest: Fullest | None
+
+    @property
+    def open_flows(self) -> int:
+        """Flows through the VM: each has one sender."""
+        return sum(use.flows for use in self.sent.values())
+
+    def dropped(self, chain: str) -> int:
+        """Packets that a chain has dropped."""
+        return self.by_chain.get(chain, {}).get("DROP", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +130,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
+class MemberUse:
     """What is counted for one member; each is None when the VM that counts it has not reported.
 
     `tried` counts what it sent towards the POD, in first packets of flows and in each packet of what was refused.
@@ -121,12 +152,12 @@ class Status:
     now: float
     planned: dict[str, str]
     vnics_planned: dict[str, int]
-    reports: dict[str, Report | None]
-    members: tuple[Member, ...]
+    reports: dict[str, VmReport | None]
+    members: tuple[MemberUse, ...]
     findings: tuple[Finding, ...]
 
 
-def read_report(text: str) -> Report:
+def read_report(text: str) -> VmReport:
     """The newest report in what `nat-pod-agent status` printed, or in the captured output of a serial console.
 
     Raises ValueError with the reason when there is none that can be read.
@@ -144,13 +175,13 @@ def read_report(text: str) -> Report:
 
 
 def compare(
-    plan: PodPlan, reports: Mapping[str, Report | str], now: float, deployed: Mapping[str, str] | None = None
+    plan: PodPlan, reports: Mapping[str, VmReport | str], now: float, deployed: Mapping[str, str] | None = None
 ) -> Status:
     """Hold reports, by VM, against the plan; in place of a report may stand why there is none.
 
     now: seconds since 1970.  deployed: the generations that the stack's outputs have.
     """
-    read = {vm.key: report if isinstance(report := reports[vm.key], Report) else None for vm in plan.vms}
+    read = {vm.key: report if isinstance(report := reports[vm.key], VmReport) else None for vm in plan.vms}
     findings: list[Finding] = []
     for vm in plan.vms:
         findings += _deployment(vm, (deployed or {}).get(vm.key, vm.generation))
@@ -192,7 +223,7 @@ def _deployment(vm: NatVmPlan, deployed: str) -> list[Finding]:
     return [Finding(vm.key, what, "pulumi up")]
 
 
-def _agent(report: Report, vm: NatVmPlan, now: float) -> list[Finding]:
+def _agent(report: VmReport, vm: NatVmPlan, now: float) -> list[Finding]:
     """Whether the agent runs and this is its latest word."""
     found = []
     if report.made - now > SILENT_SECONDS:
@@ -209,7 +240,7 @@ def _agent(report: Report, vm: NatVmPlan, now: float) -> list[Finding]:
     return found
 
 
-def _generation(report: Report, vm: NatVmPlan) -> list[Finding]:
+def _generation(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     """Applied against wanted by the VM's metadata, and that against the plan; then what the agent complains about."""
     found = []
     if report.wanted not in (None, vm.generation):
@@ -232,7 +263,7 @@ def _generation(report: Report, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
-def _vnics(report: Report, vm: NatVmPlan) -> list[Finding]:
+def _vnics(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     """Planned, listed by OCI, up."""
     found = []
     listed = {vnic.address.partition("/")[0]: vnic for vnic in report.vnics}
@@ -254,7 +285,7 @@ def _vnics(report: Report, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
-def _use(report: Report, vm: NatVmPlan) -> list[Finding]:
+def _use(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     """What overflows, or is about to."""
     found = []
     count, most = report.conntrack.get("count", 0), report.conntrack.get("max", 0)
@@ -267,9 +298,8 @@ def _use(report: Report, vm: NatVmPlan) -> list[Finding]:
         found.append(
             Finding(vm.key, f"new flows were lost since it booted: {words}", "see conntrack and fullest below")
         )
-    if report.fullest is not None and report.fullest[1] >= FULL * FLOWS_PER_ADDRESS:
-        where, flows = report.fullest
-        what = f"{flows} of {FLOWS_PER_ADDRESS} ports are in use: {where}"
+    if report.fullest is not None and report.fullest.flows >= FULL * FLOWS_PER_ADDRESS:
+        what = f"{report.fullest.flows} of {FLOWS_PER_ADDRESS} ports are in use: {report.fullest}"
         found.append(Finding(vm.key, what, "sourceNat: static, which has that many for each host"))
     if report.stale:
         what = f"{report.stale} open flows are translated as its rules no longer do"
@@ -277,36 +307,37 @@ def _use(report: Report, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
-def _member(name: str, real: str, reports: Mapping[str, Report | None]) -> Member:
+def _member(name: str, real: str, reports: Mapping[str, VmReport | None]) -> MemberUse:
     report = reports[NAT_VM2 if name.startswith("management/") else NAT_VM1]
     if report is None:
-        return Member(name=name)
-    nothing = Use()
-    return Member(
+        return MemberUse(name=name)
+    counted, nothing = report.by_member.get(name, {}), Use()
+    return MemberUse(
         name=name,
-        tried=report.counted.get(f"{name} goto", 0),
-        opened=report.counted.get(f"{name} SNAT"),
-        received=report.counted.get(f"{name} DNAT", 0),
-        open=report.open.get(("from", real), nothing) + report.open.get(("to", real), nothing),
+        tried=counted.get("goto", 0),
+        opened=counted.get("SNAT"),
+        received=counted.get("DNAT", 0),
+        open=report.sent.get(real, nothing) + report.received.get(real, nothing),
     )
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _report(found: object) -> Report:
+def _report(found: object) -> VmReport:
     """A report from its JSON.  Raises ValueError for what no agent writes."""
     try:
         return _trusting(found)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ValueError(f"it is no report of a NAT VM: {type(error).__name__} {error}") from None
+    except KeyError as error:
+        raise ValueError(f"it is not the report of a NAT VM: it has no {error}") from None
+    except (TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        raise ValueError(f"it is not the report of a NAT VM: {type(error).__name__} {error}") from None
 
 
-def _trusting(found: object) -> Report:
+def _trusting(found: object) -> VmReport:
     if not isinstance(found, dict):
-        raise TypeError("no JSON object")
-    ends = {tuple(key.split(" ", 1)): Use(*(int(count) for count in use)) for key, use in found["open"].items()}
-    return Report(
+        raise TypeError("it is not a JSON object")
+    return VmReport(
         vm=_text(found["vm"]),
         made=_seconds(found["now"]),
         round=_seconds(found["time"]),
@@ -316,28 +347,41 @@ def _trusting(found: object) -> Report:
         since={name: _seconds(time) for name, time in found["since"].items()},
         notes=tuple(str(note) for note in found["notes"]),
         vnics=tuple(
-            Vnic(str(vnic["address"]), _text(vnic["interface"]), vnic["up"] is True) for vnic in found["vnics"]
+            VnicState(str(vnic["address"]), _text(vnic["interface"]), vnic["up"] is True) for vnic in found["vnics"]
         ),
         forwarding=found["forwarding"] is True,
         conntrack={name: int(count) for name, count in found["conntrack"].items()},
-        counted={name: int(packets) for name, packets in found["counted"].items()},
-        open={(way, address): use for (way, address), use in ends.items()},
+        by_member=_packets(found["counted"]["members"]),
+        by_chain=_packets(found["counted"]["chains"]),
+        sent=_uses(found["open"]["from"]),
+        received=_uses(found["open"]["to"]),
         stale=int(found["stale"]),
-        fullest=next(((_in_words(where), int(flows)) for where, flows in found["fullest"].items()), None),
+        fullest=None if found["fullest"] is None else _fullest(found["fullest"]),
+    )
+
+
+def _packets(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    return {name: {target: int(packets) for target, packets in targets.items()} for name, targets in found.items()}
+
+
+def _uses(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Use]:
+    return {address: Use(int(use["flows"]), int(use["packets"]), int(use["bytes"])) for address, use in found.items()}
+
+
+def _fullest(found: Mapping[str, Any]) -> Fullest:
+    return Fullest(
+        source=str(found["source"]),
+        destination=str(found["destination"]),
+        protocol=_PROTOCOLS.get(number := int(found["protocol"]), f"protocol {number}"),
+        port=int(found["port"]),
+        flows=int(found["flows"]),
     )
 
 
 def _text(value: object) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value
-
-
-def _in_words(where: str) -> str:
-    """`198.18.0.2 > 198.18.0.130 TCP 443` for the agent's `... protocol 6 port 443`."""
-    for number, name in (("1 port 0", "ICMP"), ("6 port", "TCP"), ("17 port", "UDP")):
-        where = where.replace(f"protocol {number}", name)
-    return where
 
 
 def _seconds(text: str) -> float:

@@ -94,7 +94,7 @@ for value in given["documents"]:
     found.append([document.generation, document.count(), agent.transaction(document, {})])
     found += [document.translate(agent.number(a), agent.number(b), set()) for a, b in given["flows"]]
 found.append(agent.read_vnics(given["vnics"]))
-for wrong in given["documents"][0][:-40], given["documents"][0].replace("1:", "2:", 1):
+for wrong in given["documents"][0][:-40], given["documents"][0].replace("2:", "1:", 1):
     try:
         agent.Document(wrong)
     except agent.AgentError as problem:
@@ -143,7 +143,10 @@ TWINS = {
     "a jump instead of a goto": ("nat", f"-A NATPOD-PRE -j {V}", f"-A NATPOD-PRE -g {V}"),
     "no target": ("nat", "-A NATPOD-PRE -s 10.0.0.0/8", "-A NATPOD-PRE -s 10.0.0.0/8 -j ACCEPT"),
     "two targets": ("nat", f"-A NATPOD-PRE -j ACCEPT -g {V}", "-A NATPOD-PRE -j ACCEPT"),
-    "a target of the other table": ("filter", "-A NATPOD-FORWARD -j MASQUERADE", "-A NATPOD-FORWARD -j ACCEPT"),
+    "a target of the other table": (
+        "filter", "-A NATPOD-FORWARD -j SNAT --to-source 10.0.0.1", "-A NATPOD-FORWARD -j ACCEPT"),
+    "MASQUERADE, whose choice nobody knows beforehand": (
+        "nat", "-A NATPOD-PRE -j MASQUERADE", "-A NATPOD-PRE -j SNAT --to-source 10.0.0.1"),
     "drop in nat": ("nat", "-A NATPOD-PRE -j DROP", "-A NATPOD-PRE -j ACCEPT"),
     "an interface in nat": ("nat", "-A NATPOD-PRE -i ens3 -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
     "an interface name with more": (
@@ -266,33 +269,32 @@ def test_blocks(text):
     assert document("*filter\nCOMMIT\n*nat\nCOMMIT\n", []).count() == 0
 
 
-def packed(body, head="1:") -> str:
+def packed(body, head="2:") -> str:
     text = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     return head + base64.b64encode(bz2.compress(text)).decode()
 
 
 def signed(**changes) -> str:
-    body = {"version": 1, "vm": "natVm1", "hooks": [list(hook) for hook in HOOKS], "rules": text_of()} | changes
+    body = {"vm": "natVm1", "hooks": [list(hook) for hook in HOOKS], "rules": text_of()} | changes
     plain = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     return packed(body | {"generation": hashlib.sha256(plain).hexdigest()[:16]})
 
 
 ENVELOPES = {
     "nothing": "",
-    "another format": packed({}, "2:"),
-    "not base64": "1:%%%",
+    "another format": packed({}, "1:"),
+    "not base64": "2:%%%",
     "base64 with a space": signed()[:20] + " " + signed()[20:],
-    "not bz2": "1:" + base64.b64encode(b"hello").decode(),
+    "not bz2": "2:" + base64.b64encode(b"hello").decode(),
     "cut short": signed()[: len(signed()) // 8 * 4 + 2],
-    "something behind it": "1:" + base64.b64encode(base64.b64decode(signed()[2:]) + b"x").decode(),
+    "something behind it": "2:" + base64.b64encode(base64.b64decode(signed()[2:]) + b"x").decode(),
     "a bomb": packed(b" " * (agent.DOCUMENT_LIMIT + 1)),
     "not JSON": packed(b"hello"),
     "JSON nested without end": packed(b"[" * 200_000),
     "a list": packed([]),
     "a key too many": signed(extra=1),
     "a wrong generation": packed(json.loads(bz2.decompress(base64.b64decode(signed()[2:]))) | {"vm": "natVm2"}),
-    "a generation that is no text": packed({"version": 1, "vm": "x", "hooks": [], "rules": "", "generation": 1}),
-    "another version": signed(version=2),
+    "a generation that is no text": packed({"vm": "x", "hooks": [], "rules": "", "generation": 1}),
     "another VM": signed(vm="natVm2"),
     "rules that are no text": signed(rules=1),
     "hooks that are no list": signed(hooks={}),
@@ -339,11 +341,16 @@ COMMIT
 -s 10.0.0.0/25 -g NATPOD-C-a
 :NATPOD-V-198.18.0.0/27
 -d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
+-d 198.18.0.4/32 -m comment --comment "a/vm3" -j DNAT --to-destination 10.0.0.103
+-d 198.18.0.9/32 -m comment --comment "a/vm4" -j DNAT --to-destination 10.0.0.120
+-d 198.18.0.5/32 -m comment --comment "b/vm1" -j DNAT --to-destination 10.0.0.128
 :NATPOD-C-a
--s 10.0.0.100/32 % -g NATPOD-SERVERS
+-s 10.0.0.96/27 % -g NATPOD-SERVERS
 :NATPOD-H-a
+-s 10.0.0.103/32 % -j SNAT --to-source %
 -s 10.0.0.100/32 % -j SNAT --to-source %
 -s 10.0.0.101/32 -m comment --comment "a/vm2" -j SNAT --to-source 198.18.0.3
+-s 10.0.0.120/32 -m comment --comment "not its name" -j SNAT --to-source 198.18.0.9
 :NATPOD-SERVERS
 COMMIT
 """
@@ -359,14 +366,22 @@ COMMIT
 :NATPOD-SERVERS - [0:0]
 -A NATPOD-PRE -s 10.0.0.0/25 -g NATPOD-C-a
 -A NATPOD-V-198.18.0.0/27 -d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
+-A NATPOD-V-198.18.0.0/27 -d 198.18.0.4/32 -m comment --comment "a/vm3" -j DNAT --to-destination 10.0.0.103
+-A NATPOD-V-198.18.0.0/27 -d 198.18.0.9/32 -m comment --comment "a/vm4" -j DNAT --to-destination 10.0.0.120
+-A NATPOD-V-198.18.0.0/27 -d 198.18.0.5/32 -m comment --comment "b/vm1" -j DNAT --to-destination 10.0.0.128
 -A NATPOD-C-a -s 10.0.0.100/32 -m comment --comment "a/vm1" -g NATPOD-SERVERS
+-A NATPOD-C-a -s 10.0.0.103/32 -m comment --comment "a/vm3" -g NATPOD-SERVERS
+-A NATPOD-C-a -s 10.0.0.120/32 -m comment --comment "a/vm4" -g NATPOD-SERVERS
+-A NATPOD-H-a -s 10.0.0.103/32 -m comment --comment "a/vm3" -j SNAT --to-source 198.18.0.4
 -A NATPOD-H-a -s 10.0.0.100/32 -m comment --comment "a/vm1" -j SNAT --to-source 198.18.0.2
 -A NATPOD-H-a -s 10.0.0.101/32 -m comment --comment "a/vm2" -j SNAT --to-source 198.18.0.3
+-A NATPOD-H-a -s 10.0.0.120/32 -m comment --comment "not its name" -j SNAT --to-source 198.18.0.9
 COMMIT
 """
 
 
 def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_same():
+    """Together only what is a whole network's, in order, and says the same."""
     assert guest.fold(LONG) == SHORT
     assert agent.unfold(SHORT) == guest.unfold(SHORT) == LONG
     assert agent.unfold(LONG) == guest.unfold(LONG) == LONG, "what is not short stays as it is"
@@ -375,19 +390,24 @@ def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_sam
 @pytest.mark.parametrize(
     ("short", "reason"),
     [
-        # Nothing translates to 10.0.0.9: the sign stands for nothing.
-        (SHORT.replace("10.0.0.100/32 % -g", "10.0.0.9/32 % -g"), "not a list of options and values"),
+        # Nothing translates to 10.0.1.0/24: the sign stands for nothing.
+        (SHORT.replace("10.0.0.96/27 % -g", "10.0.1.0/24 % -g"), "not a list of options and values"),
+        (SHORT.replace("10.0.0.96/27 % -g", "10.0.0.100/27 % -g"), "has bits set behind its prefix"),
+        (SHORT.replace("10.0.0.96/27 % -g", "vm1 % -g"), "'vm1' is not an IPv4 address"),
+        (SHORT.replace("--to-destination 10.0.0.103", "--to-destination 10.0.0.256"), "is not an IPv4 address"),
         (SHORT.replace("*nat\n:NATPOD-PRE\n", "*nat\n"), "chain NATPOD-FORWARD is not declared above"),
         (SHORT + "-j DROP\n", r"\*nothing must stand here"),
         # Short things that would become long: 4 MB of them would be more memory than the VM has.
         (SHORT.replace(":NATPOD-C-a\n", f":NATPOD-{'a' * 1000}\n"), "does not match NATPOD-"),
         (SHORT.replace('"a/vm1"', f'"{"a" * 100}"'), "not a list of options and values"),
         (SHORT.replace("--to-source %", "--to-source %%"), "is not an IPv4 address"),
+        (SHORT.replace(":NATPOD-SERVERS\n", "-s 0.0.0.0/0 % -j ACCEPT\n" * 20_000 + ":NATPOD-SERVERS\n"),
+         "its rules have more than 4194304 bytes"),
     ],
-)
+)  # fmt: skip
 def test_a_short_form_that_leaves_something_open_is_refused(short, reason):
     hooks = [["filter", "FORWARD", "NATPOD-FORWARD"]]
-    assert agent.Document(signed(rules=SHORT, hooks=hooks)).count() == 6
+    assert agent.Document(signed(rules=SHORT, hooks=hooks)).count() == 13
     with pytest.raises(agent.AgentError, match=reason):
         agent.Document(signed(rules=short, hooks=hooks))
 
@@ -472,16 +492,16 @@ NAT = [
     f"-A {V} -d 198.18.0.2/32 -j DNAT --to-destination 10.0.0.100",
     "-A NATPOD-POST -s 198.18.0.128/27 -j NETMAP --to 198.18.0.0/27",
     "-A NATPOD-POST -s 10.0.0.100/32 -j SNAT --to-source 198.18.0.2",
-    "-A NATPOD-POST -m conntrack --ctstate DNAT -j MASQUERADE",
+    "-A NATPOD-POST -m conntrack --ctstate DNAT -j SNAT --to-source 198.18.0.9",
 ]
 FLOWS = {
     "into a chain, DNAT and NETMAP of the source": ("198.18.0.131", "198.18.0.2", "198.18.0.3", "10.0.0.100"),
     "a chain entered by goto is the last one looked at": ("198.18.0.131", "198.18.0.66", "198.18.0.3", "198.18.0.66"),
     "DNAT and SNAT": ("10.0.0.100", "198.18.0.2", "198.18.0.2", "198.18.0.130"),
-    "DNAT and MASQUERADE": ("10.0.0.7", "198.18.0.2", None, "198.18.0.130"),
-    "NETMAP keeps the host bits": ("10.1.1.1", "198.18.0.66", None, "198.18.0.34"),
-    "ACCEPT ends the table: no DNAT, no MASQUERADE": ("10.1.1.1", "198.18.0.99", "10.1.1.1", "198.18.0.99"),
-    "the first rule that matches": ("10.1.1.1", "198.18.0.100", None, "10.9.9.9"),
+    "DNAT and one source for all": ("10.0.0.7", "198.18.0.2", "198.18.0.9", "198.18.0.130"),
+    "NETMAP keeps the host bits": ("10.1.1.1", "198.18.0.66", "198.18.0.9", "198.18.0.34"),
+    "ACCEPT ends the table: no DNAT, no SNAT": ("10.1.1.1", "198.18.0.99", "10.1.1.1", "198.18.0.99"),
+    "the first rule that matches": ("10.1.1.1", "198.18.0.100", "198.18.0.9", "10.9.9.9"),
     "no rule at all": ("10.1.1.1", "8.8.8.8", "10.1.1.1", "8.8.8.8"),
     "to the VM itself: POSTROUTING never sees it": ("10.0.0.100", "198.18.0.5", "10.0.0.100", "198.18.0.5"),
 }
@@ -490,7 +510,7 @@ FLOWS = {
 @pytest.mark.parametrize(("source", "destination", "new_source", "new_destination"), FLOWS.values(), ids=FLOWS.keys())
 def test_translation_of_a_new_flow(source, destination, new_source, new_destination):
     made = document(text_of(nat_rules=NAT)).translate(number(source), number(destination), {number("198.18.0.5")})
-    assert made == (new_source and number(new_source), number(new_destination))
+    assert made == (number(new_source), number(new_destination))
 
 
 # --- IMDS ------------------------------------------------------------------------------------------------------------
@@ -758,14 +778,20 @@ SAVED = r"""# Generated by iptables-save
 *nat
 :PREROUTING ACCEPT [17:1428]
 :NATPOD-PRE - [0:0]
+:NATPOD-C-customer1 - [0:0]
+:NATPOD-V-198.18.0.0/27 - [0:0]
+:NATPOD-X-j - [0:0]
+:NATPOD-POST - [0:0]
 [5:420] -A PREROUTING -j NATPOD-PRE
 [3:252] -A NATPOD-PRE -s 10.0.0.0/24 -m comment --comment customer1 -g NATPOD-C-customer1
 [2:168] -A NATPOD-C-customer1 -s 10.0.0.100/32 -m comment --comment "customer1/vm-j" -g NATPOD-SERVERS
 [1:84] -A NATPOD-V-198.18.0.0/27 -d 198.18.0.2/32 -m comment --comment customer1/vm-j -j DNAT --to-destination 10.0.0.1
 [4:336] -A NATPOD-X-j -d 198.18.0.2/32 -m comment --comment "customer1/vm-j" -j DNAT --to-destination 10.0.0.1
-[9:756] -A NATPOD-POST -m conntrack --ctstate DNAT -m comment --comment "hide the source -j x" -j MASQUERADE
+[9:756] -A NATPOD-POST -m comment --comment "hide the source -j x" -j SNAT --to-source 198.18.0.2
 COMMIT
 *filter
+:INPUT ACCEPT [8:756]
+:NATPOD-FORWARD - [0:0]
 [7:588] -A NATPOD-FORWARD -m comment --comment "no mapping translated it" -j DROP
 [2:168] -A NATPOD-FORWARD -i ens3 -j DROP
 [8:672] -A INPUT -j DROP
@@ -778,18 +804,16 @@ STAT = """entries  searched found new invalid ignore delete delete_list insert i
 """
 
 
-def test_a_report_adds_up_rules_by_member_or_chain_and_drops_of_all_cpus(world, monkeypatch):
+def test_a_report_adds_up_rules_by_member_or_chain_and_drops_of_all_cpus(monkeypatch):
+    monkeypatch.setattr(agent, "interfaces", list)
     files = {"/proc/net/stat/nf_conntrack": STAT, "/proc/sys/net/netfilter/nf_conntrack_max": "1048576\n"}
     monkeypatch.setattr(agent, "load", files.get)
     monkeypatch.setattr(agent, "run", lambda command: SAVED)
     monkeypatch.setattr(agent, "flows", list)
     report = agent.report()
     assert report["counted"] == {
-        "NATPOD-PRE goto": 3,
-        "customer1/vm-j goto": 2,
-        "customer1/vm-j DNAT": 5,
-        "NATPOD-POST MASQUERADE": 9,
-        "NATPOD-FORWARD DROP": 9,
+        "members": {"customer1/vm-j": {"goto": 2, "DNAT": 5}},
+        "chains": {"NATPOD-PRE": {"goto": 3}, "NATPOD-POST": {"SNAT": 9}, "NATPOD-FORWARD": {"DROP": 9}},
     }
     assert report["conntrack"] == {"count": 0, "max": 1048576, "insert_failed": 12, "drop": 1, "early_drop": 32}
     monkeypatch.setattr(agent, "load", lambda path: None)  # connection tracking is not loaded yet
@@ -816,7 +840,7 @@ def test_a_spoiled_record_counts_as_none(tmp_path, content):
 
 def test_spoiled_saved_rules_are_reported_and_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "GOOD_RULES", str(tmp_path / "rules"))
-    (tmp_path / "rules").write_bytes(b"1:\xff\xfe")
+    (tmp_path / "rules").write_bytes(b"2:\xff\xfe")
     problems = []
     assert agent.good_rules(problems) is None
     assert len(problems) == 1

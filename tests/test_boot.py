@@ -40,7 +40,11 @@ HOOKS = [
 MAPPINGS = {"198.18.0.2": "10.0.0.100", "198.18.0.3": "10.0.1.100"}
 
 
-def rules(mappings: dict[str, str], source: str = "-m conntrack --ctstate DNAT -j MASQUERADE", extra: str = "") -> str:
+def rules(
+    mappings: dict[str, str],
+    source: str = "-m conntrack --ctstate DNAT -j SNAT --to-source 198.18.0.2",
+    extra: str = "",
+) -> str:
     """The rules of NAT VM1 towards its customers."""
     dnat = "".join(
         f'-A NATPOD-V-198.18.0.0/27 -d {unique}/32 -m comment --comment "m {unique}" -j DNAT --to-destination {real}\n'
@@ -260,7 +264,7 @@ def test_first_boot_configures_everything_from_the_metadata(lab):
 
 
 def test_nothing_is_forwarded_until_rules_are_loaded(lab):
-    lab.metadata["nat-pod-rules"] = "1:broken"
+    lab.metadata["nat-pod-rules"] = "2:broken"
     lab.write_state()
     lab.boot()
     assert lab.run("sysctl", "-n", "net.ipv4.ip_forward", vm=True).stdout.split() == ["0"]
@@ -344,7 +348,7 @@ TRANSIT = """-A NATPOD-PRE -s 10.0.0.100/32 -d 198.18.0.3/32 -j DNAT --to-destin
 """
 
 
-@pytest.mark.parametrize("source", ["-m conntrack --ctstate DNAT -j MASQUERADE", STATIC])
+@pytest.mark.parametrize("source", ["-m conntrack --ctstate DNAT -j SNAT --to-source 198.18.0.2", STATIC])
 def test_the_agent_knows_what_the_kernel_does_to_each_flow(shared, source):
     """Flows over every rule; after a change that means nothing the agent must find none of them stale."""
     ends = [("198.18.0.2", "198.18.0.130"), ("198.18.0.3", "198.18.0.130"), ("198.18.0.3", "10.0.0.100"),
@@ -475,7 +479,6 @@ def test_the_platforms_chain_comes_back_when_it_went_with_firewalld(lab):
 def remade(value: str, **changes: object) -> str:
     """The document with other contents, as a careless program would make it: packed well, generation right."""
     body = {
-        "version": 1,
         "vm": "natVm1",
         "hooks": [list(hook) for hook in HOOKS],
         "rules": guest.read_document(value).rules,
@@ -483,13 +486,13 @@ def remade(value: str, **changes: object) -> str:
     body.update(changes)
     body["generation"] = guest._generation(body)
     packed = guest.bz2.compress(guest._canonical(body))
-    return "1:" + guest.base64.b64encode(packed).decode()
+    return guest.FORMAT + ":" + guest.base64.b64encode(packed).decode()
 
 
 OTHER_FILTER = rules(MAPPINGS).replace("10.9.0.0/16", "10.8.0.0/16")
 BAD = {
     "for the other VM": (lambda value: remade(value, vm="natVm2"), "it is for 'natVm2'"),
-    "another version": (lambda value: remade(value, version=2), "version 2"),
+    "another format": (lambda value: "1" + value[1:], "format '1': this agent reads format 2"),
     "damaged": (lambda value: value[:40] + "AAAA" + value[44:], "document refused"),
     "cut short": (lambda value: value[: len(value) // 2 // 4 * 4 + 2], "document refused"),
     "to the metadata service": (
@@ -630,24 +633,28 @@ def test_status_shows_what_runs_and_what_passes(running):
     assert shown["forwarding"] is True
     assert [vnic["up"] for vnic in shown["vnics"]] == [True, True]
     # "m 198.18.0.3" is no member's name, so its rules count by chain; see test_agent.py for members.
-    assert shown["counted"] | {"NATPOD-INPUT ACCEPT": 0} == {
-        "NATPOD-PRE goto": 3,  # the one that is not mapped is from NAT VM2, too
-        "NATPOD-V-198.18.0.0/27 DNAT": 2,
-        "NATPOD-POST MASQUERADE": 2,
-        "NATPOD-FORWARD ACCEPT": 8,
-        "NATPOD-FORWARD DROP": 1,
-        "NATPOD-INPUT ACCEPT": 0,
-        "NATPOD-INPUT DROP": 0,
+    own = shown["counted"]["chains"].pop("NATPOD-INPUT")
+    assert (own["DROP"], set(own)) == (0, {"ACCEPT", "DROP"})  # it has asked the metadata service
+    assert shown["counted"] == {
+        "members": {},
+        "chains": {
+            "NATPOD-PRE": {"goto": 3},  # the one that is not mapped is from NAT VM2, too
+            "NATPOD-V-198.18.0.0/27": {"DNAT": 2},
+            "NATPOD-POST": {"SNAT": 2},
+            "NATPOD-FORWARD": {"ACCEPT": 8, "DROP": 1},
+        },
     }
     # Three pings and their answers in one flow; a ping of this size is 84 bytes.
     assert shown["open"] == {
-        "from 198.18.0.130": [2, 8, 8 * 84],
-        "to 10.0.0.100": [1, 2, 2 * 84],
-        "to 10.0.1.100": [1, 6, 6 * 84],
+        "from": {"198.18.0.130": {"flows": 2, "packets": 8, "bytes": 8 * 84}},
+        "to": {
+            "10.0.0.100": {"flows": 1, "packets": 2, "bytes": 2 * 84},
+            "10.0.1.100": {"flows": 1, "packets": 6, "bytes": 6 * 84},
+        },
     }
     assert shown["stale"] == 0
-    assert list(shown["fullest"].values()) == [1]
-    assert re.fullmatch(r"198.18.0.2 > 10.0.[01].100 protocol 1 port 0", next(iter(shown["fullest"])))
+    assert shown["fullest"].pop("destination") in ("10.0.0.100", "10.0.1.100")
+    assert shown["fullest"] == {"source": "198.18.0.2", "protocol": 1, "port": 0, "flows": 1}
     assert {key for key, count in shown["conntrack"].items() if count} == {"count", "max"}
 
 
@@ -686,7 +693,7 @@ def test_the_console_has_a_report_after_each_change_and_only_then(running):
     assert running.poll().returncode == 0
     assert [report["applied"] for report in guest_reports(on_console(running))[len(first) :]] == [generation]
     before = len(on_console(running))
-    running.metadata["nat-pod-rules"] = "1:broken"
+    running.metadata["nat-pod-rules"] = "2:broken"
     running.write_state()
     for _ in range(3):
         assert running.poll().returncode == 1

@@ -495,7 +495,7 @@ def test_a_reboot_brings_the_same_rules_and_lets_nothing_through_before_them(reb
 
 
 SPOILED = {
-    "spoiled on the disk": ("1:spoiled", "saved rules: "),
+    "spoiled on the disk": ("2:spoiled", "saved rules: "),
     "refused by the kernel": (None, "unshare --net iptables-restore"),
 }
 

@@ -19,6 +19,7 @@ from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.rules import iptables
 
 HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-PRE")]
 RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*nat\n:NATPOD-PRE - [0:0]\nCOMMIT\n"
@@ -98,11 +99,11 @@ def test_a_document_survives_the_round_trip_and_is_the_same_bytes_each_time():
 def test_the_bytes_of_a_document_are_pinned():
     """Other bytes for the same rules mean an update of every NAT VM: that must be a decision, not an accident."""
     value, generation = guest.rule_document("natVm1", HOOKS, RULES)
-    assert generation == "9129dac5572d2baf"
+    assert generation == "08f56dde982f7270"
     assert value == (
-        "1:QlpoOTFBWSZTWerOxXIAAG4fgFAWMrAvo9eOP/+fCiAAioaRNT09KfpI9TQPUDQGh6hpowJU9UT01HlA0AADyhoAyPCWZabe9j"
-        "bV/VLoAPV0uYs1lTByiFapluAYk+tsoy2BNKB4ujOATkTkGuYKNpRKIOG0pRkER8mK4CGp3YjKPBhV4gHibmhVVQyBOs76OMBvlE"
-        "j2yVy9vDbvzod0VDqtldlZD38aIY8h9tOK5warMuFlIpmn5fxdyRThQkOrOxXI"
+        "2:QlpoOTFBWSZTWW3+jDsAAGgfgFAWc/Avo9eOJ/+fCiAAioaRNE8p5E9T1A9QaPU00eoeo09QBKKmnpqeUAAyANHlABmo62YO0T"
+        "XhVM/o9YCX3/UHScObjMQiYygKNSGHfJ7z7HScjxeqVBMQOYbLQT7ieMAaM0qsIhAfFFcF24ZXQklr4IKNIDBRcsoQbYF34mVwaN"
+        "JVRkPChTO7iruYVDaa7KyXz6xRHD4222TIxZSTGLoZ+X+LuSKcKEg2/0YdgA=="
     )
 
 
@@ -120,10 +121,13 @@ def test_the_generation_covers_everything(change):
 
 
 def packed(text: bytes) -> str:
-    return "1:" + base64.b64encode(bz2.compress(text)).decode()
+    return "2:" + base64.b64encode(bz2.compress(text)).decode()
 
 
 GOOD = json.loads(bz2.decompress(base64.b64decode(guest.rule_document("natVm1", HOOKS, RULES)[0][2:])))
+
+
+EACH = f':A\n-d 198.18.0.2/32 -m comment --comment "{"a" * 99}" -j DNAT --to-destination 10.0.0.100\n'
 
 
 def signed(**changes: object) -> str:
@@ -134,16 +138,18 @@ def signed(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("2:" + packed(b"{}")[2:], "format '2', expected '1'"),
+        ("1:" + packed(b"{}")[2:], "format '1', expected '2'"),
         ("", "format ''"),
-        ("1:***", "cannot be unpacked"),
-        ("1:" + base64.b64encode(b"BZh9nonsense").decode(), "cannot be unpacked"),
+        ("2:***", "cannot be unpacked"),
+        ("2:" + base64.b64encode(b"BZh9nonsense").decode(), "cannot be unpacked"),
         (packed(b"[" * 10), "cannot be unpacked"),
         (packed(b" " * (guest.DOCUMENT_LIMIT + 1)), "too long"),
         (packed(b"{}"), "exactly the keys"),
         (packed(json.dumps(GOOD | {"vm": "natVm2"}).encode()), "do not match its generation"),
-        (signed(version=2), "version 2, expected 1"),
         (signed(extra=1), "exactly the keys"),
+        (signed(rules=EACH + "-s 0.0.0.0/0 % -j DROP\n" * 50_000), "its rules have more than 4194304 bytes"),
+        (signed(rules=EACH.replace("10.0.0.100", "10.0.0.256")), "'10.0.0.256' is not an IPv4 address"),
+        (signed(rules=EACH + "-s 0.0.0.0/33 % -j DROP\n"), "'0.0.0.0/33' is not an IPv4 network"),
     ],
 )
 def test_a_document_that_does_not_hold_is_refused_with_the_reason(value, reason):
@@ -176,15 +182,15 @@ def test_bytes_are_counted_as_utf8():
 
 
 def test_the_bootstrap_leaves_half_of_the_metadata_to_the_rules():
-    assert len(guest.render_user_data()) <= 15_000
+    assert len(guest.render_user_data()) <= (METADATA_BYTES - METADATA_OVERHEAD_BYTES) // 2
 
 
 # --- a full POD ------------------------------------------------------------------------------------------------------
 
 
-def crowded(policy: str, letters: int = 0) -> PodPlan:
-    """A full /21 with hosts at random addresses; so many random letters in each name."""
-    dice = random.Random(21)
+def crowded(policy: str, letters: int = 0, seed: int = 21) -> PodPlan:
+    """A full /21 with hosts at random addresses of ten /16; so many random letters in each name."""
+    dice = random.Random(seed)
 
     def host_name(number: int) -> str:
         name = "".join(dice.choices(string.ascii_lowercase, k=letters))
@@ -194,21 +200,23 @@ def crowded(policy: str, letters: int = 0) -> PodPlan:
     return plan_pod(PodConfig.from_mapping(pod, "full"), "full")
 
 
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-def test_a_full_21_with_random_hosts_and_eight_servers_fits(policy):
-    plan = crowded(policy)
+def test_a_full_21_with_random_hosts_and_eight_servers_leaves_room_for_a_larger_agent(policy, seed):
+    plan = crowded(policy, seed=seed)
     assert len(plan.slots) == 696
     assert [server.member for server in plan.slots if server.member.startswith("management/")][7:] == [
         "management/server7"
     ]
     for vm in plan.vms:
-        used = guest.metadata_bytes(vm.metadata)
-        assert used <= METADATA_BYTES - METADATA_OVERHEAD_BYTES, {key: len(text) for key, text in vm.metadata.items()}
+        left = METADATA_BYTES - METADATA_OVERHEAD_BYTES - guest.metadata_bytes(vm.metadata)
+        assert left >= 4_000, {key: len(text) for key, text in vm.metadata.items()}
+        assert guest.read_document(vm.metadata[guest.RULES_KEY]).rules == iptables.render(vm.rules)
 
 
 def test_a_full_21_whose_names_are_too_long_is_refused_before_anything_is_made():
     with pytest.raises(ConfigError) as refused:
-        crowded("static", 20)
+        crowded("static", 40)
     problem = re.search(
         r"metadata of natVm1: (\d+) bytes \(user_data (\d+), .*nat-pod-rules (\d+)\), (\d+) more than fit: "
         r"OCI takes 32000, of which 1000 are kept free; use fewer members",

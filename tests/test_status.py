@@ -24,7 +24,7 @@ from nat_pod.lab.wire.probe import Flow
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.status import Report, Use, Vnic, compare, read_report
+from nat_pod.status import Use, VmReport, VnicState, compare, read_report
 
 NOW = 1_750_000_000.0
 CLOCK = "2025-06-15T15:06:40Z"  # the same
@@ -35,23 +35,37 @@ def plan(dev) -> PodPlan:
     return plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
 
 
+ONE_FLOW = {"flows": 1, "packets": 4, "bytes": 400}
+TWO_FLOWS = {"flows": 2, "packets": 20, "bytes": 3000}
+
+
+def fullest(flows: int, **changes: object) -> dict[str, object]:
+    """So many flows of NAT VM1's primary address to a server's HTTPS."""
+    return {
+        "source": "198.18.0.2",
+        "destination": "198.18.0.130",
+        "protocol": 6,
+        "port": 443,
+        "flows": flows,
+    } | changes
+
+
 def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
     """What `nat-pod-agent status` prints on a VM on which all is well."""
     planned = plan.vm(vm)
     counted = {
         "natVm1": {
-            "customer1/vm1 goto": 8,
-            "customer1/vm1 DNAT": 4,
-            "customer1/vm2 goto": 5,
-            "NATPOD-FORWARD ACCEPT": 99,
-            "NATPOD-FORWARD DROP": 7,
-            "NATPOD-INPUT DROP": 2,
+            "members": {"customer1/vm1": {"goto": 8, "DNAT": 4}, "customer1/vm2": {"goto": 5}},
+            "chains": {"NATPOD-FORWARD": {"ACCEPT": 99, "DROP": 7}, "NATPOD-INPUT": {"DROP": 2}},
         },
-        "natVm2": {"management/mgmt goto": 6, "management/mgmt DNAT": 13, "NATPOD-POST MASQUERADE": 19},
+        "natVm2": {
+            "members": {"management/mgmt": {"goto": 6, "DNAT": 13}},
+            "chains": {"NATPOD-POST": {"SNAT": 19}},
+        },
     }[vm]
     flows = {
-        "natVm1": {"from 10.0.0.100": [2, 20, 3000], "to 10.0.0.100": [1, 4, 400], "to 198.18.0.130": [2, 20, 3000]},
-        "natVm2": {"from 10.0.0.100": [1, 4, 400], "to 10.0.0.100": [2, 20, 3000], "from 198.18.0.2": [2, 20, 3000]},
+        "natVm1": {"from": {"10.0.0.100": TWO_FLOWS}, "to": {"10.0.0.100": ONE_FLOW, "198.18.0.130": TWO_FLOWS}},
+        "natVm2": {"from": {"10.0.0.100": ONE_FLOW, "198.18.0.2": TWO_FLOWS}, "to": {"10.0.0.100": TWO_FLOWS}},
     }[vm]
     addresses = {vnic.primary: f"ens{place + 3}" for place, vnic in enumerate(planned.vnics)}
     return {
@@ -73,7 +87,7 @@ def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
         "counted": counted,
         "open": flows,
         "stale": 0,
-        "fullest": {"198.18.0.2 > 198.18.0.130 protocol 6 port 443": 2},
+        "fullest": fullest(2),
     } | changes
 
 
@@ -84,7 +98,7 @@ def on_console(report: dict) -> str:
     return f"[   31.337000] nat-pod-agent[812]: nat-pod: {head} report {packed}\r\n"
 
 
-def parsed(plan: PodPlan, vm: str, **changes: object) -> Report:
+def parsed(plan: PodPlan, vm: str, **changes: object) -> VmReport:
     return read_report(json.dumps(reported(plan, vm, **changes)))
 
 
@@ -122,7 +136,7 @@ NO_REPORTS = {
         "[ 9.1] cloud-init[7]: done\r\n[ 9.2] env[8]: env: 'python3': No such file or directory\r\n\r\n",
         "there is no report in it; it ends with: [ 9.2] env[8]: env: 'python3': No such file or directory",
     ),
-    "another JSON": ('{"a": 1}', "it is no report of a NAT VM: KeyError 'open'"),
+    "another JSON": ('{"a": 1}', "it is not the report of a NAT VM: it has no 'vm'"),
     "half of it": ('{"vm": "natVm1", ', "Expecting property name"),
     "a list": ("[1]", "there is no report in it"),
 }
@@ -137,16 +151,17 @@ def test_what_is_no_report_is_said_with_its_last_words(text, reason):
 WRONG_SHAPES = [
     ("now", 1), ("now", "x"), ("time", None), ("wanted", []), ("error", {}), ("since", [1]),
     ("since", {"wanted": 1}), ("notes", 1), ("vnics", [7]), ("vnics", {"a": 1}), ("vnics", [{"address": "x"}]),
-    ("conntrack", [1]), ("conntrack", {"count": "x"}), ("counted", 1), ("counted", {"a": "x"}), ("open", []),
-    ("open", {"x": [1]}),
-    ("open", {"to 1.2.3.4": 1}), ("open", {"to 1.2.3.4": [1, 2, 3, 4]}), ("stale", "x"), ("fullest", 1),
-    ("fullest", {"x": "y"}),
+    ("conntrack", [1]), ("conntrack", {"count": "x"}), ("counted", 1), ("counted", {"members": {}}),
+    ("counted", {"members": {"a": 1}, "chains": {}}), ("counted", {"members": {}, "chains": {"a": {"DROP": "x"}}}),
+    ("open", []), ("open", {"from": {}}), ("open", {"from": {}, "to": {"1.2.3.4": 1}}),
+    ("open", {"from": {"1.2.3.4": {"flows": 1, "packets": 2}}, "to": {}}),
+    ("stale", "x"), ("stale", float("inf")), ("fullest", 1), ("fullest", {"flows": 1}), ("fullest", fullest("x")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_SHAPES)
 def test_a_report_of_the_wrong_shape_is_a_reason_and_no_traceback(plan, key, value):
-    with pytest.raises(ValueError, match="it is no report of a NAT VM"):
+    with pytest.raises(ValueError, match="it is not the report of a NAT VM"):
         parsed(plan, "natVm1", **{key: value})
 
 
@@ -216,11 +231,19 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
         ["new flows were lost since it booted: insert_failed 3, drop 2, early_drop 0"],
     ),
     "ports nearly used up": (
-        {"fullest": {"198.18.0.2 > 10.0.0.100 protocol 6 port 443": 51610}},
-        ["51610 of 64512 ports are in use: 198.18.0.2 > 10.0.0.100 TCP 443"],
+        {"fullest": fullest(51610)},
+        ["51610 of 64512 ports are in use: 198.18.0.2 > 198.18.0.130 TCP 443"],
     ),
-    "ports left": ({"fullest": {"198.18.0.2 > 10.0.0.100 protocol 6 port 443": 51609}}, []),
-    "nobody there": ({"fullest": {}, "open": {}}, []),
+    "identifiers of ICMP nearly used up": (
+        {"fullest": fullest(51610, protocol=1, port=0)},
+        ["51610 of 64512 ports are in use: 198.18.0.2 > 198.18.0.130 ICMP"],
+    ),
+    "a protocol without a name": (
+        {"fullest": fullest(51610, protocol=132)},
+        ["51610 of 64512 ports are in use: 198.18.0.2 > 198.18.0.130 protocol 132 443"],
+    ),
+    "ports left": ({"fullest": fullest(51609)}, []),
+    "nobody there": ({"fullest": None, "open": {"from": {}, "to": {}}}, []),
     "stale flows": ({"stale": 2}, ["2 open flows are translated as its rules no longer do"]),
 }  # fmt: skip
 
@@ -233,14 +256,17 @@ def test_one_thing_at_a_time_is_found_and_nothing_else(plan, vm, changes, expect
 
 
 def test_vnics_are_told_apart(plan):
-    one, two = (Vnic(f"{vnic.primary}/27", "ens3", True) for vnic in plan.vm("natVm1").vnics)
+    one, two = (VnicState(f"{vnic.primary}/27", "ens3", True) for vnic in plan.vm("natVm1").vnics)
     for vnics, expected in (
         ([one, replace(two, up=False)], ["VNIC natVm1-vnic-2 (198.18.0.34) is down, interface ens3"]),
         (
             [one, replace(two, interface=None, up=False)],
             ["VNIC natVm1-vnic-2 (198.18.0.34) is listed by OCI, and no interface has its MAC"],
         ),
-        ([one, two, Vnic("198.18.0.98/27", "ens7", True)], ["a VNIC with 198.18.0.98 is attached, and not planned"]),
+        (
+            [one, two, VnicState("198.18.0.98/27", "ens7", True)],
+            ["a VNIC with 198.18.0.98 is attached, and not planned"],
+        ),
     ):
         reports = {
             "natVm1": replace(parsed(plan, "natVm1"), vnics=tuple(vnics)),
@@ -449,6 +475,11 @@ def probes(vm: str, address: str, icmp: int, udp: int) -> list[Flow]:
     return [flow] * icmp + [replace(flow, protocol="udp")] * udp
 
 
+def fullest_udp(source: str, destination: str, flows: int) -> dict[str, object]:
+    """What `status --json` says of so many flows to the probes' UDP port."""
+    return {"source": source, "destination": destination, "protocol": "UDP", "port": 9, "flows": flows}
+
+
 class Pod:
     """A lab, its plan, and `status` on it."""
 
@@ -516,11 +547,11 @@ def test_every_item_of_status_is_what_was_sent(pod):
     assert one["dropped"] == {"FORWARD": 3, "INPUT": 3}
     assert two["dropped"] == {"FORWARD": 2, "INPUT": 1}
     if static:
-        assert one["fullest"] == {"where": "198.18.0.34 > 198.18.0.130 UDP 9", "flows": 4}
-        assert two["fullest"] == {"where": "198.18.0.66 > 10.0.0.100 UDP 9", "flows": 4}
+        assert one["fullest"] == fullest_udp("198.18.0.34", "198.18.0.130", 4)
+        assert two["fullest"] == fullest_udp("198.18.0.66", "10.0.0.100", 4)
     else:  # one address for everybody
-        assert one["fullest"] == {"where": "198.18.0.2 > 198.18.0.130 UDP 9", "flows": 6}
-        assert two["fullest"] == {"where": "198.18.0.130 > 10.0.0.100 UDP 9", "flows": 6}
+        assert one["fullest"] == fullest_udp("198.18.0.2", "198.18.0.130", 6)
+        assert two["fullest"] == fullest_udp("198.18.0.130", "10.0.0.100", 6)
     for vm, report in found["natVms"].items():
         planned = pod.plan.vm(vm)
         assert (report["applied"], report["wanted"], report["planned"]) == (planned.generation,) * 3

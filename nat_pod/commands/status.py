@@ -15,7 +15,7 @@ from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError
 from nat_pod.names import SIDES
 from nat_pod.rules.compiler import FORWARD, INPUT
-from nat_pod.status import Member, Report, Status, duration
+from nat_pod.status import MemberUse, Status, VmReport, duration
 from nat_pod.text import count, table, wrapped
 
 _HOW_TO_FETCH = """\
@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return FINDINGS if compared.findings else OK
 
 
-def _report_of(vm: str, text: str | None) -> status.Report | str:
+def _report_of(vm: str, text: str | None) -> VmReport | str:
     """A VM's report, or why there is none."""
     if text is None:
         return "none was given"
@@ -114,7 +114,7 @@ def status_dict(status: Status) -> dict[str, object]:
     }
 
 
-def _report_dict(report: Report, status: Status, vm: str) -> dict[str, object]:
+def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]:
     return {
         "planned": status.planned[vm],
         "wanted": report.wanted,
@@ -127,10 +127,10 @@ def _report_dict(report: Report, status: Status, vm: str) -> dict[str, object]:
         "forwarding": report.forwarding,
         "vnics": [asdict(vnic) for vnic in report.vnics],
         "conntrack": report.conntrack,
-        "dropped": {"FORWARD": _dropped(report, FORWARD), "INPUT": _dropped(report, INPUT)},
-        "openFlows": _open(report),
+        "dropped": {"FORWARD": report.dropped(FORWARD), "INPUT": report.dropped(INPUT)},
+        "openFlows": report.open_flows,
         "staleFlows": report.stale,
-        "fullest": None if report.fullest is None else dict(zip(("where", "flows"), report.fullest, strict=True)),
+        "fullest": None if report.fullest is None else asdict(report.fullest),
     }
 
 
@@ -145,8 +145,8 @@ def status_text(status: Status, stack: str) -> str:
     lines += ["", table(["", *status.reports], _vm_rows(status)), ""]
     for vm, report in status.reports.items():
         if report is not None and report.fullest is not None:
-            where, flows = report.fullest
-            lines.append(wrapped(f"{vm}, fullest: {flows} of {limits.FLOWS_PER_ADDRESS} ports, {where}"))
+            used = f"{report.fullest.flows} of {limits.FLOWS_PER_ADDRESS} ports"
+            lines.append(wrapped(f"{vm}, fullest: {used}, {report.fullest}"))
         lines += [wrapped(f"{vm}, note: {note}") for note in (report.notes if report is not None else ())]
     header = ["member", "tried", "opened", "received", "open now", "packets", "bytes"]
     title = "Flows by member since its NAT VM booted, and those open now"
@@ -154,7 +154,7 @@ def status_text(status: Status, stack: str) -> str:
 
 
 def _vm_rows(status: Status) -> list[list[object]]:
-    def row(name: str, value: Callable[[str, Report], object]) -> list[object]:
+    def row(name: str, value: Callable[[str, VmReport], object]) -> list[object]:
         return [name, *("?" if report is None else value(vm, report) for vm, report in status.reports.items())]
 
     def ago(time: float | None) -> str:
@@ -168,23 +168,14 @@ def _vm_rows(status: Status) -> list[list[object]]:
         row("forwarding", lambda _, report: "on" if report.forwarding else "OFF"),
         row("VNICs up", lambda vm, report: f"{sum(v.up for v in report.vnics)} of {status.vnics_planned[vm]}"),
         row("conntrack", lambda _, report: f"{report.conntrack.get('count')} of {report.conntrack.get('max')}"),
-        row("open flows", lambda _, report: _open(report)),
+        row("open flows", lambda _, report: report.open_flows),
         row("stale flows", lambda _, report: report.stale),
-        row("dropped, sent through", lambda _, report: _dropped(report, FORWARD)),
-        row("dropped, sent to it", lambda _, report: _dropped(report, INPUT)),
+        row("dropped, sent through", lambda _, report: report.dropped(FORWARD)),
+        row("dropped, sent to it", lambda _, report: report.dropped(INPUT)),
     ]
 
 
-def _dropped(report: Report, chain: str) -> int:
-    return report.counted.get(f"{chain} DROP", 0)
-
-
-def _open(report: Report) -> int:
-    """Flows through the VM: each has one sender."""
-    return sum(use.flows for (way, _), use in report.open.items() if way == "from")
-
-
-def _member_row(member: Member) -> list[object]:
+def _member_row(member: MemberUse) -> list[object]:
     if member.open is None:
         return [member.name, *"??????"]
     opened = "-" if member.opened is None else member.opened

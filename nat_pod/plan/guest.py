@@ -5,8 +5,10 @@ Facts this module rests on
   place (OCI Terraform provider, `core_instance_resource.go`).  So user_data is one constant per release, and the
   rules travel in a key of their own.
 - All metadata together may have 32,000 bytes (OCI API, LaunchInstanceDetails).
-- bz2 has one implementation, so packing a document gives the same bytes on any machine; zlib and zlib-ng differ.
-  user_data must be gzip, the only packing cloud-init undoes, and is therefore a committed file: packing it anew on
+- bz2 has one implementation, so packing a document gives the same bytes on any machine; zlib and zlib-ng differ, and
+  so may releases of liblzma, which makes a folded document no smaller (8,184 bytes against 8,186 for a full /21).
+- base85 would be 6 % shorter than base64, but Go's JSON, which the provider sends, writes its <, > and & in six bytes.
+- user_data must be gzip, the only packing cloud-init undoes, and is therefore a committed file: packing it anew on
   another machine would change its bytes and with them replace every NAT VM.
 
 `python -m nat_pod.plan.guest` rebuilds the committed file from `cloud-init/`.
@@ -25,18 +27,25 @@ import re
 import string
 import sys
 import tokenize
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+
+from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 
-FORMAT = "1"
-VERSION = 1
+FORMAT = "2"
+"""Form of a document.  The agent refuses any other, so a new one comes with a new bootstrap."""
+
 VM_KEY = "nat-pod-vm"
 RULES_KEY = "nat-pod-rules"
 DOCUMENT_LIMIT = 4 << 20
-"""Bytes unpacked; the agent has the same bound, so that a few bytes of metadata cannot fill its memory."""
+"""Most bytes of a document unpacked, and of its rules unfolded (a full POD: 270 kB).  The agent has the same bound: a
+few bytes of metadata must not fill its memory."""
 
 SOURCES = Path(__file__).resolve().parents[2] / "cloud-init"
 ARTEFACT = SOURCES / "user-data.b64"
@@ -69,7 +78,6 @@ def rule_document(vm: str, hooks: Sequence[tuple[str, str, str]], rules_text: st
     The generation is a hash of the contents: it names what is loaded, and shows when a document is damaged.
     """
     body: dict[str, object] = {
-        "version": VERSION,
         "vm": vm,
         "hooks": [list(hook) for hook in hooks],
         "rules": fold(rules_text),
@@ -80,7 +88,7 @@ def rule_document(vm: str, hooks: Sequence[tuple[str, str, str]], rules_text: st
 
 
 def read_document(value: str) -> Document:
-    """Unpack what `rule_document` made.  Raises ValueError with the reason when it is damaged or of another version.
+    """Unpack what `rule_document` made.  Raises ValueError with the reason when it is damaged or of another format.
 
     The rules are not judged here: `iptables.parse` does that, and the agent on the VM.
     """
@@ -95,18 +103,20 @@ def read_document(value: str) -> Document:
         body = json.loads(text)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"rule document: cannot be unpacked: {error}") from None
-    if not isinstance(body, dict) or set(body) != {"version", "vm", "generation", "hooks", "rules"}:
-        raise ValueError("rule document: expected exactly the keys version, vm, generation, hooks and rules")
+    if not isinstance(body, dict) or set(body) != {"vm", "generation", "hooks", "rules"}:
+        raise ValueError("rule document: expected exactly the keys vm, generation, hooks and rules")
     generation = body.pop("generation")
     if generation != _generation(body):
         raise ValueError(f"rule document: its contents do not match its generation {generation!r}")
-    if body["version"] != VERSION:
-        raise ValueError(f"rule document: version {body['version']!r}, expected {VERSION}")
+    try:
+        rules = unfold(body["rules"])
+    except ValueError as error:
+        raise ValueError(f"rule document: {error}") from None
     return Document(
         vm=body["vm"],
         generation=generation,
         hooks=tuple((table, builtin, chain) for table, builtin, chain in body["hooks"]),
-        rules=unfold(body["rules"]),
+        rules=rules,
     )
 
 
@@ -115,46 +125,69 @@ def fold(rules_text: str) -> str:
 
         :NATPOD-V-198.18.0.0/27
         -d 198.18.0.2/32 -m comment --comment "customer1/vm1" -j DNAT --to-destination 10.0.0.100
+        -d 198.18.0.3/32 -m comment --comment "customer1/vm2" -j DNAT --to-destination 10.0.0.130
         :NATPOD-H-customer1
-        -s 10.0.0.100/32 % -j SNAT --to-source %
+        -s 10.0.0.0/24 % -j SNAT --to-source %
 
-    A chain's rules stand below its name.  `%` is what the rule that translates to this address has: its comment, and
-    behind `--to-source` its address.  A text that would not come back word for word stays as it is.
+    A chain's rules stand below its name.  `-s NETWORK %` stands for one rule for each address in the network that some
+    rule translates to, in the order of the addresses.  Its first `%` is that rule's comment, and a second one is the
+    address that it translates.  The last line above is two rules:
+
+        -A NATPOD-H-customer1 -s 10.0.0.100/32 -m comment --comment "customer1/vm1" -j SNAT --to-source 198.18.0.2
+        -A NATPOD-H-customer1 -s 10.0.0.130/32 -m comment --comment "customer1/vm2" -j SNAT --to-source 198.18.0.3
+
+    A text that would not come back word for word stays as it is.
     """
-    known = _translations(rules_text)
+    known = _Translations(rules_text)
     chains: dict[str, list[str]] = {}
-    out: list[list[str]] = []
+    out: list[str | list[str]] = []
     for line in rules_text.splitlines():
         if line.startswith(":"):
-            name = line.partition(" ")[0]
-            out.append(chains.setdefault(name[1:], [name]))
+            name = line[1:].partition(" ")[0]
+            out += [f":{name}", chains.setdefault(name, [])]
         elif line.startswith("-A "):
             chain, _, rule = line[len("-A ") :].partition(" ")
-            source = re.match(r"-s (\S+)/32 ", rule)
-            if source and source[1] in known:
-                address, comment = known[source[1]]
-                rule = rule.replace(f" {comment} ", " % ").replace(f"--to-source {address}", "--to-source %")
             chains.setdefault(chain, []).append(rule)
         else:
             chains = {} if line.startswith("*") else chains
-            out.append([line])
-    short = "".join(f"{line}\n" for part in out for line in part)
+            out.append(line)
+    lines = [line for part in out for line in ([part] if isinstance(part, str) else _fold_chain(part, known))]
+    short = "".join(f"{line}\n" for line in lines)
     return short if unfold(short) == rules_text else rules_text
 
 
+def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
+    """A chain's rules, with one line for neighbours that differ in what `known` says of their sources alone."""
+    out: list[str] = []
+    for said, group in groupby(map(known.fold, rules), key=itemgetter(1)):
+        alike = list(group)
+        sources = [source for source, _ in alike if source is not None]
+        if not sources:
+            out += [said for _ in alike]
+            continue
+        around = IPNetwork((sources[0], 32 - (sources[0] ^ sources[-1]).bit_length())).cidr
+        together = known.within(around) == sources
+        networks = [around] if together else [IPNetwork((source, 32)) for source in sources]
+        out += [f"-s {network} % {said}" for network in networks]
+    return out
+
+
 def unfold(short: str) -> str:
-    """What `fold` was given.  The agent does the same on the NAT VM."""
-    known = _translations(short)
+    """What `fold` was given; the agent does the same on the NAT VM.
+
+    Raises ValueError when that is more than DOCUMENT_LIMIT bytes, or an address in it is none.
+    """
+    known = _Translations(short)
     out: list[str] = []
     rules: list[str] = []
-    chain = ""
+    chain, room = "", DOCUMENT_LIMIT
     for line in short.split("\n"):
         if line.startswith("-") and not line.startswith("-A "):
-            folded = re.match(r"-s (\S+)/32 % (.*)", line)
-            if folded and folded[1] in known:
-                address, comment = known[folded[1]]
-                line = f"-s {folded[1]}/32 {comment} {folded[2].replace('%', address, 1)}"
-            rules.append(f"-A {chain} {line}")
+            for rule in known.unfold(line):
+                rules.append(f"-A {chain} {rule}")
+                room -= len(rules[-1]) + 1
+                if room < 0:
+                    raise ValueError(f"its rules have more than {DOCUMENT_LIMIT} bytes")
             continue
         if line.startswith(":") and " " not in line:
             chain = line[1:]
@@ -166,10 +199,53 @@ def unfold(short: str) -> str:
     return "\n".join(out + rules)
 
 
-def _translations(text: str) -> dict[str, tuple[str, str]]:
-    """What the rules that translate to an address say of it: the address they translate, and their comment."""
-    said = re.findall(r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})', text)
-    return {real: (address, comment) for address, comment, real in said}
+class _Translations:
+    """The addresses that rules translate to, as numbers; for each the address they translate, and their comment."""
+
+    def __init__(self, text: str) -> None:
+        said = r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})'
+        self.known = {_number(real): (address, comment) for address, comment, real in re.findall(said, text)}
+        self.order = sorted(self.known)
+
+    def within(self, network: IPNetwork) -> list[int]:
+        """Those in a network, in order."""
+        return self.order[bisect_left(self.order, network.first) : bisect_right(self.order, network.last)]
+
+    def fold(self, rule: str) -> tuple[int | None, str]:
+        """A rule's source and what it says of it in the short form; (None, the rule) where there is no such form."""
+        found = re.match(r'-s (\S+)/32 (-m comment --comment "[^"]*") (.*)', rule)
+        if found is None:
+            return None, rule
+        source = _number(found[1])
+        address, comment = self.known.get(source, ("", ""))
+        if comment != found[2]:
+            return None, rule
+        return source, found[3].replace(f"--to-source {address}", "--to-source %")
+
+    def unfold(self, line: str) -> list[str]:
+        """The rules that a line stands for, itself if it stands for no others."""
+        found = re.match(r"-s (\S{1,18}) % (.*)", line)
+        if found is None:
+            return [line]
+        rules = []
+        for source in self.within(_network(found[1])):
+            address, comment = self.known[source]
+            rules.append(f"-s {IPAddress(source)}/32 {comment} {found[2].replace('%', address, 1)}")
+        return rules or [line]
+
+
+def _number(address: str) -> int:
+    try:
+        return int(IPAddress(address, 4, INET_PTON))
+    except AddrFormatError:
+        raise ValueError(f"{address!r} is not an IPv4 address") from None
+
+
+def _network(text: str) -> IPNetwork:
+    try:
+        return IPNetwork(text, version=4)
+    except AddrFormatError:
+        raise ValueError(f"{text!r} is not an IPv4 network") from None
 
 
 def metadata(
