@@ -17,7 +17,9 @@ from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.names import SIDES
 from nat_pod.pages import mermaid
-from nat_pod.pages.drawing import WIDTH, Way, draw, first_flow, way
+from nat_pod.pages.columns import WIDTH
+from nat_pod.pages.drawing import draw
+from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.expected import expected_topology
@@ -84,10 +86,10 @@ def plans() -> dict[str, PodPlan]:
     return {name: plan_pod(PodConfig.from_mapping(make(), name), name) for name, make in MAPPINGS.items()}
 
 
-def flow(plan: PodPlan, *names: str) -> Way | None:
+def flow(plan: PodPlan, *names: str) -> Journey | None:
     chosen = names or first_flow(plan)
     slots = {slot.member: slot for slot in plan.slots}
-    return None if chosen is None else way(plan, slots[chosen[0]], slots[chosen[1]])
+    return None if chosen is None else journey(plan, slots[chosen[0]], slots[chosen[1]])
 
 
 def ends(plan: PodPlan) -> tuple[str, str]:

@@ -11,10 +11,12 @@ from conftest import REPOSITORY, stack_mapping
 from netaddr import IPNetwork
 
 from nat_pod.commands.cli import main
+from nat_pod.commands.handover import sheet_dict
 from nat_pod.config.model import PodConfig
 from nat_pod.errors import NatPodError
 from nat_pod.names import MemberName
-from nat_pod.pages.handover import handover, sheet_dict, sheet_markdown
+from nat_pod.pages.handover import handover
+from nat_pod.pages.handover_page import sheet_markdown
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import Ruleset

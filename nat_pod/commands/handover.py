@@ -7,7 +7,9 @@ from pathlib import Path
 
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.commands.stack import load
-from nat_pod.pages import handover
+from nat_pod.names import MANAGEMENT
+from nat_pod.pages.handover import Sheet, handover, with_outputs
+from nat_pod.pages.handover_page import sheet_markdown
 
 
 def add(commands: Subparsers) -> None:
@@ -22,11 +24,62 @@ def add(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     _, plan = load(arguments.stack)
-    sheet = handover.handover(plan, arguments.stack, arguments.neighbour)
+    sheet = handover(plan, arguments.stack, arguments.neighbour)
     if arguments.outputs is not None:
-        sheet = handover.with_outputs(sheet, plan, arguments.outputs)
+        sheet = with_outputs(sheet, plan, arguments.outputs)
     if arguments.json:
-        print_json(handover.sheet_dict(sheet))
+        print_json(sheet_dict(sheet))
     else:
-        print(handover.sheet_markdown(sheet))
+        print(sheet_markdown(sheet))
     return OK
+
+
+def sheet_dict(sheet: Sheet) -> dict[str, object]:
+    """The form of `handover --json`."""
+    return {
+        "stack": sheet.stack,
+        "neighbour": sheet.realm,
+        "cidr": sheet.cidr,
+        "pod": sheet.pod,
+        "deployed": sheet.deployed,
+        **_connection(sheet),
+        "policies": [{"for": case, "statements": list(statements)} for case, statements in sheet.policies],
+        "routes": [{"destination": destination, "target": sheet.target} for destination in sheet.destinations],
+        "security": [
+            {
+                "direction": rule.direction,
+                "peer": rule.peer,
+                "protocol": rule.protocol,
+                "icmpType": rule.icmp_type,
+                "icmpCode": rule.icmp_code,
+                "stateless": rule.stateless,
+                "for": rule.description,
+            }
+            for rule in sheet.security
+        ],
+        "far": {
+            far.member: {
+                "address": far.address,
+                "seenAs": far.seen_as,
+                "calls": list(far.calls),
+                "calledBy": list(far.called_by),
+            }
+            for far in sheet.far
+        },
+        "near": {
+            near.member: {"real": near.real, "calledAt": near.called_at, "seenAs": near.seen_as} for near in sheet.near
+        },
+        "try": [
+            {"on": attempt.sender, "address": attempt.address, "answers": attempt.receiver, "seenAs": attempt.seen_as}
+            for attempt in sheet.attempts
+        ],
+    }
+
+
+def _connection(sheet: Sheet) -> dict[str, object]:
+    if sheet.realm == MANAGEMENT:
+        address, gateway = sheet.vrouter
+        subnet = {"cidr": sheet.vrouter_subnet, "id": sheet.ocid}
+        return {"vrouter": {"address": address, "gateway": gateway, "subnet": subnet}}
+    requestor = "neighbour" if sheet.peer_id is None else "pod"
+    return {"peering": {"lpgId": sheet.ocid, "requestor": requestor, "peerId": sheet.peer_id}}

@@ -14,6 +14,7 @@ from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, ROUTE_TABLES
 from nat_pod.pages import drawing, mermaid
+from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.text import folded, markdown_table, table
 
@@ -54,9 +55,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _flow(plan: PodPlan, names: Sequence[str] | None) -> drawing.Way | None:
+def _flow(plan: PodPlan, names: Sequence[str] | None) -> Journey | None:
     """The flow that a picture shows; without one asked for, the first that is declared, if there is any."""
-    names = names or drawing.first_flow(plan)
+    names = names or first_flow(plan)
     if names is None:
         return None
     slots: dict[str, SlotPlan] = {slot.member: slot for slot in plan.slots}
@@ -64,7 +65,7 @@ def _flow(plan: PodPlan, names: Sequence[str] | None) -> drawing.Way | None:
         if name not in slots:
             known = ", ".join(list(slots)[:6]) + (" ..." if len(slots) > 6 else "")
             raise NatPodError(f"--flow: {name}: is no member of this POD ({known})")
-    return drawing.way(plan, slots[names[0]], slots[names[1]])
+    return journey(plan, slots[names[0]], slots[names[1]])
 
 
 def plan_dict(plan: PodPlan) -> dict[str, object]:

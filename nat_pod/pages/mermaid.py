@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nat_pod.names import MANAGEMENT, SIDES, VROUTER
-from nat_pod.pages.drawing import NAMES, Way
+from nat_pod.pages.journey import NAMES, Journey
 from nat_pod.plan.model import PodPlan, VnicPlan
+from nat_pod.text import count
 
 _MOST_HOSTS, _MOST_MEMBERS, _MOST_VNICS = 20, 8, 4
 _IDS: dict[str, str] = {SIDES[0]: "vm1", SIDES[1]: "vm2"}
@@ -32,7 +33,7 @@ def networks(plan: PodPlan, stack: str) -> str:
     return "\n".join(lines)
 
 
-def packets(flow: Way) -> str:
+def packets(flow: Journey) -> str:
     """A sequence diagram: the packet of a flow on each leg, request and reply."""
     ends = [flow.sender, flow.receiver]
     if flow.sender.member.startswith(f"{MANAGEMENT}/"):
@@ -62,7 +63,7 @@ def _members(plan: PodPlan, realm: str) -> list[str]:
     named = [(slot.member.split("/"), slot.real) for slot in plan.slots]
     lines = [f"{name} {real}" for (owner, name), real in named if owner == realm]
     if realm != MANAGEMENT and len(plan.slots) > _MOST_HOSTS:
-        return [f"{len(lines)} host{'' if len(lines) == 1 else 's'}"]
+        return [count(len(lines), "host")]
     return _cut(lines, _MOST_MEMBERS) or ["nobody yet"]
 
 

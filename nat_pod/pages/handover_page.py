@@ -1,0 +1,148 @@
+"""The hand-over sheet as a page in Markdown, which reads well in a terminal of 80 columns too."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from nat_pod.names import MANAGEMENT
+from nat_pod.pages.handover import Attempt, Sheet
+from nat_pod.text import markdown_table
+from nat_pod.trace.topology import SecurityRule
+
+
+def sheet_markdown(sheet: Sheet) -> str:
+    """The page itself."""
+    management = sheet.realm == MANAGEMENT
+    ours, others, theirs = ("hosts", "customers' hosts", "the customers know")
+    if not management:
+        ours, others, theirs = ("servers", "management's servers", "management knows")
+    members = "servers" if management else "hosts"
+    parts = [
+        f"# {sheet.realm}: the way through POD `{sheet.stack}`",
+        _wrap(
+            f"Your VCN, {sheet.cidr}, and {others} talk through the POD's VCN, {sheet.pod}. The networks at both ends "
+            "may overlap: each side knows the other by addresses of the POD, those below, and by no others."
+        ),
+    ]
+    if sheet.deployed is False:
+        parts.append(
+            _wrap("**Not deployed yet**: what runs is another state of the stack file. `pulumi up` comes first.")
+        )
+    parts.append(f"## 1. {'The vRouter' if management else 'The peering'}")
+    parts.append(_vrouter(sheet) if management else _peering(sheet))
+    for case, statements in sheet.policies:
+        block = "\n".join(["```", *statements, "```"])
+        parts += [_wrap(f"IAM, {case}; groups, compartments and tenancies by your names:"), block]
+    parts += [
+        "## 2. Route rules",
+        _wrap(f"In the route table of every subnet with one of the {members} of section 5:"),
+        markdown_table(["destination", "target"], [[cidr, sheet.target] for cidr in sheet.destinations]),
+        "## 3. Security rules",
+        _wrap(
+            f"In a security list of these subnets, or an NSG of these {members}. Stateful; narrow the protocols to "
+            "those in use."
+        ),
+        markdown_table(
+            ["direction", "source or destination", "protocol", "for"],
+            [[rule.direction.lower(), rule.peer, _protocol(rule), rule.description] for rule in sheet.security],
+        ),
+        f"## 4. {others[0].upper()}{others[1:]}, as you know them",
+        markdown_table(*_far_table(sheet)),
+        f"## 5. Your {members}, as {theirs} them",
+        markdown_table(*_near_table(sheet)),
+    ]
+    if sheet.attempts:
+        parts += ["## 6. Try it", *(_attempt(attempt) for attempt in sheet.attempts)]
+    parts.append(f"## {7 if sheet.attempts else 6}. What does not work, by design")
+    parts.append("\n".join(_wrap(f"- {line}") for line in _refusals(sheet, members, ours)))
+    return "\n\n".join(parts)
+
+
+def _wrap(text: str) -> str:
+    """For a terminal of 80 columns; Markdown joins the lines."""
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(text, 79, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _short(member: str) -> str:
+    return member.split("/")[1]
+
+
+def _protocol(rule: SecurityRule) -> str:
+    return "all" if rule.icmp_type is None else f"ICMP type {rule.icmp_type} code {rule.icmp_code}"
+
+
+def _peering(sheet: Sheet) -> str:
+    shown = _ocid(sheet, "lpgIds")
+    if sheet.peer_id is not None:
+        first = f"The POD asks, of your LPG `{sheet.peer_id}`; your side accepts by policy. The POD's LPG: {shown}."
+    else:
+        first = (
+            "Make a local peering gateway (LPG) in your VCN, and establish the peering from it: you are the "
+            f"requestor. The POD's LPG: {shown}."
+        )
+    return _wrap(f"{first} Both LPGs show *Peered* when it stands.")
+
+
+def _vrouter(sheet: Sheet) -> str:
+    address, gateway = sheet.vrouter
+    return "\n".join(
+        _wrap(f"- {line}")
+        for line in (
+            f"Attach a VNIC of each vRouter to the POD's subnet {sheet.vrouter_subnet}, with its source/destination "
+            f"check skipped. Its OCID: {_ocid(sheet, 'vrouterSubnetId')}.",
+            f"Give the active one the private IP {address} there; the POD routes {sheet.cidr} to it.",
+            f"In its guest, route {sheet.pod} by that VNIC, gateway {gateway}, and forward.",
+        )
+    )
+
+
+def _ocid(sheet: Sheet, output: str) -> str:
+    return f"`{sheet.ocid}`" if sheet.ocid else f"see `pulumi stack output {output} --stack {sheet.stack}`"
+
+
+def _far_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
+    if sheet.realm != MANAGEMENT:
+        return ["server", "you call it at", "you see it as"], [
+            [_short(far.member), far.address or "not for you", far.seen_as or "-"] for far in sheet.far
+        ]
+    everybody = len(sheet.near)
+    return ["host", "you call it at", "you see it as", "it may call"], [
+        [
+            far.member,
+            far.address or "-",
+            far.seen_as or "-",
+            "all servers" if len(far.calls) == everybody else ", ".join(map(_short, far.calls)) or "no server",
+        ]
+        for far in sheet.far
+    ]
+
+
+def _near_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
+    header = ["host", "its address", "management calls it at", "management sees it as"]
+    if sheet.realm == MANAGEMENT:
+        header = ["server", "its address", "customers call it at", "customers see it as"]
+    return header, [[_short(near.member), near.real, near.called_at, near.seen_as or "-"] for near in sheet.near]
+
+
+def _attempt(attempt: Attempt) -> str:
+    commands = [f"ping -c 3 {attempt.address}", f"curl -m 5 http://{attempt.address}/"]
+    notes = [f"{attempt.receiver} sees {attempt.seen_as}", "the same, if it has a web server"]
+    width = max(len(command) for command in commands)
+    lines = [f"    {command:{width}}  # {note}" for command, note in zip(commands, notes, strict=True)]
+    return "\n".join([f"On {attempt.sender}:", "", *lines])
+
+
+def _refusals(sheet: Sheet, members: str, others: str) -> list[str]:
+    lines = [
+        f"To and from {members} that are not in section 5: they have no address here. The POD's owner adds them.",
+        f"To addresses of {sheet.pod} that are not in section 4.",
+        f"To real addresses of the {others}: where the networks overlap, a machine of your own may answer there.",
+    ]
+    if sheet.realm != MANAGEMENT:
+        closed = [_short(far.member) for far in sheet.far if far.address is None]
+        lines += [f"From your hosts to {', '.join(closed)}: not in your list of servers."] if closed else []
+        lines.append("Between you and other customers, by whatever address.")
+    lines.append("The POD drops all this without an answer: ping and curl time out.")
+    return lines

@@ -1,0 +1,73 @@
+"""The flow that a picture shows, as the tracer sees it: who sends what to whom on each leg, request and reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nat_pod.names import NAT_VM1, NAT_VM2, SIDES
+from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.trace.expected import expected_topology
+from nat_pod.trace.flows import declared_flows, flow_between
+from nat_pod.trace.walk import Disposition, Hop, Packet, Trace, label, trace
+
+NAMES: dict[str, str] = {NAT_VM1: "NAT VM1", NAT_VM2: "NAT VM2"}
+"""What pictures call the NAT VMs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stretch:
+    """A packet between two machines: natVm1, natVm2 or a member.  `number` counts through both directions."""
+
+    number: int
+    reply: bool
+    start: str
+    end: str
+    src: str
+    dst: str
+
+    @property
+    def style(self) -> str:
+        """Of the filled shapes that belong to it, in the picture's style sheet."""
+        return "replies" if self.reply else "requests"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Journey:
+    """A flow between two members as the tracer sees it; `dead` says why it does not get through, or nothing."""
+
+    sender: SlotPlan
+    receiver: SlotPlan
+    address: str
+    stretches: tuple[Stretch, ...]
+    dead: str
+
+
+def first_flow(plan: PodPlan) -> tuple[str, str] | None:
+    """The flow that is shown when none is asked for: the first that the stack file declares."""
+    flow = next(iter(declared_flows(plan)), None)
+    return None if flow is None or flow.receiver is None else (flow.sender, flow.receiver)
+
+
+def journey(plan: PodPlan, sender: SlotPlan, receiver: SlotPlan) -> Journey:
+    """Trace the flow from one member to another."""
+    flow = flow_between(sender, receiver)
+    packet = Packet(src=flow.source, dst=flow.destination)
+    traced = trace(expected_topology(plan), sender.member, packet, receiver.member)
+    delivered = traced.disposition is Disposition.DELIVERED
+    return Journey(
+        sender=sender,
+        receiver=receiver,
+        address=flow.destination,
+        stretches=tuple(_stretches(plan, traced)),
+        dead="" if delivered else f"{traced.disposition}: {traced.why}",
+    )
+
+
+def _stretches(plan: PodPlan, traced: Trace) -> Iterator[Stretch]:
+    machines = {label(name): name for name in (*SIDES, *(slot.member for slot in plan.slots))}
+    hops: list[tuple[bool, Hop]] = [(False, hop) for hop in traced.request.hops]
+    hops += [] if traced.reply is None else [(True, hop) for hop in traced.reply.hops]
+    for number, (reply, hop) in enumerate(hops, 1):
+        start, end = (machines[name] for name in hop.at.split(" -> "))
+        yield Stretch(number=number, reply=reply, start=start, end=end, src=hop.src, dst=hop.dst)

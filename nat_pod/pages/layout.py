@@ -1,0 +1,87 @@
+"""What a picture shows of a large POD, and how high its boxes are for it.
+
+What the flow touches is always shown, of the rest so much that it stays readable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from nat_pod.names import MANAGEMENT, SIDES
+from nat_pod.pages import columns
+from nat_pod.pages.journey import Journey
+from nat_pod.pages.svg import mono, width
+from nat_pod.plan.model import PodPlan, SlotPlan
+
+_MOST_HOSTS, _MOST_SERVERS, _MOST_VNICS = 14, 8, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Realm:
+    """A neighbour as it is shown: some members, and how many more there are."""
+
+    members: tuple[SlotPlan, ...]
+    more: int
+
+
+class Layout:
+    """What is shown of a POD, and how high each box is for it.
+
+    `touched` are the two members of the flow, `held` has the key of the VNIC of each address of a NAT VM, `busy` are
+    the VNICs by which the flow arrives.  `vnics` are indexes, on both VMs the same: a pair lies side by side.
+    """
+
+    def __init__(self, plan: PodPlan, flow: Journey | None) -> None:
+        self.plan = plan
+        self.touched = set() if flow is None else {flow.sender.member, flow.receiver.member}
+        self.held = {
+            address: vnic.key for vm in plan.vms for vnic in vm.vnics for address in (vnic.primary, *vnic.secondaries)
+        }
+        stretches = () if flow is None else flow.stretches
+        self.busy = {self.held[stretch.dst] for stretch in stretches if stretch.end in SIDES}
+        self.servers = self._realm(MANAGEMENT, _MOST_SERVERS)
+        few = len(plan.slots) - self.servers.more - len(self.servers.members) <= _MOST_HOSTS
+        self.customers = {name: self._realm(name, _MOST_HOSTS if few else 0) for name in plan.customer_cidrs}
+        self.vnics = self._vnics()
+
+    def _realm(self, realm: str, most: int) -> Realm:
+        members = [slot for slot in self.plan.slots if slot.member.startswith(f"{realm}/")]
+        kept = {slot.member for slot in (members if len(members) <= most else members[: max(0, most - 1)])}
+        shown = tuple(slot for slot in members if slot.member in kept | self.touched)
+        return Realm(shown, len(members) - len(shown))
+
+    def _vnics(self) -> list[int]:
+        """Indexes: of both VMs the same, a pair side by side."""
+        vnics = self.plan.vms[0].vnics
+        if len(vnics) <= _MOST_VNICS:
+            return [vnic.index for vnic in vnics]
+        busy = {vnic.index for vm in self.plan.vms for vnic in vm.vnics if vnic.key in self.busy}
+        return sorted({vnics[0].index, vnics[1].index, vnics[-1].index} | busy)
+
+    def customer_height(self, customer: str) -> float:
+        """Of a customer's box."""
+        realm = self.customers[customer]
+        return self.header(customer) + columns.HOST * len(realm.members) + (columns.MORE if realm.more else 0) + 4
+
+    def header(self, customer: str) -> float:
+        """Of a customer's box: a long name has a line of its own, above its CIDR."""
+        beside = columns.CUSTOMER_WIDTH - 30 - mono(self.plan.customer_cidrs[customer]) - 8
+        return columns.HEADER + (0 if width(customer, 13, True) <= beside else columns.CAPTION)
+
+    def vm_height(self) -> float:
+        """Of each NAT VM's box."""
+        gaps = sum(1 for one, two in pairwise(self.vnics) if two > one + 1)
+        return columns.VM_HEADER + columns.VNIC * len(self.vnics) + columns.ELLIPSIS * gaps + 4
+
+    def height(self) -> float:
+        """Of the networks, captions included."""
+        customers = sum(self.customer_height(name) + columns.BOX_GAP for name in self.customers) + 2 * columns.CAPTION
+        vms = 48 + self.vm_height() + 3 * columns.CAPTION
+        servers = (
+            60
+            + columns.SERVER * len(self.servers.members)
+            + (columns.MORE if self.servers.more else 0)
+            + 4 * columns.CAPTION
+        )
+        return max(customers, vms, servers, 230)
