@@ -11,3 +11,5 @@ Data flows one way; each arrow is a package, named after what a network engineer
       commands/                    what the engineer types; pages/ what others read; status.py what the VMs say
       handbuilt/                   a POD built by hand -> Pulumi.<stack>.yaml
 """
+
+__version__ = "0.1.0"

@@ -8,10 +8,9 @@ from pulumi.provider.experimental.analyzer import ComponentDefinition
 from pulumi.provider.experimental.component import ComponentProvider
 from pulumi.provider.server import ComponentInitError
 
+from nat_pod import __version__
 from nat_pod.component import NatPod
 from nat_pod.errors import ConfigError
-
-VERSION = "0.1.0"
 
 
 class Package(ComponentProvider):
@@ -36,4 +35,4 @@ class Package(ComponentProvider):
 
 
 if __name__ == "__main__":
-    main(Package([NatPod], "nat-pod", version=VERSION), sys.argv[1:])
+    main(Package([NatPod], "nat-pod", version=__version__), sys.argv[1:])

@@ -7,12 +7,15 @@ here and in data/article_cases.json.
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import real_stack
 
+import nat_pod
 from nat_pod.commands.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -138,6 +141,39 @@ def test_each_command_has_its_help_among_the_golden_ones(run):
     _, out, _ = run("--help")
     listed = [line.split()[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "]
     assert sorted(set(listed) - {"COMMAND"}) == sorted({command[0] for command in HELP if command})
+
+
+# --- the program's name and version ----------------------------------------------------------------------------------
+
+
+def test_the_version_is_said_and_nothing_else(run):
+    assert run("--version") == (0, f"nat-pod {nat_pod.__version__}\n", "")
+
+
+def test_the_version_is_written_once():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "nat_pod.__version__"}
+
+
+@pytest.mark.parametrize(
+    ("started_as", "name"),
+    [("/home/ops/.venv/bin/nat-pod", "nat-pod"), ("/work/nat_pod/__main__.py", "python -m nat_pod")],
+)
+def test_the_usage_has_the_name_that_was_typed(run, monkeypatch, started_as, name):
+    monkeypatch.setattr("sys.argv", [started_as])
+    assert run("plan")[2].startswith(f"usage: {name} plan ")
+
+
+def test_the_installed_program_takes_the_command_line_and_passes_the_status_on(project, monkeypatch, capsys):
+    """What pip makes of the entry point is `sys.exit(program())`."""
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert list(declared) == ["nat-pod"]
+    module, _, function = declared["nat-pod"].partition(":")
+    monkeypatch.setattr("gc.disable", lambda: None)  # these tests go on after it
+    monkeypatch.setattr("sys.argv", ["nat-pod", "check", "dve"])
+    assert getattr(import_module(module), function)() == 1
+    assert capsys.readouterr().err.startswith("Pulumi.dve.yaml: no such stack file")
 
 
 # --- the article -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import yaml
 from conftest import REPOSITORY, stack_mapping
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 
+import nat_pod
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.engine.engine import Engine, EngineError, find_cli
 from nat_pod.lab.region.file import RegionFile
@@ -172,7 +173,7 @@ def test_the_types_name_each_setting_that_the_configuration_knows(schema: dict[s
 
 def test_the_version_is_the_projects(schema: dict[str, Any]) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert (schema["name"], schema["version"]) == (project["name"], project["version"])
+    assert (schema["name"], schema["version"]) == (project["name"], nat_pod.__version__)
     assert yaml.safe_load((PACKAGE / "PulumiPlugin.yaml").read_text(encoding="utf-8"))["name"] == project["name"]
 
 

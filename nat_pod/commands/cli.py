@@ -1,4 +1,4 @@
-"""`python -m nat_pod <command> [STACK]`: what an engineer asks without logging in anywhere.
+"""`nat-pod <command> [STACK]`, or `python -m nat_pod`: what an engineer asks without logging in anywhere.
 
 Exit status 0: fine; 1: findings (problems in a stack file, a flow that does not get through, a failed check);
 2: the command line was wrong.  A user's mistake prints sentences, never a traceback.
@@ -12,7 +12,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
+import nat_pod
 from nat_pod.commands.command import FINDINGS, OK
 from nat_pod.errors import NatPodError
 
@@ -62,9 +64,10 @@ def _parser(first: str) -> argparse.ArgumentParser:
     What a command imports is loaded when it is the one that was typed: `new-pod` does without the tracer.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m nat_pod",
+        prog="nat-pod" if Path(sys.argv[0]).name == "nat-pod" else "python -m nat_pod",
         description="NAT POD on OCI: plan, check and trace a POD from its stack file, or bring it up in the lab.",
     )
+    parser.add_argument("--version", action="version", version=f"nat-pod {nat_pod.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in (first,) if first in COMMANDS else COMMANDS:
         import_module(f"nat_pod.commands.{COMMANDS[name]}").add(commands)
