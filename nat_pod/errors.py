@@ -6,6 +6,7 @@ A user's mistake ends with these sentences and exit status 1 or 2; a traceback a
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import dataclass
 
 
@@ -24,9 +25,8 @@ class Problem:
     command: str = ""
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f": {_shorten(self.value)}"
-        line = f"{self.path}{shown}: {self.rule}"
-        line = _visible(line)
+        shown = "" if self.value is None else f": {shorten(self.value)}"
+        line = visible(f"{self.path}{shown}: {self.rule}")
         return f"{line}\n    run: {self.command}" if self.command else line
 
 
@@ -41,18 +41,31 @@ class ConfigError(NatPodError):
         self.source = source
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+        super().__init__("\n".join([f"{visible(source)}: {count}", *(f"  {problem}" for problem in problems)]))
 
 
-def _visible(text: str) -> str:
-    """One line in which nothing hides: a line separator or a right-to-left mark pasted into a file shows as \\u2028."""
+def visible(text: str) -> str:
+    """One line in which nothing hides: a line separator or a right-to-left mark pasted into a file shows as \\u2028.
+
+    For what comes from outside and goes to a terminal: values of a stack file, and the names of files.
+    """
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
-def _shorten(value: object) -> str:
-    """`value` in YAML's own flow style, on one line, cut where it would hide the rule behind it."""
+_LONGEST = 80
+
+
+def shorten(value: object) -> str:
+    """`value` in YAML's own flow style, on one line, cut where it would hide the rule behind it.
+
+    No more is written than is shown: a few aliases in a stack file make a value of gigabytes.
+    """
+    text = ""
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
+        for piece in json.JSONEncoder(ensure_ascii=False, default=str).iterencode(value):
+            text += piece
+            if len(text) > _LONGEST:
+                break
     except (TypeError, ValueError):  # keys that JSON does not have, a value that contains itself
-        text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        text = reprlib.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -483,6 +483,21 @@ def test_check_reports_a_file_that_is_not_yaml_beside_one_that_is_fine(run, proj
     )
 
 
+@pytest.mark.parametrize("command", ["check", "pods"])
+def test_a_file_whose_name_is_an_escape_sequence_reaches_no_terminal(run, project, command):
+    edit(project, stack="\x1b[2J\n")
+    status, out, err = run(command)
+    assert (status, "\x1b" in out + err, "\\x1b[2J\\n" in out) == (1, False, True)
+    for arguments in (
+        ["plan", "\x1b[2J\n", "--svg", "pod.svg"],
+        ["new-pod", "prod"],
+        ["trace", "dev", "\x1b[31m", "x"],
+    ):
+        status, out, err = run(*arguments)
+        assert (status, out, "\x1b" in err, "\\x1b" in err) == (1, "", False, True)
+    assert not (project / "pod.svg").exists()
+
+
 def test_check_finds_a_range_that_two_pods_share_and_says_so_for_both(run, project):
     edit(project, stack="prod")
     clash = '  nat-pod:cidr: "198.18.0.0/22": overlaps 198.18.0.0/22 of Pulumi.{}.yaml; each POD has its own range\n'

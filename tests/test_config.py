@@ -14,7 +14,7 @@ from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config.addressing import Slot
 from nat_pod.config.model import PodConfig, read_draft
-from nat_pod.errors import ConfigError, Problem
+from nat_pod.errors import ConfigError, Problem, shorten
 from nat_pod.plan.planner import plan_pod
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -157,6 +157,15 @@ def test_a_config_error_names_the_file_and_counts_its_problems(dev):
 )
 def test_a_problem_shows_the_value_on_one_line_and_never_longer_than_the_rule_can_bear(value, shown):
     assert str(Problem("nat-pod:cidr", value, "rule")) == f"nat-pod:cidr: {shown}: rule"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1, "1, 1]..."), ({(1, 2): 3}, "[...]")])
+def test_a_problem_writes_no_more_of_a_value_than_it_shows(value, shown):
+    """Lists of one list twice, as aliases make them: 60 levels would be 10^18 values."""
+    for _ in range(60):
+        value = [value, value]
+    text = shorten(value)  # not compared as a value: pytest would write all of it
+    assert (len(text), text[:6], shown.strip(".") in text) == (80, "[[[[[[", True)
 
 
 def test_a_problem_without_a_value_shows_none():

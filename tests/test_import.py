@@ -518,7 +518,7 @@ def test_a_customer_given_twice_is_refused(run):
 def test_a_stack_name_that_is_none_is_a_wrong_command_line(run, directory, name):
     status, out, err = run(GOOD["article"], f"--stack={name}")
     assert (status, out) == (2, "")
-    assert f"{name} is no name of a stack, e.g. prod" in err
+    assert f"{name} is not a valid stack name; a stack's name is letters, digits" in err
 
 
 def test_damaged_files_never_end_in_a_traceback(run):

@@ -3,6 +3,7 @@
 Address plan: the article's (conftest.py).
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ config:
     customer2: {cidr: 10.0.1.0/24, hosts: {}}
     customer1: {cidr: 10.0.2.0/24, hosts: {}}
 """
+
+
+def doubled(form: str) -> str:
+    """Two kilobytes in which each of sixty values is the one before it, twice."""
+    lines = [f"  nat-pod:a{number}: &a{number} {form.format(f'*a{number - 1}')}" for number in range(1, 61)]
+    return "\n".join(["config:", "  nat-pod:a0: &a0 {k: v}", *lines, ""])
+
 
 UNREADABLE = {
     "a key that stands twice": (
@@ -76,6 +84,20 @@ UNREADABLE = {
     "a control character": (
         "config: \x07\n",
         "file: is not YAML that can be read: unacceptable character #x0007: special characters are not allowed",
+    ),
+    "an alias of what it stands in": (
+        "config: &all {again: *all}\n",
+        "line 1, column 9: is not YAML that can be read: this value contains itself",
+    ),
+    "aliases that double sixty times": (
+        doubled("[{0}, {0}]"),
+        "line 16, column 16: is not YAML that can be read: more than 100,000 values, aliases (*name) followed; no POD "
+        "needs so many",
+    ),
+    "merges that double sixty times": (
+        doubled("{{<<: [{0}, {0}]}}"),
+        "line 16, column 16: is not YAML that can be read: more than 100,000 values, aliases (*name) followed; no POD "
+        "needs so many",
     ),
     "a list for a file": ("- config\n", "file: must be a mapping with the key config:"),
     "a word for a file": ("config\n", "file: must be a mapping with the key config:"),
@@ -206,3 +228,29 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     put(tmp_path, text, "Pulumi.plain.yaml")
     assert read_stack(tmp_path, "x").config == read_stack(tmp_path, "plain").config
     assert read_stack(tmp_path, "x").pod_config()["cidr"] == "198.18.0.0/22"
+
+
+@pytest.mark.parametrize("aliases", [16_000, 17_000])
+def test_as_many_values_as_no_pod_has_are_read_and_no_more(tmp_path, aliases):
+    """Each alias stands for six values here; a full /21 POD has some 7,000 in all."""
+    put(tmp_path, f"config:\n  x: &x [1, 2, 3, 4, 5]\n  y: [{', '.join(['*x'] * aliases)}]\n")
+    if aliases == 16_000:
+        assert len(load_yaml(tmp_path / "Pulumi.x.yaml")["config"]["y"]) == aliases
+    else:
+        assert "more than 100,000 values" in problems_of(tmp_path)[0]
+
+
+NO_NAMES = ["\x1b[31mred", "a\nb", "--help", ".x", "a b", "<b>", "ü", "x" * 101, os.fsdecode(b"\xff")]
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
+def test_a_file_of_what_is_no_stacks_name_is_refused_and_hides_nothing(tmp_path, name):
+    put(tmp_path, "config: {}\n", f"Pulumi.{name}.yaml")
+    with pytest.raises(ConfigError) as refused:
+        read_stack(tmp_path, name)
+    text = str(refused.value)
+    assert "is not a valid stack name; a stack's name is letters, digits, dots, dashes and underscores" in text
+    assert all(sign.isprintable() for sign in text.replace("\n  ", ""))
+    with pytest.raises(NatPodError) as missing:
+        read_stack(tmp_path, "prod")
+    assert str(missing.value).isprintable()

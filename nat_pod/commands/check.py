@@ -10,7 +10,7 @@ from nat_pod.config.model import Capacity
 from nat_pod.config.pods import claimed, no_stacks, read_pods
 from nat_pod.config.ranges import overlaps
 from nat_pod.config.stack_file import read_stack
-from nat_pod.errors import ConfigError, Problem
+from nat_pod.errors import ConfigError, Problem, shorten
 from nat_pod.plan.planner import plan_pod
 
 
@@ -59,5 +59,5 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _problem_dict(problem: Problem) -> dict[str, object]:
-    value = problem.value if problem.value is None or isinstance(problem.value, str | int) else repr(problem.value)
+    value = problem.value if problem.value is None or isinstance(problem.value, str | int) else shorten(problem.value)
     return {"path": problem.path, "value": value, "rule": problem.rule, "command": problem.command or None}

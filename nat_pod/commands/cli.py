@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nat_pod
 from nat_pod.commands.command import FINDINGS, OK
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, visible
 
 COMMANDS = {
     "check": "check",
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be caught
         return status
     except NatPodError as error:
-        print(error, file=sys.stderr)
+        # Line by line: what was typed, or what a file is called, may hold a terminal's escape sequences.
+        print("\n".join(visible(line) for line in str(error).split("\n")), file=sys.stderr)
         return FINDINGS
     except BrokenPipeError:
         # `| head` closed our output; that is its business.  Keep the interpreter from complaining at exit.

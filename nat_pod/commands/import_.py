@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from netaddr import IPNetwork
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, read_bytes
 from nat_pod.config import address_book as book
 from nat_pod.config.neighbours import is_customer_name
+from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name
 from nat_pod.errors import NatPodError
 from nat_pod.handbuilt import saved_rules
 from nat_pod.handbuilt.draft import ASSUMED, Draft, draft
@@ -71,8 +71,8 @@ def _customer_network(text: str) -> tuple[str, IPNetwork]:
 
 
 def _stack_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise argparse.ArgumentTypeError(f"{text} is no name of a stack, e.g. prod")
+    if not is_stack_name(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a valid stack name; {STACK_NAME_RULE}")
     return text
 
 

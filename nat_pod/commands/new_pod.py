@@ -13,10 +13,8 @@ from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.pods import claimed, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges
-from nat_pod.config.stack_file import load_text
+from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name, load_text
 from nat_pod.errors import NatPodError
-
-_STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def add(commands: Subparsers) -> None:
@@ -89,8 +87,8 @@ def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
     stack file cannot be read: it might be the one that is handed out.
     """
     path = directory / f"Pulumi.{name}.yaml"
-    if not _STACK_NAME.fullmatch(name):
-        raise NatPodError(f"{name}: a stack's name is letters, digits, dots, dashes and underscores, e.g. prod")
+    if not is_stack_name(name):
+        raise NatPodError(f"{name}: {STACK_NAME_RULE}")
     if path.exists() or path.is_symlink():
         raise NatPodError(f"{path.name}: exists already; new-pod writes new files only (nothing was changed)")
     pods = read_pods(directory)

@@ -14,6 +14,8 @@ from nat_pod.config.addressing import default_layout
 from nat_pod.config.model import PodConfig
 from nat_pod.config.pods import Pod, claimed, no_stacks, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges, overlapping
+from nat_pod.config.stack_file import is_stack_name
+from nat_pod.errors import visible
 from nat_pod.text import count, table
 
 PREFIXES = (22, 21)
@@ -93,11 +95,12 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
     if examples := [name for name, pod in pods.items() if pod.example]:
         lines.append(f"examples (made-up compartment), their ranges free: {', '.join(examples)}")
     if unknown := range_unknown(pods):
-        lines.append(
-            f"not counted, for its range cannot be read: {', '.join(f'Pulumi.{name}.yaml' for name in unknown)}"
-        )
+        files = ", ".join(f"Pulumi.{visible(name)}.yaml" for name in unknown)
+        lines.append(f"not counted, for its range cannot be read: {files}")
     if wrong := _wrong(pods):
-        lines.append(f"what is wrong, with its rule: python -m nat_pod check {' '.join(wrong)}")
+        # What is no stack's name is not for a command line; without names, all are checked.
+        names = wrong if all(is_stack_name(name) for name in wrong) else []
+        lines.append(" ".join(["what is wrong, with its rule: python -m nat_pod check", *names]))
     return "\n".join(lines)
 
 
@@ -105,7 +108,7 @@ def _row(pod: Pod, others: list[str]) -> list[object]:
     states = [f"overlaps {', '.join(others)}"] if others else []
     states += [count(len(pod.problems), "problem")] if pod.problems else []
     end = ("example, " if pod.example else "") + ("; ".join(states) or "fine")
-    start = [pod.name, "-" if pod.cidr is None else str(pod.cidr)]
+    start = [visible(pod.name), "-" if pod.cidr is None else str(pod.cidr)]
     if pod.config is None:
         return [*start, "-", "-", "-", "-", "-", end]
     left = pod.config.capacity

@@ -44,7 +44,7 @@ def read_nat_vm(reader: Reader, value: object) -> NatVmConfig | None:
         "natVm.availabilityDomain",
         section.get("availabilityDomain"),
         "must be the name of an availability domain, e.g. Uocm:UK-LONDON-1-AD-1",
-        re.compile(r"\S+-AD-\d", re.IGNORECASE),
+        re.compile(r"[a-z0-9:_-]+-AD-[0-9]", re.IGNORECASE | re.ASCII),
     )
     key = reader.text(
         "natVm.sshPublicKey",

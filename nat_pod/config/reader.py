@@ -82,7 +82,9 @@ class Reader:
 
     def ocid(self, path: str, value: object, kinds: tuple[str, ...]) -> str | None:
         """The OCID of a resource of one of these kinds."""
-        pattern = re.compile(rf"ocid1\.({'|'.join(kinds)})\.\S+")
+        # ocid1.TYPE.REALM.[REGION][.FUTURE USE].UNIQUE ID (OCI docs, "Resource Identifiers"); strict, because it goes
+        # into pages and terminals.
+        pattern = re.compile(rf"ocid1\.({'|'.join(kinds)})\.[a-z0-9]+\.([a-z0-9-]*\.){{1,2}}[A-Za-z0-9_-]+")
         what = f"{'an' if kinds[0][0] in 'aeiou' else 'a'} {kinds[0]}"
         return self.text(path, value, f"must be the OCID of {what}, e.g. ocid1.{kinds[0]}.oc1..aaaa", pattern)
 

@@ -17,10 +17,14 @@ from typing import Any
 import yaml
 
 from nat_pod.config.model import PodConfig
-from nat_pod.errors import ConfigError, NatPodError, Problem
+from nat_pod.errors import ConfigError, NatPodError, Problem, visible
 from nat_pod.names import NAMESPACE
 
+_STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _MADE_UP = re.compile(r"ocid1\.[a-z]+\.[^.]*\.[^.]*\.example")
+
+
+STACK_NAME_RULE = "a stack's name is letters, digits, dots, dashes and underscores, e.g. prod"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +62,23 @@ def stack_names(directory: Path) -> list[str]:
     )
 
 
+def is_stack_name(name: str) -> bool:
+    """Whether Pulumi takes it for a stack's name, and no command line for an option."""
+    return _STACK_NAME.fullmatch(name) is not None
+
+
 def read_stack(directory: Path, name: str) -> Stack:
     """Read a stack's configuration with the project's defaults under it.
 
-    Raises ConfigError for a file that is not YAML, names a key twice or holds an encrypted nat-pod value, and
-    NatPodError when there is no such file.
+    Raises ConfigError for a file that is not YAML, names a key twice, holds an encrypted nat-pod value or belongs to no
+    stack that there can be, and NatPodError when there is no such file.
     """
     path = directory / f"Pulumi.{name}.yaml"
     if not path.is_file():
-        known = ", ".join(stack_names(directory)) or "none"
+        known = ", ".join(visible(stack) for stack in stack_names(directory)) or "none"
         raise NatPodError(f"{path.name}: no such stack file in {directory}; stacks here are: {known}")
+    if not is_stack_name(name):
+        raise ConfigError(path.name, [Problem("file name", name, f"is not a valid stack name; {STACK_NAME_RULE}")])
     project = directory / "Pulumi.yaml"
     defaults = _config_of(load_yaml(project), project.name) if project.is_file() else {}
     return _merge(name, path, path.name, defaults, _config_of(load_yaml(path), path.name))
@@ -183,8 +194,38 @@ def _where(error: Exception) -> tuple[str, None, str]:
     return place, None, f"is not YAML that can be read: {reason}"
 
 
-class _UniqueKeys(yaml.constructor.SafeConstructor):
-    """PyYAML keeps the last of two equal keys in silence: a customer written twice would lose its first hosts."""
+_MOST_VALUES = 100_000
+"""Aliases followed.  A full /21 POD has some 7,000; ten lines of aliases of aliases make more than memory holds."""
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for.  Raises for one that contains itself, and above the limit."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.constructor.ConstructorError(None, None, "this value contains itself", node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0  # not known yet
+    inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    total = 1
+    if isinstance(node, yaml.CollectionNode):
+        for part in inner:
+            total += _values(part, known)
+            if total > _MOST_VALUES:
+                rule = f"more than {_MOST_VALUES:,} values, aliases (*name) followed; no POD needs so many"
+                raise yaml.constructor.ConstructorError(None, None, rule, part.start_mark)
+    known[id(node)] = total
+    return total
+
+
+class _Bounded(yaml.constructor.SafeConstructor):
+    """What a small file may ask for is bounded, and a key that stands twice is refused.
+
+    PyYAML keeps the last of two equal keys in silence: a customer written twice would lose its first hosts.
+    """
+
+    def construct_document(self, node: yaml.Node) -> object:
+        _values(node, {})  # before anything is made of it: merges (<<) multiply while they are made
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -199,9 +240,9 @@ class _UniqueKeys(yaml.constructor.SafeConstructor):
         return super().construct_mapping(node, deep)
 
 
-class _Plain(_UniqueKeys, yaml.SafeLoader):
+class _Plain(_Bounded, yaml.SafeLoader):
     """PyYAML's own parser."""
 
 
-class _Fast(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Fast(_Bounded, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """libyaml's parser where PyYAML was built with it: a full /21 POD's file in a fifth of the time."""
