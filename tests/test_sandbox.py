@@ -263,7 +263,7 @@ def zombie(pid: int) -> bool:
 
 def caller(key: str, program: str, *prefix: str) -> subprocess.Popen[str]:
     """Another program that uses the sandbox."""
-    head = f"import time; from nat_pod.lab import sandbox; from small_networks import network; key = {key!r}; "
+    head = f"import time; from nat_pod.lab.wire import sandbox; from small_networks import network; key = {key!r}; "
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
     command = [*prefix, sys.executable, "-c", head + program]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -303,7 +303,7 @@ class TestUse:
             assert sandbox.enter(lab.pid, ["sh", "-c", "exit 7"]) == 7
             assert sandbox.enter(lab.pid, ["sh", "-c", "kill -KILL $$"]) == 128 + signal.SIGKILL
             show = ["ip", "-br", "-4", "addr", "show", "ens3"]
-            assert sandbox.enter(lab.pid, sandbox.vm_command("b1", show)) == 0
+            assert sandbox.enter(lab.pid, lab.call("command", vm="b1", argv=show)) == 0
             assert "10.1.0.2/24" in capfd.readouterr().out
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

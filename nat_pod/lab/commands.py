@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +18,12 @@ from nat_pod.lab.engine.engine import Engine, find_cli
 from nat_pod.lab.engine.program import Deployment, deploy
 from nat_pod.lab.observe import observe
 from nat_pod.lab.region.file import RegionFile
+from nat_pod.lab.scratch import remove_leftovers, scratch_folder
 from nat_pod.lab.surroundings import bring_up, prepare
 from nat_pod.lab.wire import sandbox
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.trace.topology import Topology
+from nat_pod.trace.topology import VM_NAT, Topology
 
 _PROBE_SECONDS = 2.0
 """How long a probe waits for an answer: the slowest declared flow takes milliseconds, a refused one all of it."""
@@ -62,13 +63,15 @@ def shell(directory: Path, stack: str, member: str) -> int:
     pid = _holder(stack, key)
     machines = sandbox.call(key, "status")["vms"]
     if member not in machines:
-        raise NatPodError(f"{member} is no machine of this lab; it has {', '.join(sorted(machines))}")
-    print(f"{member}: `ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
-    return sandbox.enter(pid, sandbox.vm_command(member, [os.environ.get("SHELL", "/bin/sh")]))
+        raise NatPodError(f"{member} is not a machine of this lab; its machines are {', '.join(sorted(machines))}")
+    status = "`nat-pod-agent status`, " if machines[member] == VM_NAT else ""
+    print(f"{member}: {status}`ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
+    return sandbox.enter(pid, sandbox.call(key, "command", vm=member, argv=_shell_command(stack, member)))
 
 
 def down(directory: Path, stack: str) -> bool:
-    """Take the lab away; returns whether there was one."""
+    """Take the lab away, and what killed commands left; returns whether there was one."""
+    remove_leftovers()
     return sandbox.stop(sandbox.lab_key(stack, directory))
 
 
@@ -77,6 +80,17 @@ def _holder(stack: str, key: str) -> int:
     if pid is None:
         raise NatPodError(f"the lab of {stack} is not up; run: python -m nat_pod lab up {stack}")
     return pid
+
+
+def _shell_command(stack: str, member: str) -> list[str]:
+    """A shell whose prompt says that it is in the lab, and on which machine.
+
+    Without the start files of the caller, whose prompt would name the caller's own machine.
+    """
+    prompt, shell = f"[lab {stack}] {member}", ["sh"]
+    if shutil.which("bash"):
+        prompt, shell = f"{prompt}:\\w", ["bash", "--noprofile", "--norc"]
+    return ["env", f"PS1={prompt}# ", f"TERM={os.environ.get('TERM', 'dumb')}", *shell]
 
 
 def demo(directory: Path, stack: str) -> bool:
@@ -111,10 +125,10 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
     """
     plan, region = prepare(directory, stack)
     cli = find_cli()
-    with tempfile.TemporaryDirectory(prefix="nat-pod-") as scratch:
+    with scratch_folder() as scratch:
         engine = None
         if cli is not None:
-            shared = RegionFile.make(Path(scratch) / "region", region)
+            shared = RegionFile.make(scratch / "region", region)
             region, engine = shared, Engine(directory, stack, shared.path, cli)
 
         def up() -> Deployment:

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nat_pod.lab.wire import netns
+from nat_pod.lab.wire import boot, netns
 from nat_pod.lab.wire.fabric import (
     IMDS_ADDRESS,
     dhcp_offer,
@@ -136,7 +136,18 @@ class Operations:
 
     def log_in(self, vm: str, argv: list[str]) -> dict[str, Any]:
         """Run a program on a NAT VM as somebody who is logged in: exit status, and what it printed."""
-        return _finished(self._boot_command(vm, "run", str(self._disk(vm)), *argv), _BOOT_SECONDS)
+        self._disk(vm)
+        return _finished(self.command(vm, argv), _BOOT_SECONDS)
+
+    def command(self, vm: str, argv: list[str]) -> list[str]:
+        """The command line that runs a program on a machine as somebody who is logged in, for `sandbox.enter`.
+
+        A NAT VM has a root directory of its own; hosts and routers have only a network of their own.
+        """
+        self._known(vm, self._topology.vms)
+        if self._topology.vms[vm].kind == VM_NAT:
+            return self._boot_command(vm, "run", str(self._disk(vm)), *argv)
+        return ["ip", "netns", "exec", vm_namespace(vm), *argv]
 
     def metadata(self, vm: str, metadata: dict[str, str]) -> None:
         """Replace a NAT VM's instance metadata, as an update in place does on OCI."""
@@ -221,7 +232,7 @@ class Operations:
 
     def _boot_command(self, vm: str, *arguments: str) -> list[str]:
         # `ip netns exec`, since the guest looks at /sys/class/net, and only this mounts the right one.
-        return ["ip", "netns", "exec", vm_namespace(vm), sys.executable, "-m", "nat_pod.lab.wire.boot", *arguments]
+        return ["ip", "netns", "exec", vm_namespace(vm), sys.executable, "-P", boot.__file__, *arguments]
 
     def _keep(self, label: str, command: list[str], vm: str) -> None:
         self._processes[label] = _spawn(command, vm)

@@ -37,7 +37,6 @@ from select import select
 from types import TracebackType
 from typing import Any
 
-from nat_pod.lab.wire.fabric import vm_namespace
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.probe import Answer, Flow
 from nat_pod.trace.topology import Topology
@@ -211,11 +210,6 @@ def enter(pid: int, arguments: Sequence[str]) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
-
-
-def vm_command(vm: str, arguments: Sequence[str]) -> list[str]:
-    """The command line that runs a program on a VM, for `enter`."""
-    return ["ip", "netns", "exec", vm_namespace(vm), *arguments]
 
 
 def stop(key: str) -> bool:
