@@ -177,10 +177,12 @@ class NatPod(pulumi.ComponentResource):
     def _vnic_subnets(self, tables: dict[str, oci.core.RouteTable]) -> dict[str, oci.core.Subnet]:
         return {
             subnet.key: self._subnet(
-                subnet.key, subnet.cidr, route_table_id=tables[subnet.side].id if subnet.side in tables else None
+                subnet.key,
+                subnet.cidr,
+                route_table_id=tables[subnet.route_table].id if subnet.route_table in tables else None,
             )
             for subnet in self._plan.subnets
-            if subnet.side in SIDES
+            if subnet.side is not None
         }
 
     def _subnet(
@@ -203,14 +205,14 @@ class NatPod(pulumi.ComponentResource):
             opts=self._options(),
         )
 
-    def _attach_route_table(self, side: str, table: oci.core.RouteTable) -> None:
-        """Give the subnets of a side their route table after they were made.
+    def _attach_route_table(self, key: str, table: oci.core.RouteTable) -> None:
+        """Give subnets the route table that the plan calls `key`, after they were made.
 
         With it at once they would wait for ever: NAT VM1's table leads to the LPGs, the LPGs' own one to NAT VM1, and
         NAT VM1 is in these subnets.
         """
         for subnet in self._plan.subnets:
-            if subnet.side == side:
+            if subnet.route_table == key:
                 oci.core.RouteTableAttachment(
                     self._child(subnet.key),
                     subnet_id=self._subnets[subnet.key].id,
@@ -237,10 +239,11 @@ class NatPod(pulumi.ComponentResource):
         ]
 
     def _rules_to_nat_vm1(self) -> pulumi.Output[list[RouteRule]]:
-        """What customers send elsewhere in the POD ends at NAT VM1: `pod._not_for_customers`."""
-        primary = self._plan.vm(NAT_VM1).vnics[0].primary
+        """What customers send elsewhere in the POD ends at NAT VM1: `planner._not_for_customers`."""
+        vm = self._plan.vms_on(NAT_VM1)[0]
+        primary = vm.vnics[0].primary
         found = oci.core.get_private_ips_output(
-            vnic_id=self._primary_vnics[NAT_VM1], opts=pulumi.InvokeOutputOptions(parent=self)
+            vnic_id=self._primary_vnics[vm.key], opts=pulumi.InvokeOutputOptions(parent=self)
         )
         target = found.apply(lambda result: next(ip.id for ip in result.private_ips if ip.ip_address == primary))
         return target.apply(lambda ocid: [_route_rule(rule.destination, ocid) for rule in self._plan.routes[LPGS]])
@@ -414,10 +417,10 @@ class NatPod(pulumi.ComponentResource):
 
     def _vnic_details(self, vnic: VnicPlan) -> dict[str, Any]:
         return {
-            "subnet_id": self._subnets[vnic.key].id,
+            "subnet_id": self._subnets[vnic.subnet].id,
             "private_ip": vnic.primary,
             "display_name": self._child(vnic.key),
-            "nsg_ids": [self._nsgs[vnic.vm].id],
+            "nsg_ids": [self._nsgs[self._plan.vm(vnic.vm).nsg].id],
             # A NAT VM sends and receives for addresses that are not its VNIC's.
             "skip_source_dest_check": True,
             # The provider's default on an instance is "true", which OCI refuses in these subnets.
@@ -458,7 +461,7 @@ class NatPod(pulumi.ComponentResource):
                 )
             )
 
-        return self._subnets[primary.key].id.apply(pick)
+        return self._subnets[primary.subnet].id.apply(pick)
 
     def _private_ips(self, vnic: VnicPlan, vnic_id: pulumi.Input[str], owner: pulumi.Resource) -> None:
         for address in vnic.secondaries:
