@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from nat_pod.config.neighbours import is_customer_name, is_member_name
 from nat_pod.handbuilt.reconstruct import Finding, Handbuilt, Kind
 from nat_pod.handbuilt.saved_rules import Range, dotted
 from nat_pod.limits import MAX_VNICS, VCN_PREFIXES
-from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, VROUTER
+from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, VROUTER, MemberName
 
 FILL_IN = "FILL-IN"
 ASSUMED = "ASSUMED"
@@ -98,12 +98,15 @@ def draft(pod: Handbuilt, customers: Mapping[str, IPNetwork], stack: str) -> Dra
     """
     result = Draft(findings=list(pod.findings))
     groups = _groups(pod, customers, result)
-    servers = _named(pod, NAT_VM2, pod.servers, "server")
+    servers = {
+        address: MemberName(MANAGEMENT, name) for address, name in _named(pod, NAT_VM2, pod.servers, "server").items()
+    }
     hosts = {
-        address: f"{group.name}/{name}"
+        address: MemberName(group.name, name)
         for group in groups
         for address, name in _named(pod, NAT_VM1, group.hosts, "host").items()
     }
+    every_server = sorted(server.short for server in servers.values())
     pinned, cidr = _range(pod)
     reached = {group.name: _reached(pod, group, servers, result, hosts) for group in groups}
     _judge_gained(pod, servers, hosts, result)
@@ -114,13 +117,13 @@ def draft(pod: Handbuilt, customers: Mapping[str, IPNetwork], stack: str) -> Dra
         "management": {
             "cidr": str(_management(pod, result)),
             "vrouter": FILL_IN,
-            "servers": {name: dotted(address) for address, name in servers.items()},
+            "servers": {name.short: dotted(address) for address, name in servers.items()},
         },
         "customers": {
             group.name: {
                 "cidr": str(group.network),
-                **({} if reached[group.name] in (None, sorted(servers.values())) else {"servers": reached[group.name]}),
-                "hosts": {hosts[address].split("/")[1]: dotted(address) for address in group.hosts},
+                **({} if reached[group.name] in (None, every_server) else {"servers": reached[group.name]}),
+                "hosts": {hosts[address].short: dotted(address) for address in group.hosts},
             }
             for group in groups
         },
@@ -137,11 +140,8 @@ def draft(pod: Handbuilt, customers: Mapping[str, IPNetwork], stack: str) -> Dra
         }
         result.comments["subnets.vrouter"] = "the network of the vRouter's floating IP, a /24 to a /29"
     result.config["addresses"] = {
-        name: {NAT_VM1: dotted(slot[0]), NAT_VM2: dotted(slot[1])}
-        for members, names in (
-            (pod.servers, {address: f"{MANAGEMENT}/{name}" for address, name in servers.items()}),
-            (pod.hosts, hosts),
-        )
+        str(name): {NAT_VM1: dotted(slot[0]), NAT_VM2: dotted(slot[1])}
+        for members, names in ((pod.servers, servers), (pod.hosts, hosts))
         for address, name in names.items()
         if (slot := members[address]) is not None
     }
@@ -287,7 +287,7 @@ def _named(pod: Handbuilt, vm: str, addresses: Iterable[int], word: str) -> dict
 
 
 def _reached(
-    pod: Handbuilt, group: _Group, servers: dict[int, str], result: Draft, hosts: dict[int, str]
+    pod: Handbuilt, group: _Group, servers: dict[int, MemberName], result: Draft, hosts: dict[int, MemberName]
 ) -> list[str] | None:
     """The servers that a customer reaches; nat-pod lets all its hosts reach them.  None: it has no hosts yet."""
     if not group.hosts:
@@ -299,15 +299,15 @@ def _reached(
     together = set().union(*reached.values())
     for host, own in reached.items():
         if together - own:
-            more = [f"{MANAGEMENT}/{servers[server]}" for server in sorted(together - own)]
+            more = [servers[server] for server in sorted(together - own)]
             why = (
                 f"{hosts[host]} gets to reach {_some(more)}: others of {group.name} do, and nat-pod decides by customer"
             )
             result.findings.append(Finding(kind=Kind.GAINED, why=why))
-    return sorted(servers[server] for server in together)
+    return sorted(servers[server].short for server in together)
 
 
-def _judge_gained(pod: Handbuilt, servers: dict[int, str], hosts: dict[int, str], result: Draft) -> None:
+def _judge_gained(pod: Handbuilt, servers: dict[int, MemberName], hosts: dict[int, MemberName], result: Draft) -> None:
     """Hosts that a server does not reach today: nat-pod lets each server reach each host."""
     reached: dict[int, set[int]] = {server: set() for server in servers}
     for flow in pod.flows:
@@ -316,9 +316,7 @@ def _judge_gained(pod: Handbuilt, servers: dict[int, str], hosts: dict[int, str]
     for server, own in reached.items():
         more = [hosts[host] for host in hosts if host not in own and pod.hosts[host] is not None]
         if more:
-            why = (
-                f"{MANAGEMENT}/{servers[server]} gets to reach {_some(more)}: in nat-pod each server reaches each host"
-            )
+            why = f"{servers[server]} gets to reach {_some(more)}: in nat-pod each server reaches each host"
             result.findings.append(Finding(kind=Kind.GAINED, why=why))
 
 
@@ -390,5 +388,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
