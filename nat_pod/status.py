@@ -13,14 +13,13 @@ import base64
 import bz2
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from nat_pod.limits import FLOWS_PER_ADDRESS
-from nat_pod.names import NAT_VM1, NAT_VM2
-from nat_pod.plan.model import NatVmPlan, PodPlan
+from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 
 ROUND_SECONDS = 15
 """Between two rounds of the agent (cloud-init/nat-pod-agent.timer)."""
@@ -197,7 +196,7 @@ def compare(
         planned={vm.key: vm.generation for vm in plan.vms},
         vnics_planned={vm.key: len(vm.vnics) for vm in plan.vms},
         reports=read,
-        members=tuple(_member(slot.member, slot.real, read) for slot in plan.slots),
+        members=tuple(_member(slot, [read[vm.key] for vm in plan.vms_on(slot.member.side)]) for slot in plan.slots),
         findings=tuple(findings),
     )
 
@@ -307,17 +306,20 @@ def _use(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
-def _member(name: str, real: str, reports: Mapping[str, VmReport | None]) -> MemberUse:
-    report = reports[NAT_VM2 if name.startswith("management/") else NAT_VM1]
-    if report is None:
-        return MemberUse(name=name)
-    counted, nothing = report.by_member.get(name, {}), Use()
+def _member(slot: SlotPlan, reports: Iterable[VmReport | None]) -> MemberUse:
+    """What the NAT VMs on a member's side count for it, together."""
+    heard = [report for report in reports if report is not None]
+    if not heard:
+        return MemberUse(name=slot.member)
+    counted = [report.by_member.get(slot.member, {}) for report in heard]
+    opened = [own["SNAT"] for own in counted if "SNAT" in own]
+    ends = [ends.get(slot.real, Use()) for report in heard for ends in (report.sent, report.received)]
     return MemberUse(
-        name=name,
-        tried=counted.get("goto", 0),
-        opened=counted.get("SNAT"),
-        received=counted.get("DNAT", 0),
-        open=report.sent.get(real, nothing) + report.received.get(real, nothing),
+        name=slot.member,
+        tried=sum(own.get("goto", 0) for own in counted),
+        opened=sum(opened) if opened else None,
+        received=sum(own.get("DNAT", 0) for own in counted),
+        open=sum(ends, Use()),
     )
 
 

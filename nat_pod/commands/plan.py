@@ -175,7 +175,7 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
             "VNICs (source/destination check off)",
             ["VNIC", "subnet", "primary", "secondary private IPs"],
             [
-                [vnic.key, subnets[vnic.key], vnic.primary, _some(vnic.secondaries)]
+                [vnic.key, subnets[vnic.subnet], vnic.primary, _some(vnic.secondaries)]
                 for vm in plan.vms
                 for vnic in vm.vnics
             ],

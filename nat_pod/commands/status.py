@@ -64,7 +64,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if len(files) < len(arguments.report) or list(files.values()).count("-") > 1:
         raise NatPodError("--report: one for each NAT VM, and only one of them from standard input")
     texts = {vm: read_text(file) for vm, file in files.items()} or reports(arguments.stack)
-    compared = status.compare(plan, {vm: _report_of(vm, texts.get(vm)) for vm in SIDES}, time.time(), deployed)
+    compared = status.compare(
+        plan, {vm.key: _report_of(vm.key, texts.get(vm.key)) for vm in plan.vms}, time.time(), deployed
+    )
     if arguments.json:
         print_json(status_dict(compared))
     else:

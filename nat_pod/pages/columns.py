@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nat_pod import names
+from typing import assert_never
+
+from nat_pod.names import MemberName, Side
 
 WIDTH = 1280
 # Left edges of the columns, and widths.  A POD's LPGs lie inside its border, a customer's outside its own.
@@ -20,8 +22,14 @@ APART = 4  # request and reply, from the middle
 _HOST_X, _SERVER_X = CUSTOMERS + CUSTOMER_WIDTH // 2, SERVERS + SERVER_WIDTH // 2
 
 
-def middle(machine: str) -> int:
+def middle(machine: Side | MemberName) -> int:
     """The middle of the column in which a machine stands."""
-    if machine in names.SIDES:
-        return (VM1, VM2)[names.SIDES.index(machine)] + VM_WIDTH // 2
-    return _SERVER_X if machine.startswith(f"{names.MANAGEMENT}/") else _HOST_X
+    match machine:
+        case Side.NAT_VM1:
+            return VM1 + VM_WIDTH // 2
+        case Side.NAT_VM2:
+            return VM2 + VM_WIDTH // 2
+        case MemberName():
+            return _SERVER_X if machine.is_server else _HOST_X
+        case _ as never:
+            assert_never(never)

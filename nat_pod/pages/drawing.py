@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, MemberName, Side
 from nat_pod.pages import columns
-from nat_pod.pages.journey import NAMES, Journey, Stretch
+from nat_pod.pages.journey import Journey, Machine, Stretch
 from nat_pod.pages.ladder import draw_ladder
 from nat_pod.pages.layout import Layout, Realm
 from nat_pod.pages.svg import Paper, bend, document, fit, mono
@@ -87,7 +87,7 @@ class _Drawing:
             for host in realm.members:
                 style = "used" if host.member in self.layout.touched else "cell"
                 paper.box(columns.CUSTOMERS + 6, line, columns.CUSTOMER_WIDTH - 18, columns.HOST - 2, style, 4)
-                short = fit(host.member.split("/")[1], end - start - mono(host.real) - 8)
+                short = fit(host.member.short, end - start - mono(host.real) - 8)
                 paper.text(start, line + 14, short)
                 paper.text(end, line + 14, host.real, "mono", "end")
                 self.row[host.member] = line + (columns.HOST - 2) / 2
@@ -115,7 +115,7 @@ class _Drawing:
         for server in self.layout.servers.members:
             style = "used" if server.member in self.layout.touched else "cell"
             paper.box(columns.SERVERS, line, columns.SERVER_WIDTH, columns.SERVER - 4, style, 4)
-            paper.text(columns.SERVERS + 8, line + 15, fit(server.member.split("/")[1], columns.SERVER_WIDTH - 16))
+            paper.text(columns.SERVERS + 8, line + 15, fit(server.member.short, columns.SERVER_WIDTH - 16))
             paper.text(columns.SERVERS + 8, line + 31, server.real, "mono")
             self.row[server.member] = line + (columns.SERVER - 4) / 2
             line += columns.SERVER
@@ -125,10 +125,10 @@ class _Drawing:
         for number, shown in enumerate((routes[0], _some(routes[1:])) if len(routes) > 1 else routes, 1):
             paper.text(columns.MANAGEMENT + 16, caption + columns.CAPTION * number, shown, "mono")
 
-    def _vm(self, side: str, x: float, top: float) -> None:
-        paper, vm = self.paper, self.plan.vm(side)
+    def _vm(self, side: Side, x: float, top: float) -> None:
+        paper, vm = self.paper, self.plan.vms_on(side)[0]
         paper.box(x, top, columns.VM_WIDTH, self.layout.vm_height(), "vm", 8)
-        paper.text(x + 12, top + 19, NAMES[side], "head")
+        paper.text(x + 12, top + 19, side.prose, "head")
         facing = "the customers" if side == NAT_VM1 else MANAGEMENT
         paper.text(x + 12, top + 36, f"faces {facing}, {vm.rules.rule_count()} rules", "quiet")
         subnets = {subnet.key: subnet.cidr for subnet in self.plan.subnets}
@@ -150,7 +150,7 @@ class _Drawing:
                 4,
             )
             paper.text(x + 12, line + 15, f"VNIC {vnic.index}")
-            paper.text(x + columns.VM_WIDTH - 12, line + 15, subnets[vnic.key], "mono", "end")
+            paper.text(x + columns.VM_WIDTH - 12, line + 15, subnets[vnic.subnet], "mono", "end")
             paper.text(x + 12, line + 31, _addresses(vnic), "mono")
             self.row[vnic.key] = line + (columns.VNIC - 4) / 2
             line += columns.VNIC
@@ -163,8 +163,8 @@ class _Drawing:
         paper = self.paper
         stretches = () if self.flow is None else self.flow.stretches
         ends = {name for stretch in stretches for name in (stretch.start, stretch.end)}
-        shown = {name.split("/")[0] for name in ends}
-        vm1, vm2 = (self.row[vm.vnics[0].key] for vm in self.plan.vms)
+        shown = {name.realm for name in ends if isinstance(name, MemberName)}
+        vm1, vm2 = (self.row[self.plan.vnics_on(side)[0].key] for side in (NAT_VM1, NAT_VM2))
         for name in self.layout.customers:
             if name in shown:
                 continue
@@ -172,7 +172,7 @@ class _Drawing:
             start = columns.CUSTOMERS + columns.CUSTOMER_WIDTH
             lpg = columns.POD + columns.LPG_WIDTH
             paper.path(f"M{start:g} {y:g}H{lpg:g}{bend(lpg, y, columns.VM1, vm1)}", "link")
-        if NAT_VM2 not in shown:
+        if NAT_VM2 not in ends:
             paper.path(f"M{columns.VM1 + columns.VM_WIDTH} {vm1:g}H{columns.VM2}", "link")
         if MANAGEMENT not in shown:
             paper.path(f"M{columns.VM2 + columns.VM_WIDTH} {vm2:g}H{columns.VROUTER}", "link")
@@ -205,8 +205,8 @@ class _Drawing:
         places = {name: (self.row[self._at(name, stretch)] + off) for name in ends}
         if NAT_VM1 in ends and NAT_VM2 in ends:
             points = [(columns.VM1 + columns.VM_WIDTH, places[NAT_VM1]), (columns.VM2, places[NAT_VM2])]
-        elif left in SIDES:
-            server = next(name for name in ends if name not in SIDES)
+        elif isinstance(left, Side):
+            server = next(name for name in ends if isinstance(name, MemberName))
             down = columns.SERVERS - 13.0 + off
             points = [
                 (columns.VM2 + columns.VM_WIDTH, places[NAT_VM2]),
@@ -215,7 +215,7 @@ class _Drawing:
             ]
             points += [(down, places[server]), (columns.SERVERS, places[server])]
         else:
-            lpg = self.row[left.split("/")[0]] + off
+            lpg = self.row[left.realm] + off
             edge = columns.CUSTOMERS + columns.CUSTOMER_WIDTH
             down = edge - 6 + off / 2
             points = [
@@ -228,8 +228,8 @@ class _Drawing:
             self.numbers.append(((edge + columns.LPG_WIDTH + columns.POD) / 2, lpg + 3 * off, stretch))
         if stretch.start != left:
             points.reverse()
-        if left in SIDES:  # beside the line where it sets out, for there it is level
-            x, y = points[0] if stretch.start in SIDES else points[-2]
+        if isinstance(left, Side):  # beside the line where it sets out, for there it is level
+            x, y = points[0] if isinstance(stretch.start, Side) else points[-2]
             self.numbers.append((x + (20 if stretch.start == left else -20), y + 3.5 * off, stretch))
         kind = "reply" if stretch.reply else "request"
         pen = [f"M{points[0][0]:g} {points[0][1]:g}"]
@@ -237,11 +237,11 @@ class _Drawing:
             pen.append(f"L{x2:g} {y2:g}" if x1 == x2 or y1 == y2 else bend(x1, y1, x2, y2, off))
         self.paper.path("".join(pen), kind, kind)
 
-    def _at(self, machine: str, stretch: Stretch) -> str:
+    def _at(self, machine: Machine, stretch: Stretch) -> str:
         """The row at which a leg begins or ends."""
-        if machine not in SIDES:
+        if isinstance(machine, MemberName):
             return machine
-        return self.layout.held[stretch.dst] if machine == stretch.end else self.plan.vm(machine).vnics[0].key
+        return self.layout.held[stretch.dst] if machine == stretch.end else self.plan.vnics_on(machine)[0].key
 
 
 def _more(realm: Realm, noun: str) -> str:

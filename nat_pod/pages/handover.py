@@ -15,7 +15,7 @@ from pathlib import Path
 from netaddr import IPNetwork
 
 from nat_pod.errors import NatPodError
-from nat_pod.names import MANAGEMENT, VROUTER
+from nat_pod.names import MANAGEMENT, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.expected import expected_topology, security_rule
 from nat_pod.trace.flows import flow_between
@@ -33,18 +33,18 @@ class Far:
     they arrive here, None when it may call nobody here.  `calls` and `called_by` are the members here.
     """
 
-    member: str
+    member: MemberName
     address: str | None
     seen_as: str | None
-    calls: tuple[str, ...]
-    called_by: tuple[str, ...]
+    calls: tuple[MemberName, ...]
+    called_by: tuple[MemberName, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Near:
     """A member of the neighbour: its own address, the one the other side calls, the one the other side sees."""
 
-    member: str
+    member: MemberName
     real: str
     called_at: str
     seen_as: str | None
@@ -98,13 +98,11 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
 
     Raises NatPodError for somebody who is no neighbour of this POD.
     """
-    if realm != MANAGEMENT and realm not in plan.customer_cidrs:
-        known = ", ".join([*plan.customer_cidrs, MANAGEMENT])
+    if realm not in plan.realms:
+        known = ", ".join(plan.realms)
         raise NatPodError(f"{realm}: is no neighbour of POD {stack}; known are {known}")
-    servers = [slot for slot in plan.slots if slot.member.startswith(f"{MANAGEMENT}/")]
-    hosts = [slot for slot in plan.slots if slot not in servers]
-    own = [host for host in hosts if host.member.startswith(f"{realm}/")]
-    near, far = (servers, hosts) if realm == MANAGEMENT else (own, servers)
+    near = [slot for slot in plan.slots if slot.member.realm == realm]
+    far = plan.hosts if realm == MANAGEMENT else plan.servers
     network = IPNetwork(next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER))
     sees = _Seen(plan)
     near_sheet = tuple(_near(sees, slot, far) for slot in near)
@@ -114,7 +112,7 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
     return Sheet(
         stack=stack,
         realm=realm,
-        cidr=plan.management_cidr if realm == MANAGEMENT else plan.customer_cidrs[realm],
+        cidr=plan.realms[realm],
         pod=plan.cidr,
         destinations=plan.neighbours[realm],
         security=_security(plan, realm),
@@ -137,8 +135,7 @@ class _Seen:
 
     def may_call(self, sender: SlotPlan, receiver: SlotPlan) -> bool:
         """Whether the stack file declares the flow."""
-        customer = sender.member.split("/")[0]
-        return customer == MANAGEMENT or receiver.member in self._plan.may_reach[customer]
+        return sender.member.is_server or receiver.member in self._plan.may_reach[sender.member.realm]
 
     def source(self, sender: SlotPlan, receivers: Sequence[SlotPlan]) -> str | None:
         """The source of a member's packets at the far end; it is the same at each, so the first one is asked."""
@@ -155,20 +152,18 @@ class _Seen:
 
 
 def _near(sees: _Seen, slot: SlotPlan, far: Sequence[SlotPlan]) -> Near:
-    server = slot.member.startswith(f"{MANAGEMENT}/")
     return Near(
         member=slot.member,
         real=slot.real,
-        called_at=slot.nat_vm1 if server else slot.nat_vm2,
+        called_at=slot.address(slot.member.side.other),
         seen_as=sees.source(slot, [other for other in far if sees.may_call(slot, other)]),
     )
 
 
 def _far(sees: _Seen, slot: SlotPlan, near: Sequence[SlotPlan]) -> Far:
-    server = slot.member.startswith(f"{MANAGEMENT}/")
     calls = [other for other in near if sees.may_call(slot, other)]
     called_by = [other for other in near if sees.may_call(other, slot)]
-    address = slot.nat_vm1 if server else slot.nat_vm2
+    address = slot.address(slot.member.side.other)
     return Far(
         member=slot.member,
         address=address if called_by else None,

@@ -65,10 +65,6 @@ def _wrap(text: str) -> str:
     return textwrap.fill(text, 79, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _short(member: str) -> str:
-    return member.split("/")[1]
-
-
 def _protocol(rule: SecurityRule) -> str:
     return "all" if rule.icmp_type is None else f"ICMP type {rule.icmp_type} code {rule.icmp_code}"
 
@@ -105,7 +101,7 @@ def _ocid(sheet: Sheet, output: str) -> str:
 def _far_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
     if sheet.realm != MANAGEMENT:
         return ["server", "you call it at", "you see it as"], [
-            [_short(far.member), far.address or "not for you", far.seen_as or "-"] for far in sheet.far
+            [far.member.short, far.address or "not for you", far.seen_as or "-"] for far in sheet.far
         ]
     everybody = len(sheet.near)
     return ["host", "you call it at", "you see it as", "it may call"], [
@@ -113,7 +109,9 @@ def _far_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
             far.member,
             far.address or "-",
             far.seen_as or "-",
-            "all servers" if len(far.calls) == everybody else ", ".join(map(_short, far.calls)) or "no server",
+            "all servers"
+            if len(far.calls) == everybody
+            else ", ".join(host.short for host in far.calls) or "no server",
         ]
         for far in sheet.far
     ]
@@ -123,7 +121,7 @@ def _near_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
     header = ["host", "its address", "management calls it at", "management sees it as"]
     if sheet.realm == MANAGEMENT:
         header = ["server", "its address", "customers call it at", "customers see it as"]
-    return header, [[_short(near.member), near.real, near.called_at, near.seen_as or "-"] for near in sheet.near]
+    return header, [[near.member.short, near.real, near.called_at, near.seen_as or "-"] for near in sheet.near]
 
 
 def _attempt(attempt: Attempt) -> str:
@@ -141,7 +139,7 @@ def _refusals(sheet: Sheet, members: str, others: str) -> list[str]:
         f"To real addresses of the {others}: where the networks overlap, a machine of your own may answer there.",
     ]
     if sheet.realm != MANAGEMENT:
-        closed = [_short(far.member) for far in sheet.far if far.address is None]
+        closed = [far.member.short for far in sheet.far if far.address is None]
         lines += [f"From your hosts to {', '.join(closed)}: not in your list of servers."] if closed else []
         lines.append("Between you and other customers, by whatever address.")
     lines.append("The POD drops all this without an answer: ping and curl time out.")

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nat_pod.names import NAT_VM1, NAT_VM2, SIDES
+from nat_pod.names import MemberName, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows, flow_between
-from nat_pod.trace.walk import Disposition, Hop, Packet, Trace, label, trace
+from nat_pod.trace.topology import Topology
+from nat_pod.trace.walk import Disposition, Hop, Packet, Trace, trace
 
-NAMES: dict[str, str] = {NAT_VM1: "NAT VM1", NAT_VM2: "NAT VM2"}
-"""What pictures call the NAT VMs."""
+Machine = Side | MemberName
+"""What stands in a picture: a side, drawn as its NAT VM, or a member."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stretch:
-    """A packet between two machines: natVm1, natVm2 or a member.  `number` counts through both directions."""
+    """A packet between two machines.  `number` counts through both directions."""
 
     number: int
     reply: bool
-    start: str
-    end: str
+    start: Machine
+    end: Machine
     src: str
     dst: str
 
@@ -43,7 +44,7 @@ class Journey:
     dead: str
 
 
-def first_flow(plan: PodPlan) -> tuple[str, str] | None:
+def first_flow(plan: PodPlan) -> tuple[MemberName, MemberName] | None:
     """The flow that is shown when none is asked for: the first that the stack file declares."""
     flow = next(iter(declared_flows(plan)), None)
     return None if flow is None or flow.receiver is None else (flow.sender, flow.receiver)
@@ -53,19 +54,20 @@ def journey(plan: PodPlan, sender: SlotPlan, receiver: SlotPlan) -> Journey:
     """Trace the flow from one member to another."""
     flow = flow_between(sender, receiver)
     packet = Packet(src=flow.source, dst=flow.destination)
-    traced = trace(expected_topology(plan), sender.member, packet, receiver.member)
+    topology = expected_topology(plan)
+    traced = trace(topology, sender.member, packet, receiver.member)
     delivered = traced.disposition is Disposition.DELIVERED
     return Journey(
         sender=sender,
         receiver=receiver,
         address=flow.destination,
-        stretches=tuple(_stretches(plan, traced)),
+        stretches=tuple(_stretches(topology, traced)),
         dead="" if delivered else f"{traced.disposition}: {traced.why}",
     )
 
 
-def _stretches(plan: PodPlan, traced: Trace) -> Iterator[Stretch]:
-    machines = {label(name): name for name in (*SIDES, *(slot.member for slot in plan.slots))}
+def _stretches(topology: Topology, traced: Trace) -> Iterator[Stretch]:
+    machines = {vm.label: machine for vm in topology.vms.values() if (machine := vm.side or vm.member) is not None}
     hops: list[tuple[bool, Hop]] = [(False, hop) for hop in traced.request.hops]
     hops += [] if traced.reply is None else [(True, hop) for hop in traced.reply.hops]
     for number, (reply, hop) in enumerate(hops, 1):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nat_pod.names import NAT_VM1, NAT_VM2, SIDES
+from nat_pod.names import SIDES
 from nat_pod.pages import columns
-from nat_pod.pages.journey import NAMES, Journey, Stretch
+from nat_pod.pages.journey import Journey, Stretch
 from nat_pod.pages.svg import Paper, fit, mono
 
 
@@ -21,8 +21,8 @@ def draw_ladder(paper: Paper, flow: Journey, y: float) -> float:
         paper.text(x, top, fit(slot.member, 190), "", "middle")
         paper.text(x, top + 17, slot.real, "mono", "middle")
     for side in SIDES:
-        paper.text(columns.middle(side), top + 8, NAMES[side], "", "middle")
-    for x in (*ends, columns.middle(NAT_VM1), columns.middle(NAT_VM2)):
+        paper.text(columns.middle(side), top + 8, side.prose, "", "middle")
+    for x in (*ends, *map(columns.middle, SIDES)):
         paper.path(f"M{x} {top + 26:g}V{bottom:g}", "life")
     before: Stretch | None = None
     for stretch in flow.stretches:

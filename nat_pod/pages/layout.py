@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nat_pod.names import MANAGEMENT, SIDES
+from nat_pod.names import MANAGEMENT, Side
 from nat_pod.pages import columns
 from nat_pod.pages.journey import Journey
 from nat_pod.pages.svg import mono, width
@@ -35,25 +35,23 @@ class Layout:
     def __init__(self, plan: PodPlan, flow: Journey | None) -> None:
         self.plan = plan
         self.touched = set() if flow is None else {flow.sender.member, flow.receiver.member}
-        self.held = {
-            address: vnic.key for vm in plan.vms for vnic in vm.vnics for address in (vnic.primary, *vnic.secondaries)
-        }
+        self.held = {address: vnic.key for vm in plan.vms for vnic in vm.vnics for address in vnic.addresses}
         stretches = () if flow is None else flow.stretches
-        self.busy = {self.held[stretch.dst] for stretch in stretches if stretch.end in SIDES}
+        self.busy = {self.held[stretch.dst] for stretch in stretches if isinstance(stretch.end, Side)}
         self.servers = self._realm(MANAGEMENT, _MOST_SERVERS)
         few = len(plan.slots) - self.servers.more - len(self.servers.members) <= _MOST_HOSTS
         self.customers = {name: self._realm(name, _MOST_HOSTS if few else 0) for name in plan.customer_cidrs}
         self.vnics = self._vnics()
 
     def _realm(self, realm: str, most: int) -> Realm:
-        members = [slot for slot in self.plan.slots if slot.member.startswith(f"{realm}/")]
+        members = [slot for slot in self.plan.slots if slot.member.realm == realm]
         kept = {slot.member for slot in (members if len(members) <= most else members[: max(0, most - 1)])}
         shown = tuple(slot for slot in members if slot.member in kept | self.touched)
         return Realm(shown, len(members) - len(shown))
 
     def _vnics(self) -> list[int]:
         """Indexes: of both VMs the same, a pair side by side."""
-        vnics = self.plan.vms[0].vnics
+        vnics = self.plan.vnics_on(Side.NAT_VM1)
         if len(vnics) <= _MOST_VNICS:
             return [vnic.index for vnic in vnics]
         busy = {vnic.index for vm in self.plan.vms for vnic in vm.vnics if vnic.key in self.busy}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nat_pod.names import MANAGEMENT, SIDES, VROUTER
-from nat_pod.pages.journey import NAMES, Journey
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER
+from nat_pod.pages.journey import Journey, Machine
 from nat_pod.plan.model import PodPlan, VnicPlan
 from nat_pod.text import count
 
 _MOST_HOSTS, _MOST_MEMBERS, _MOST_VNICS = 20, 8, 4
-_IDS: dict[str, str] = {SIDES[0]: "vm1", SIDES[1]: "vm2"}
+_IDS: dict[Machine, str] = {NAT_VM1: "vm1", NAT_VM2: "vm2"}
 
 
 def networks(plan: PodPlan, stack: str) -> str:
@@ -23,7 +23,7 @@ def networks(plan: PodPlan, stack: str) -> str:
         lines += _network(f"c{number}", customer, cidr, f"h{number}", _members(plan, customer))
     lines.append(f"  subgraph pod[{_label([f'POD {stack}: {plan.cidr}'])}]")
     for vm in plan.vms:
-        lines.append(f"    {_IDS[vm.key]}[{_label([NAMES[vm.key], *_vnics(plan, vm.vnics)])}]")
+        lines.append(f"    {_IDS[vm.side]}[{_label([vm.side.prose, *_vnics(plan, vm.vnics)])}]")
     lines.append("  end")
     subnet = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
     lines.append(f"  vr([{_label(['vRouter', plan.vrouter_ip, f'in {subnet}'])}])")
@@ -36,12 +36,12 @@ def networks(plan: PodPlan, stack: str) -> str:
 def packets(flow: Journey) -> str:
     """A sequence diagram: the packet of a flow on each leg, request and reply."""
     ends = [flow.sender, flow.receiver]
-    if flow.sender.member.startswith(f"{MANAGEMENT}/"):
+    if flow.sender.member.is_server:
         ends.reverse()
     ids = {**_IDS, ends[0].member: "a", ends[1].member: "b"}
     lines = ["sequenceDiagram", "  autonumber"]
     lines.append(f"  participant a as {ends[0].member}<br>{ends[0].real}")
-    lines += [f"  participant {_IDS[side]} as {NAMES[side]}" for side in SIDES]
+    lines += [f"  participant {_IDS[side]} as {side.prose}" for side in SIDES]
     lines.append(f"  participant b as {ends[1].member}<br>{ends[1].real}")
     for stretch in flow.stretches:
         arrow = "-->>" if stretch.reply else "->>"
@@ -60,8 +60,7 @@ def _network(key: str, name: str, cidr: str, node: str, members: Sequence[str]) 
 
 
 def _members(plan: PodPlan, realm: str) -> list[str]:
-    named = [(slot.member.split("/"), slot.real) for slot in plan.slots]
-    lines = [f"{name} {real}" for (owner, name), real in named if owner == realm]
+    lines = [f"{slot.member.short} {slot.real}" for slot in plan.slots if slot.member.realm == realm]
     if realm != MANAGEMENT and len(plan.slots) > _MOST_HOSTS:
         return [count(len(lines), "host")]
     return _cut(lines, _MOST_MEMBERS) or ["nobody yet"]
@@ -69,7 +68,7 @@ def _members(plan: PodPlan, realm: str) -> list[str]:
 
 def _vnics(plan: PodPlan, vnics: Sequence[VnicPlan]) -> Iterator[str]:
     subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
-    yield from _cut([f"VNIC {vnic.index}: {subnets[vnic.key]}" for vnic in vnics], _MOST_VNICS)
+    yield from _cut([f"VNIC {vnic.index}: {subnets[vnic.subnet]}" for vnic in vnics], _MOST_VNICS)
 
 
 def _cut(lines: list[str], most: int) -> list[str]:
