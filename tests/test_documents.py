@@ -222,6 +222,11 @@ def test_the_reference_has_each_end_of_a_flow_as_trace_says_it():
     assert table == {f"`{end}`": end.meaning for end in Disposition}
 
 
+def test_troubleshooting_says_what_to_do_about_each_end_of_a_flow():
+    table = rows(TEXTS["docs/troubleshooting.md"], "## A flow does not work")
+    assert {end for ends, *_ in table for end in re.findall(r"`([a-z-]+)`", ends)} == set(Disposition)
+
+
 def test_the_reference_has_each_key_of_the_stack_file_and_its_default():
     project = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
     table = {
