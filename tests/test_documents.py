@@ -7,12 +7,18 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
+from conftest import stack_mapping
 
 from bench import plot
+from bench.pods import full_pod
 from nat_pod.commands import cli
+from nat_pod.config.model import PodConfig
+from nat_pod.plan.guest import RULES_KEY, metadata_bytes, render_user_data
+from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.walk import Disposition
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -244,6 +250,19 @@ def test_each_example_of_a_slot_is_the_articles():
     for name in ("README.md", "docs/reference.md"):
         for member, pair in re.findall(r"^ +([\w]+/[\w]+): \{(natVm1: .*)\}$", TEXTS[name], re.MULTILINE):
             assert pair == ", ".join(f"{vm}: {address}" for vm, address in book[member].items())
+
+
+def test_the_reference_says_what_fits_into_the_metadata():
+    """Within 3 %, so that not each edit of the agent is one of the document."""
+
+    def bytes_of(pod: dict[str, object]) -> dict[str, int]:
+        vm = plan_pod(PodConfig.from_mapping(pod, "x"), "x").vms[0]
+        return {"all": metadata_bytes(vm.metadata), "rules": len(vm.metadata[RULES_KEY])}
+
+    table = rows(TEXTS["docs/reference.md"], "### What fits into the metadata")
+    said = [int(figure.replace(",", "")) for _, figure in table]
+    full = [bytes_of(full_pod(source_nat=policy, scattered=Random(4)))["all"] for policy in ("masquerade", "static")]
+    assert said == pytest.approx([len(render_user_data()), bytes_of(stack_mapping("ten"))["rules"], *full], rel=0.03)
 
 
 # --- the plot --------------------------------------------------------------------------------------------------------
