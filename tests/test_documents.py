@@ -311,6 +311,30 @@ def test_the_figures_of_performance_are_those_of_the_results():
     assert [figure for _, figure in table[1:5]] == measured
 
 
+def test_the_figures_of_commands_engine_and_changes_are_those_of_their_benchmarks():
+    text = TEXTS["docs/performance.md"]
+    bench = {
+        name: (REPOSITORY / "bench" / f"{name}.md").read_text(encoding="utf-8")
+        for name in ("commands", "engine", "change")
+    }
+    times = {
+        command: sorted(map(float, pair))
+        for command, *pair in re.findall(
+            r"^\| `([a-z -]+)` \| ([\d.]+) \| ([\d.]+) \|$", bench["commands"], re.MULTILINE
+        )
+    }
+    least, most = times.pop("trace --all")
+    every = [time for pair in times.values() for time in pair]
+    assert f"takes {min(every)} to {max(every):g} times what Python takes" in text
+    assert f"`trace --all` {least} to {most} times" in text
+    medians = re.findall(r"\| ([\d.]+) \| [\d.]+ to [\d.]+ \|$", bench["engine"], re.MULTILINE)
+    assert f"take {min(medians)} to {max(medians)} times what a bare program" in text
+    counts = dict(re.findall(r"^\| ([^|]+) \| (\d+)\b[^|]* \|$", bench["change"], re.MULTILINE))
+    for what in ("flows that no change may end", "flows that a change may end"):
+        assert f"- {int(counts[what]):,} {what}" in text
+    assert f"{counts['changes']} changes of mappings" in text
+
+
 # --- form ---------------------------------------------------------------------------------------------------------
 
 
