@@ -51,7 +51,7 @@ class Layout:
 
     def _vnics(self) -> list[int]:
         """Indexes: of both VMs the same, a pair side by side."""
-        vnics = self.plan.vnics_on(Side.NAT_VM1)
+        vnics = self.plan.vms_on(Side.NAT_VM1)[0].vnics
         if len(vnics) <= _MOST_VNICS:
             return [vnic.index for vnic in vnics]
         busy = {vnic.index for vm in self.plan.vms for vnic in vm.vnics if vnic.key in self.busy}
