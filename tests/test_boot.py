@@ -16,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -216,51 +218,92 @@ def running(lab):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A VM that has booted, for tests that end with good rules loaded."""
-    made = Lab(tmp_path_factory.mktemp("shared"))
-    done = made.boot()
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield made
-    made.close()
+    with closing(Lab(tmp_path_factory.mktemp("shared"))) as made:
+        done = made.boot()
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield made
 
 
-def test_first_boot_configures_everything_from_the_metadata(lab):
-    generation = lab.deploy(rules(MAPPINGS))
-    for interface in ("all", "ens3", "ens5"):  # as images have it
-        lab.run("sysctl", "-w", f"net.ipv4.conf.{interface}.rp_filter=1", vm=True)
-    done = lab.boot()
-    assert done.returncode == 0, done.stderr
-    status = lab.status()
+@dataclass(frozen=True)
+class FirstBoot:
+    """What is there after a first boot, and after some pings."""
+
+    status: dict
+    generation: str  # in the metadata
+    links: dict[str, dict]
+    default_route: str
+    settings: dict[str, str]
+    answered: dict[tuple[str, str], bool]  # by source and destination
+    flows: list[str]
+
+
+@pytest.fixture(scope="module")
+def first_boot(tmp_path_factory) -> FirstBoot:
+    with closing(Lab(tmp_path_factory.mktemp("first"))) as lab:
+        generation = lab.deploy(rules(MAPPINGS))
+        for interface in ("all", "ens3", "ens5"):  # as images have it
+            lab.run("sysctl", "-w", f"net.ipv4.conf.{interface}.rp_filter=1", vm=True)
+        done = lab.boot()
+        assert done.returncode == 0, done.stderr
+        pings = [("198.18.0.130", "198.18.0.2"), ("198.18.0.130", "198.18.0.3")]
+        answered = {ping: lab.ping(ping[1], ping[0]) for ping in pings}
+        flows = lab.flows()
+        more = [("198.18.0.130", "198.18.0.4"), ("10.0.0.100", "198.18.0.3")]
+        settings = [line.split(" = ") for line in lab.run("sysctl", "-a", vm=True, check=False).stdout.splitlines()]
+        yield FirstBoot(
+            status=lab.status(),
+            generation=generation,
+            links={link["ifname"]: link for link in json.loads(lab.run("ip", "-j", "address", vm=True).stdout)},
+            default_route=lab.run("ip", "route", "show", "default", vm=True).stdout,
+            settings={setting[0]: setting[-1] for setting in settings},
+            answered=answered | {ping: lab.ping(ping[1], ping[0]) for ping in more},
+            flows=flows,
+        )
+
+
+def test_first_boot_loads_the_rules_of_the_metadata(first_boot):
+    status, generation = first_boot.status, first_boot.generation
     assert (status["vm"], status["wanted"], status["applied"], status["error"]) == (
         "natVm1", generation, generation, None,
     )  # fmt: skip
-    assert [(vnic["address"], vnic["interface"]) for vnic in status["vnics"]] == [
+
+
+def test_first_boot_finds_the_vnics_by_mac_and_configures_the_second(first_boot):
+    assert [(vnic["address"], vnic["interface"]) for vnic in first_boot.status["vnics"]] == [
         ("198.18.0.2/27", "ens3"),
         ("198.18.0.34/27", "ens5"),
     ]
-    # Only the two settings that a namespace does not own.
-    assert [note.split(" ")[0].rpartition(".")[2] for note in status["notes"]] == [
+    assert first_boot.links["ens5"]["mtu"] == 9000
+    assert first_boot.default_route.split()[:5] == ["default", "via", "198.18.0.1", "dev", "ens3"]
+
+
+def test_first_boot_sets_what_a_namespace_owns(first_boot):
+    expected = {
+        "net.ipv4.ip_forward": "1",
+        "net.ipv4.conf.all.rp_filter": "0",
+        "net.ipv4.conf.ens3.rp_filter": "0",
+        "net.ipv4.conf.ens5.rp_filter": "0",
+        "net.netfilter.nf_conntrack_tcp_timeout_time_wait": "30",
+    }
+    assert {name: first_boot.settings[name] for name in expected} == expected
+    # And says what it does not own.
+    assert [note.split(" ")[0].rpartition(".")[2] for note in first_boot.status["notes"]] == [
         "nf_conntrack_max",
         "nf_conntrack_buckets",
     ]
-    links = {link["ifname"]: link for link in json.loads(lab.run("ip", "-j", "address", vm=True).stdout)}
-    assert links["ens5"]["mtu"] == 9000
-    assert lab.run("ip", "route", "show", "default", vm=True).stdout.split()[:5] == (
-        ["default", "via", "198.18.0.1", "dev", "ens3"]
-    )
-    settings = lab.run("sysctl", "-n", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter",
-                       "net.ipv4.conf.ens3.rp_filter", "net.ipv4.conf.ens5.rp_filter",
-                       "net.netfilter.nf_conntrack_tcp_timeout_time_wait", vm=True)  # fmt: skip
-    assert settings.stdout.split() == ["1", "0", "0", "0", "30"]
-    assert lab.ping("198.18.0.2")
-    assert lab.ping("198.18.0.3")
-    assert lab.flows() == [
+
+
+def test_after_first_boot_mappings_translate_and_nothing_else_passes(first_boot):
+    assert first_boot.answered == {
+        ("198.18.0.130", "198.18.0.2"): True,
+        ("198.18.0.130", "198.18.0.3"): True,
+        ("198.18.0.130", "198.18.0.4"): False,  # not mapped: neither answered by the VM nor sent in circles
+        ("10.0.0.100", "198.18.0.3"): False,  # not from NAT VM2: not translated
+    }
+    assert first_boot.flows == [
         "198.18.0.130>198.18.0.2 10.0.0.100>198.18.0.2",
         "198.18.0.130>198.18.0.3 10.0.1.100>198.18.0.2",
     ]
-    # Not mapped: neither answered by the VM nor sent in circles.
-    assert not lab.ping("198.18.0.4")
-    # Not from NAT VM2: not translated.
-    assert not lab.ping("198.18.0.3", source="10.0.0.100")
 
 
 def test_nothing_is_forwarded_until_rules_are_loaded(lab):
@@ -621,29 +664,39 @@ def test_the_timer_brings_a_change(running):
     assert running.status()["applied"] == generation
 
 
-def test_status_shows_what_runs_and_what_passes(running):
-    for _ in range(3):
-        assert running.ping("198.18.0.3", flow=81)
-    assert running.ping("198.18.0.2")
-    assert not running.ping("198.18.0.4")
-    done = running.log_in("nat-pod-agent", "status")
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> dict:
+    """What `nat-pod-agent status` prints after three pings in one flow, one in another, and one that is refused."""
+    with closing(Lab(tmp_path_factory.mktemp("shown"))) as lab:
+        assert lab.boot().returncode == 0
+        pings = [lab.ping("198.18.0.3", flow=81) for _ in range(3)] + [lab.ping("198.18.0.2"), lab.ping("198.18.0.4")]
+        assert pings == [True] * 4 + [False]
+        done = lab.log_in("nat-pod-agent", "status")
+        assert done.returncode == 0, done.stderr
+        yield json.loads(done.stdout)
+
+
+def test_status_shows_what_runs(shown):
     assert shown["applied"] == shown["wanted"]
     assert shown["forwarding"] is True
     assert [vnic["up"] for vnic in shown["vnics"]] == [True, True]
-    # "m 198.18.0.3" is no member's name, so its rules count by chain; see test_agent.py for members.
-    own = shown["counted"]["chains"].pop("NATPOD-INPUT")
+
+
+def test_status_counts_packets_by_chain_and_target(shown):
+    # "m 198.18.0.3" has no slash, so it is not a member's name; see test_agent.py for members.
+    chains = dict(shown["counted"]["chains"])
+    own = chains.pop("NATPOD-INPUT")
     assert (own["DROP"], set(own)) == (0, {"ACCEPT", "DROP"})  # it has asked the metadata service
-    assert shown["counted"] == {
-        "members": {},
-        "chains": {
-            "NATPOD-PRE": {"goto": 3},  # the one that is not mapped is from NAT VM2, too
-            "NATPOD-V-198.18.0.0/27": {"DNAT": 2},
-            "NATPOD-POST": {"SNAT": 2},
-            "NATPOD-FORWARD": {"ACCEPT": 8, "DROP": 1},
-        },
+    assert chains == {
+        "NATPOD-PRE": {"goto": 3},  # the one that is not mapped is from NAT VM2, too
+        "NATPOD-V-198.18.0.0/27": {"DNAT": 2},
+        "NATPOD-POST": {"SNAT": 2},
+        "NATPOD-FORWARD": {"ACCEPT": 8, "DROP": 1},
     }
+    assert shown["counted"]["members"] == {}
+
+
+def test_status_shows_what_passes(shown):
     # Three pings and their answers in one flow; a ping of this size is 84 bytes.
     assert shown["open"] == {
         "from": {"198.18.0.130": {"flows": 2, "packets": 8, "bytes": 8 * 84}},
@@ -653,8 +706,15 @@ def test_status_shows_what_runs_and_what_passes(running):
         },
     }
     assert shown["stale"] == 0
-    assert shown["fullest"].pop("destination") in ("10.0.0.100", "10.0.1.100")
-    assert shown["fullest"] == {"source": "198.18.0.2", "protocol": 1, "port": 0, "flows": 1}
+
+
+def test_status_shows_the_fullest_source(shown):
+    assert shown["fullest"]["destination"] in ("10.0.0.100", "10.0.1.100")
+    rest = {key: value for key, value in shown["fullest"].items() if key != "destination"}
+    assert rest == {"source": "198.18.0.2", "protocol": 1, "port": 0, "flows": 1}
+
+
+def test_status_shows_the_connection_table(shown):
     assert {key for key, count in shown["conntrack"].items() if count} == {"count", "max"}
 
 
@@ -766,19 +826,23 @@ def units(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_systemctl_enables_masks_and_starts(units, capsys):
+def test_systemctl_enables_and_disables(units, capsys):
     assert boot.systemctl(["is-enabled", "a"]) == 1
     assert boot.systemctl(["enable", "--now", "a.service"]) == 0
     assert [unit.name for unit in boot.enabled(".service")] == ["a.service"]
     assert boot.systemctl(["disable", "a.service"]) == 0
     assert boot.enabled(".service") == []
-    assert boot.systemctl(["start", "fails.service"]) == 1
-    # A unit that is not there, as firewalld on many images: said and nonzero, as systemd does it; masking it is fine.
-    assert boot.systemctl(["disable", "--now", "firewalld.service"]) == 5
-    assert boot.systemctl(["mask", "firewalld.service"]) == 0
-    assert boot.systemctl(["start", "firewalld.service"]) == 1
-    assert boot.systemctl(["unmask", "firewalld.service"]) == 0
     assert capsys.readouterr().out == "disabled\n"
+
+
+def test_systemctl_fails_as_the_service_does(units):
+    assert boot.systemctl(["start", "fails.service"]) == 1
+
+
+def test_systemctl_masks_a_unit_that_is_not_there(units):
+    """As firewalld on many images: disabling it is said and nonzero, as systemd does it; masking it is fine."""
+    verbs = (["disable", "--now"], ["mask"], ["start"], ["unmask"])
+    assert [boot.systemctl([*verb, "firewalld.service"]) for verb in verbs] == [5, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
