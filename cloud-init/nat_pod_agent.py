@@ -191,7 +191,7 @@ def target(text):
     address, mask = network(text)
     for bad, bad_mask in FORBIDDEN:
         if not (address ^ bad) & mask & bad_mask:
-            raise AgentError("%s is no address to translate to" % text)
+            raise AgentError("%s is not an address to translate to" % text)
     return address, mask
 
 

@@ -232,7 +232,7 @@ def _agent(report: VmReport, vm: NatVmPlan, now: float) -> list[Finding]:
         what = f"its report is {duration(now - report.made)} old; the agent writes one every 15 min"
         found.append(Finding(vm.key, what, "fetch a new one; if there is none, the VM or its agent is down"))
     if report.made - report.round > SILENT_SECONDS:
-        what = f"its agent last ran {duration(report.made - report.round)} ago, it should every {ROUND_SECONDS} s"
+        what = f"its agent last ran {duration(report.made - report.round)} ago; it should run every {ROUND_SECONDS} s"
         found.append(Finding(vm.key, what, "on the VM: systemctl status nat-pod-agent.timer nat-pod-agent"))
     if not report.forwarding:
         found.append(Finding(vm.key, "it forwards nothing", _JOURNAL))
@@ -301,7 +301,7 @@ def _use(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         what = f"{report.fullest.flows} of {FLOWS_PER_ADDRESS} ports are in use: {report.fullest}"
         found.append(Finding(vm.key, what, "sourceNat: static, which has that many for each host"))
     if report.stale:
-        what = f"{report.stale} open flows are translated as its rules no longer do"
+        what = f"{report.stale} open flows are translated in a way that its rules no longer give"
         found.append(Finding(vm.key, what, "on the VM: rm /run/nat-pod/loaded.json; its next round ends them"))
     return found
 

@@ -223,7 +223,7 @@ def test_the_grammar_refuses_and_accepts_the_twin(table, refused, accepted):
 )
 @pytest.mark.parametrize("option", ["DNAT --to-destination {}", "SNAT --to-source {}", "NETMAP --to {}/32"])
 def test_targets_that_would_hand_out_the_vm_itself(option, bad, good):
-    with pytest.raises(agent.AgentError, match="is no address to translate to"):
+    with pytest.raises(agent.AgentError, match="is not an address to translate to"):
         document(text_of(nat_rules=[f"-A NATPOD-PRE -j {option.format(bad)}"]))
     document(text_of(nat_rules=[f"-A NATPOD-PRE -j {option.format(good)}"]))
 
@@ -511,6 +511,20 @@ FLOWS = {
 def test_translation_of_a_new_flow(source, destination, new_source, new_destination):
     made = document(text_of(nat_rules=NAT)).translate(number(source), number(destination), {number("198.18.0.5")})
     assert made == (number(new_source), number(new_destination))
+
+
+@pytest.mark.parametrize(
+    ("original", "reply", "right"),
+    [
+        (("10.0.0.100", "198.18.0.2"), ("198.18.0.130", "198.18.0.2"), True),
+        (("10.0.0.100", "198.18.0.2"), ("198.18.0.131", "198.18.0.2"), False),  # translated to somebody else
+        (("10.0.0.100", "198.18.0.2"), ("198.18.0.130", "198.18.0.9"), False),  # hidden behind another source
+        (("198.18.0.5", "198.18.0.2"), ("198.18.0.2", "198.18.0.5"), True),  # the VM's own: no rule concerns it
+    ],
+)
+def test_a_flow_is_as_the_rules_give_it_only_if_both_its_addresses_are(original, reply, right):
+    made, own = document(text_of(nat_rules=NAT)), {number("198.18.0.5")}
+    assert made.gives(tuple(map(number, original)), tuple(map(number, reply)), own) is right
 
 
 # --- IMDS ------------------------------------------------------------------------------------------------------------

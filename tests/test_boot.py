@@ -540,7 +540,7 @@ BAD = {
     "cut short": (lambda value: value[: len(value) // 2 // 4 * 4 + 2], "document refused"),
     "to the metadata service": (
         lambda value: remade(value, rules=rules({"198.18.0.3": "169.254.169.254"})),
-        "169.254.169.254 is no address to translate to",
+        "169.254.169.254 is not an address to translate to",
     ),
     "a platform chain": (
         lambda value: remade(value, rules=OTHER_FILTER.replace("-A NATPOD-INPUT -j", "-A InstanceServices -j")),

@@ -206,7 +206,8 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
         {"applied": None, "forwarding": False, "error": "no"},
         ["it forwards nothing", "it runs no rules", "its agent complains: no"],
     ),
-    "an agent that stopped": ({"time": "2025-06-15T15:05:05Z"}, ["its agent last ran 95 s ago, it should every 15 s"]),
+    "an agent that stopped": (
+        {"time": "2025-06-15T15:05:05Z"}, ["its agent last ran 95 s ago; it should run every 15 s"]),
     "one missed round": ({"time": "2025-06-15T15:05:45Z"}, []),
     "a report of an hour ago": (
         {"now": "2025-06-15T14:00:00Z", "time": "2025-06-15T14:00:00Z"},
@@ -246,7 +247,7 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
     ),
     "ports left": ({"fullest": fullest(51609)}, []),
     "nobody there": ({"fullest": None, "open": {"from": {}, "to": {}}}, []),
-    "stale flows": ({"stale": 2}, ["2 open flows are translated as its rules no longer do"]),
+    "stale flows": ({"stale": 2}, ["2 open flows are translated in a way that its rules no longer give"]),
 }  # fmt: skip
 
 
@@ -710,4 +711,4 @@ def test_an_agent_that_stopped_is_found(mended):
     )
     ((vm, what),) = mended.findings()
     assert vm == "natVm1"
-    assert re.fullmatch(r"its agent last ran \d+ days ago, it should every 15 s", what)
+    assert re.fullmatch(r"its agent last ran \d+ days ago; it should run every 15 s", what)
