@@ -44,6 +44,16 @@ class ConfigError(NatPodError):
         super().__init__("\n".join([f"{visible(source)}: {count}", *(f"  {problem}" for problem in problems)]))
 
 
+class UnknownRuleError(NatPodError):
+    """A rule of the NAT VMs or of the network that the tracer has no meaning for.  It does not guess.
+
+    rule: as its owner would write it; known: what it would have to be.
+    """
+
+    def __init__(self, rule: str, known: str) -> None:
+        super().__init__(f"{rule}: the tracer cannot follow this rule and predicts nothing; {known}")
+
+
 def visible(text: str) -> str:
     """One line in which nothing hides: a line separator or a right-to-left mark pasted into a file shows as \\u2028.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from conftest import real_stack
 
 import nat_pod
 from nat_pod.commands.cli import main
+from nat_pod.config.model import PodConfig
+from nat_pod.names import Side
+from nat_pod.rules.compiler import compile_rules
+from nat_pod.rules.netfilter import Accept, Match, Rule, Ruleset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CASES = json.loads((REPOSITORY / "tests" / "data" / "article_cases.json").read_text(encoding="utf-8"))
@@ -588,6 +593,28 @@ def test_what_plan_tells_to_run_is_what_helps(run, project):
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("customer1/vm1", "management/mgmt"), ("--all",)])
+def test_a_rule_that_the_tracer_does_not_know_ends_with_a_sentence(run, monkeypatch, arguments):
+    """`-i ens3` could be any VNIC: passing over it in silence would say that a packet dies which gets through."""
+    compiled = compile_rules
+
+    def compile_another(config: PodConfig) -> dict[Side, Ruleset]:
+        made = compiled(config)
+        guard = made[Side.NAT_VM1].filter
+        ens3 = Rule(Match(in_interface="ens3"), Accept())
+        chains = tuple(replace(chain, rules=(ens3, *chain.rules)) for chain in guard.chains)
+        return {**made, Side.NAT_VM1: replace(made[Side.NAT_VM1], filter=replace(guard, chains=chains))}
+
+    assert run("trace", "dev", *arguments)[0] == 0
+    monkeypatch.setattr("nat_pod.plan.planner.compile_rules", compile_another)
+    assert run("trace", "dev", *arguments) == (
+        1,
+        "",
+        "-A NATPOD-FORWARD -i ens3 -j ACCEPT: the tracer cannot follow this rule and predicts nothing; "
+        "it knows no interface but lo\n",
+    )
 
 
 def test_an_interruption_ends_with_130(run, monkeypatch):

@@ -19,7 +19,7 @@ from nat_pod.commands import cli
 from nat_pod.config.model import PodConfig
 from nat_pod.plan.guest import RULES_KEY, metadata_bytes, render_user_data
 from nat_pod.plan.planner import plan_pod
-from nat_pod.trace.walk import Disposition
+from nat_pod.trace.dispositions import Disposition
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])

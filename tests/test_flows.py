@@ -8,10 +8,11 @@ import pytest
 from nat_pod.config.model import PodConfig
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import declared_flows, refused_flows, stranger_addresses
 from nat_pod.trace.topology import Topology
-from nat_pod.trace.walk import Disposition, Packet, Tracer, trace
+from nat_pod.trace.walk import Packet, Tracer, trace
 
 
 def planned(mapping: dict, policy: str) -> tuple[PodPlan, Topology]:

@@ -20,9 +20,10 @@ from nat_pod.pages.handover_page import sheet_markdown
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import Ruleset
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, vrouter_address, with_host
 from nat_pod.trace.topology import Route, SecurityRule, Topology
-from nat_pod.trace.walk import Disposition, Packet, Trace, trace
+from nat_pod.trace.walk import Packet, Trace, trace
 
 MANAGEMENT = "management"
 

@@ -16,12 +16,13 @@ from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import Accept, Chain, Dnat, Drop, Match, Netmap, Rule, Ruleset, Snat
 from nat_pod.trace import proof as proof_module
-from nat_pod.trace.chains import Span
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import declared_flows, matrix, refused_flows, stranger_addresses
 from nat_pod.trace.proof import CounterExample, prove
+from nat_pod.trace.spans import Span
 from nat_pod.trace.topology import SecurityRule, Topology
-from nat_pod.trace.walk import Disposition, Packet, Tracer
+from nat_pod.trace.walk import Packet, Tracer
 
 MGMT = "management/mgmt"
 

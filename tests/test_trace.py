@@ -4,11 +4,13 @@ Address plan: the article's.  Customer 1 is 10.0.0.0/24 (vm1 .100, vm2 .130), cu
 management is 10.0.0.0/16 (mgmt 10.0.0.100); NAT VM1 is 198.18.0.2, .3, .34, NAT VM2 is 198.18.0.130, .131, .66.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from nat_pod.config.model import PodConfig
+from nat_pod.errors import UnknownRuleError
 from nat_pod.names import MANAGEMENT, MemberName
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import (
@@ -25,10 +27,10 @@ from nat_pod.rules.netfilter import (
     Snat,
     Table,
 )
-from nat_pod.trace.chains import UnknownRuleError
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.topology import Route, SecurityRule, Subnet, Topology, Vm
-from nat_pod.trace.walk import Disposition, Packet, Tracer, trace
+from nat_pod.trace.walk import Packet, Tracer, trace
 
 CUSTOMER1 = "customer1/vm1"
 MGMT = "management/mgmt"
@@ -61,12 +63,25 @@ def mgmt_to(destination: str) -> Packet:
     return Packet(src="10.0.0.100", dst=destination)
 
 
+def test_a_packet_is_among_those_that_it_stands_for(dev):
+    """Two addresses of one VNIC with the check on: what is known of the first must not be said of the second."""
+    dev["customers"]["customer2"]["hosts"] |= {"vm3": "10.0.1.101", "vm4": "10.0.1.102"}
+    dev["addresses"]["customer2/vm3"] = {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}
+    dev["addresses"]["customer2/vm4"] = {"natVm1": "198.18.0.5", "natVm2": "198.18.0.133"}
+    checked = without_skip_on_vm1(expected_topology(plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")))
+    tracer = Tracer(checked)
+    for last in (5, 3, 4):
+        leg = tracer.request("customer1/vm1", Packet(src="10.0.0.100", dst=f"198.18.0.{last}"))
+        for value, (low, high) in zip(leg.sent, leg.alike, strict=True):
+            assert low <= value <= high
+
+
 def test_many_flows_through_one_topology_leave_nothing_behind_for_one_another(topology):
     """A flow that conntrack knows meets no rule; the second of two equal flows must meet what the first met."""
     tracer = Tracer(topology)
     for _ in range(2):
         for destination in ("198.18.0.130", "198.18.0.66", "198.18.0.9"):
-            traced = tracer.trace(MGMT, mgmt_to(destination), steps=True)
+            traced = tracer.trace(MGMT, mgmt_to(destination))
             assert traced == trace(topology, MGMT, mgmt_to(destination))
 
 
@@ -126,19 +141,186 @@ def test_a_match_holds_only_when_each_of_its_conditions_does(topology, match, hi
     assert (len(traced.request.hops) > 1) is hits
 
 
+def looped() -> tuple[Chain, ...]:
+    return (
+        Chain("NATPOD-PRE", (Rule(Match(), Goto("NATPOD-SIDE")),)),
+        Chain("NATPOD-SIDE", (Rule(Match(source="1.2.3.4/32"), Goto("NATPOD-PRE")),)),
+    )
+
+
+# What the tracer understands, and beside it what it must refuse.  All rules are ones that this packet does not meet or
+# that do not match it: a rule that is passed over in silence is as bad as one that is taken for another.
+RULES = {
+    "an interface": (Match(in_interface="lo"), Match(in_interface="ens3"), "it knows no interface but lo"),
+    "an interface that only looks like lo": (Match(in_interface="lo"), Match(in_interface="lo+"), "no interface but"),
+    "a state": (Match(ctstate=("RELATED",)), Match(ctstate=("UNTRACKED",)), "it knows the states DNAT, ESTABLISHED,"),
+    "a state among known ones": (Match(ctstate=("RELATED", "INVALID")), Match(ctstate=("RELATED", "x")), "the states"),
+    "a protocol": (Match(protocol="udp"), Match(protocol="sctp"), "it knows the protocols icmp, tcp, udp"),
+    "a port": (Match(protocol="udp", destination_port=9), Match(destination_port=9), "a port goes with tcp or udp"),
+    "a source port": (Match(protocol="tcp", source_port=9), Match(protocol="icmp", source_port=9), "a port goes with"),
+    "an ICMP type": (Match(protocol="icmp", icmp_type=3), Match(protocol="tcp", icmp_type=3), "an ICMP type with icmp"),
+    "a source": (Match(source="1.2.3.4/32"), Match(source="2001:db8::1/128"), "it knows IPv4 networks"),
+    "a destination": (Match(destination="1.2.3.0/24"), Match(destination="a set"), "it knows IPv4 networks"),
+}
+
+
+@pytest.mark.parametrize("place", ["NATPOD-PRE", "NATPOD-POST", "NATPOD-FORWARD", "NATPOD-INPUT", "behind a jump"])
+@pytest.mark.parametrize("kind", RULES)
+def test_a_match_that_the_tracer_does_not_know_is_refused_wherever_it_stands(topology, kind, place):
+    known, unknown, sentence = RULES[kind]
+    for match, refused in ((known, False), (unknown, True)):
+        broken = with_rule(topology, place, Rule(match, TARGET_IN[place]))
+        with pytest.raises(UnknownRuleError, match=sentence) if refused else nullcontext():
+            assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+
+
+TARGET_IN = {
+    "NATPOD-PRE": Dnat("198.18.0.2"),
+    "NATPOD-POST": Snat("198.18.0.2"),
+    "NATPOD-FORWARD": Accept(),
+    "NATPOD-INPUT": Accept(),
+    "behind a jump": Dnat("198.18.0.2"),
+}
+NEVER = Match(source="1.2.3.4/32")
+
+
+def with_rule(topology: Topology, place: str, rule: Rule) -> Topology:
+    """The topology with a rule of NAT VM2 in front of all others in a chain, or in one that no packet gets into."""
+    old = topology.vms["natVm2"].rules
+    assert old is not None
+    side = ()
+    if place == "behind a jump":
+        place, side, rule = "NATPOD-PRE", (Chain("NATPOD-SIDE", (rule,)),), Rule(NEVER, Goto("NATPOD-SIDE"))
+    tables = [
+        replace(
+            table,
+            chains=(
+                *(replace(c, rules=(rule, *c.rules)) if c.name == place else c for c in table.chains),
+                *(side if table.name == "nat" else ()),
+            ),
+        )
+        for table in (old.filter, old.nat)
+    ]
+    return changed(topology, "vms", "natVm2", rules=Ruleset(*tables))
+
+
 @pytest.mark.parametrize(
-    ("pre", "post"),
+    ("place", "known", "unknown"),
     [
-        ((Rule(Match(), Snat("198.18.0.2")),), ()),
-        ((Rule(Match(), Accept()),), ()),
-        ((Rule(Match(), Drop()),), ()),
-        ((Rule(Match(ctstate=("UNTRACKED",)), Dnat("198.18.0.2")),), ()),
-        ((Rule(Match(), Dnat("198.18.0.2")),), (Rule(Match(), Dnat("198.18.0.2")),)),
+        ("NATPOD-PRE", Dnat("198.18.0.2"), Snat("198.18.0.2")),
+        ("NATPOD-PRE", Netmap("198.18.0.0/27"), Accept()),
+        ("NATPOD-PRE", Netmap("198.18.0.0/27"), Drop()),
+        ("NATPOD-PRE", Goto("NATPOD-HOSTS"), Goto("NATPOD-NOWHERE")),
+        ("NATPOD-PRE", Goto("NATPOD-HOSTS"), Goto("NATPOD-PRE")),
+        ("NATPOD-PRE", Goto("NATPOD-HOSTS"), Goto("NATPOD-POST")),  # to the right one, but with SNAT in it
+        ("NATPOD-POST", Snat("198.18.0.2"), Dnat("198.18.0.2")),
+        ("NATPOD-FORWARD", Accept(), Dnat("198.18.0.2")),
+        ("NATPOD-INPUT", Drop(), Netmap("198.18.0.0/27")),
+        ("NATPOD-PRE", Dnat("198.18.0.2"), Dnat("198.18.0.2:80")),
+        ("NATPOD-PRE", Dnat("198.18.0.2"), Dnat("198.18.0.2-198.18.0.9")),
+        ("NATPOD-POST", Snat("198.18.0.2"), Snat("2001:db8::1")),
+        ("NATPOD-POST", Netmap("198.18.0.0/27"), Netmap("198.18.0.0/27 random")),
     ],
 )
-def test_a_rule_without_a_meaning_in_its_place_is_refused_and_not_skipped(topology, pre, post):
-    with pytest.raises(UnknownRuleError):
-        trace(with_nat(topology, "natVm2", pre, post), MGMT, mgmt_to("198.18.0.130"))
+def test_a_target_without_a_meaning_in_its_place_is_refused_and_not_skipped(topology, place, known, unknown):
+    trace(with_rule(topology, place, Rule(NEVER, known)), MGMT, mgmt_to("198.18.0.131"))
+    with pytest.raises(UnknownRuleError, match="the tracer cannot follow this rule and predicts nothing"):
+        trace(with_rule(topology, place, Rule(NEVER, unknown)), MGMT, mgmt_to("198.18.0.131"))
+
+
+def test_chains_that_lead_round_in_a_circle_are_refused(topology):
+    old = topology.vms["natVm2"].rules
+    assert old is not None
+    circle = Table("nat", (Hook("PREROUTING", "NATPOD-PRE"),), looped())
+    with pytest.raises(UnknownRuleError, match=r"jump to chain NATPOD-PRE of nat: .*; it leads round in a circle"):
+        trace(changed(topology, "vms", "natVm2", rules=Ruleset(old.filter, circle)), MGMT, mgmt_to("198.18.0.131"))
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        (Hook("OUTPUT", "NATPOD-PRE"),),
+        (Hook("INPUT", "NATPOD-PRE"),),
+        (Hook("PREROUTING", "NATPOD-PRE"), Hook("PREROUTING", "NATPOD-POST")),
+    ],
+)
+def test_a_chain_entered_where_the_tracer_does_not_look_is_refused(topology, hooks):
+    old = topology.vms["natVm2"].rules
+    assert old is not None
+    rules = Ruleset(old.filter, replace(old.nat, hooks=hooks))
+    with pytest.raises(UnknownRuleError, match="it follows one in each of PREROUTING and POSTROUTING of nat"):
+        trace(changed(topology, "vms", "natVm2", rules=rules), MGMT, mgmt_to("198.18.0.131"))
+
+
+SECURITY = SecurityRule(direction="INGRESS", protocol="all", peer="1.2.3.4/32")
+SECURITY_RULES = {
+    "a direction": ({"direction": "EGRESS"}, {"direction": "BOTH"}, "it is for INGRESS or EGRESS"),
+    "a protocol": ({"protocol": "50"}, {"protocol": "tcp"}, "its protocol is all or a number, e.g. 6"),
+    "a protocol number": ({"protocol": "255"}, {"protocol": "256"}, "its protocol is all or a number, e.g. 6"),
+    "ports": ({"protocol": "6", "destination_ports": (1, 2)}, {"destination_ports": (1, 2)}, "ports go with TCP"),
+    "an ICMP type": ({"protocol": "1", "icmp_type": 3}, {"protocol": "6", "icmp_type": 3}, "type goes with ICMP"),
+    "an ICMP code": (
+        {"protocol": "1", "icmp_type": 3, "icmp_code": 4},
+        {"protocol": "1", "icmp_code": 4},
+        "an ICMP code goes with its type",
+    ),
+    "the other end": (
+        {"peer": "pod/nsg", "peer_is_nsg": True},
+        {"peer": "all-fra-services-in-oracle-services-network"},
+        "the other end is an IPv4 network or an NSG",
+    ),
+}
+
+
+@pytest.mark.parametrize("owner", ["vnics", "subnets"])
+@pytest.mark.parametrize("kind", SECURITY_RULES)
+def test_a_security_rule_that_the_tracer_does_not_know_is_refused(topology, kind, owner):
+    known, unknown, sentence = SECURITY_RULES[kind]
+    for changes, refused in ((known, False), (unknown, True)):
+        there = getattr(topology, owner)["natVm2-vnic-1"]
+        broken = changed(topology, owner, there.name, security=(*there.security, replace(SECURITY, **changes)))
+        with pytest.raises(UnknownRuleError, match=sentence) if refused else nullcontext():
+            assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+
+
+def test_an_echo_has_code_0(topology):
+    """A rule for another code lets none pass."""
+    only = replace(SECURITY, protocol="1", icmp_type=8, peer="0.0.0.0/0", stateless=True)
+    for code, fate in ((None, Disposition.DELIVERED), (0, Disposition.DELIVERED), (1, Disposition.SECURITY_RULE)):
+        subnet = topology.subnets["customer2"]
+        others = tuple(rule for rule in subnet.security if rule.direction == "EGRESS")
+        lets = changed(topology, "subnets", "customer2", security=(*others, replace(only, icmp_code=code)))
+        assert trace(lets, MGMT, mgmt_to("198.18.0.131")).disposition is fate
+
+
+@pytest.mark.parametrize(
+    ("route", "refused"),
+    [
+        (Route(destination="1.2.3.0/24", private_ip="198.18.0.2"), False),
+        (Route(destination="1.2.3.0/24", lpg="pod/customer1"), False),
+        (Route(destination="1.2.3.0/24"), True),
+        (Route(destination="1.2.3.0/24", lpg="pod/customer1", private_ip="198.18.0.2"), True),
+        (Route(destination="all-fra-services-in-oracle-services-network", lpg="pod/customer1"), True),
+    ],
+)
+@pytest.mark.parametrize(("part", "owner"), [("subnets", "natVm2-vnic-1"), ("lpgs", "pod/customer1")])
+def test_a_route_rule_that_the_tracer_does_not_know_is_refused(topology, part, owner, route, refused):
+    there = getattr(topology, part)[owner]
+    broken = changed(topology, part, owner, routes=(*(there.routes or ()), route))
+    with pytest.raises(UnknownRuleError, match=f"route rule of {owner}, ") if refused else nullcontext():
+        assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+
+
+def test_a_machine_that_the_tracer_does_not_know_is_refused(topology):
+    with pytest.raises(UnknownRuleError, match="machine natVm1, a firewall"):
+        trace(changed(topology, "vms", "natVm1", kind="firewall"), MGMT, mgmt_to("198.18.0.131"))
+
+
+@pytest.mark.parametrize(("known", "unknown"), [({"protocol": "udp"}, {"protocol": "sctp"}), ({}, {"icmp_type": 13})])
+def test_a_packet_that_the_tracer_does_not_know_is_refused(topology, known, unknown):
+    assert trace(topology, MGMT, replace(mgmt_to("198.18.0.131"), **known)).disposition is Disposition.DELIVERED
+    with pytest.raises(UnknownRuleError, match="it sends icmp, tcp, udp, of ICMP an echo"):
+        trace(topology, MGMT, replace(mgmt_to("198.18.0.131"), **unknown))
 
 
 def test_a_reply_is_translated_back_by_conntrack_and_meets_no_rule(topology):

@@ -13,10 +13,12 @@ from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError
 from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
-from nat_pod.trace.explain import proof_dict, proof_text, trace_text, verdict_text
 from nat_pod.trace.proof import prove
-from nat_pod.trace.walk import Disposition, Packet, trace
+from nat_pod.trace.proof_text import proof_dict, proof_text
+from nat_pod.trace.trace_text import trace_text, verdict_text
+from nat_pod.trace.walk import Packet, trace
 
 
 def add(commands: Subparsers) -> None:

@@ -7,7 +7,7 @@ tracer predicts, in both directions.  Refused flows must reach nobody.  Both lis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nat_pod.lab.wire import probe
@@ -15,9 +15,10 @@ from nat_pod.lab.wire.packets import HTTP, ICMP, PORTS, UDP
 from nat_pod.lab.wire.probe import Answer
 from nat_pod.plan.model import PodPlan
 from nat_pod.text import table
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.flows import Flow, declared_flows, refused_flows
 from nat_pod.trace.topology import VM_ROUTER, Topology
-from nat_pod.trace.walk import Disposition, Packet, Trace, Tracer, label
+from nat_pod.trace.walk import Packet, Trace, Tracer
 
 PROTOCOLS = (ICMP, HTTP, UDP)
 _TRANSPORT = {ICMP: "icmp", HTTP: "tcp", UDP: "udp"}
@@ -99,16 +100,16 @@ def expect(flows: Sequence[Flow], deployed: Topology) -> list[Expectation]:
 
 def judge(deployed: Topology, expected: Sequence[Expectation], answers: Sequence[Answer]) -> Report:
     """Hold answers to expectations, one by one."""
-    routers = {vm.name for vm in deployed.vms.values() if vm.kind == VM_ROUTER}
+    labels = {vm.name: vm.label for vm in deployed.vms.values() if vm.kind != VM_ROUTER}
     return Report(
         verdicts=tuple(
-            Verdict(expectation=one, answer=answer, problems=tuple(_problems(one, answer, routers)))
+            Verdict(expectation=one, answer=answer, problems=tuple(_problems(one, answer, labels)))
             for one, answer in zip(expected, answers, strict=True)
         )
     )
 
 
-def _problems(expected: Expectation, answer: Answer, routers: set[str]) -> list[str]:
+def _problems(expected: Expectation, answer: Answer, labels: Mapping[str, str]) -> list[str]:
     predicted = expected.predicted
     if not expected.declared:
         problems = []
@@ -127,7 +128,7 @@ def _problems(expected: Expectation, answer: Answer, routers: set[str]) -> list[
         problems.append(f"{answer.answered_by} answers, not {expected.flow.receiver}")
     if answer.seen != predicted.request.packet.src:
         problems.append(f"the far end saw {answer.seen}; predicted was {predicted.request.packet.src}")
-    captured, wanted = seen_hops(answer, routers), predicted_hops(predicted)
+    captured, wanted = seen_hops(answer, labels), predicted_hops(predicted)
     if captured != wanted:
         problems.append(f"hops captured: {_arrows(captured)}; predicted: {_arrows(wanted)}")
     return problems
@@ -136,18 +137,16 @@ def _problems(expected: Expectation, answer: Answer, routers: set[str]) -> list[
 def predicted_hops(traced: Trace) -> list[tuple[str, str, str]]:
     """(machine, source, destination) for each arrival of the request, then of the reply."""
     hops = [*traced.request.hops, *(traced.reply.hops if traced.reply is not None else ())]
-    return [(hop.at.rpartition(" -> ")[2], hop.src, hop.dst) for hop in hops]
+    return [(hop.end.label, hop.src, hop.dst) for hop in hops]
 
 
-def seen_hops(answer: Answer, routers: set[str]) -> list[tuple[str, str, str]]:
+def seen_hops(answer: Answer, labels: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """The same from the captures.  The vRouter is left out: it forwards and changes nothing.
 
-    A TCP connection is many packets over the same hops; each hop counts once.
+    A TCP connection is many packets over the same hops; each hop counts once.  labels: by machine, all but routers.
     """
     return [
-        (label(seen.vm), seen.src, seen.dst)
-        for seen in answer.hops
-        if seen.direction == "in" and seen.vm not in routers
+        (labels[seen.vm], seen.src, seen.dst) for seen in answer.hops if seen.direction == "in" and seen.vm in labels
     ]
 
 

@@ -17,10 +17,11 @@ from netaddr import IPNetwork
 from nat_pod.errors import NatPodError
 from nat_pod.names import MANAGEMENT, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, security_rule
 from nat_pod.trace.flows import flow_between
 from nat_pod.trace.topology import SecurityRule
-from nat_pod.trace.walk import Disposition, Packet, Tracer
+from nat_pod.trace.walk import Packet, Tracer
 
 _OCID = re.compile(r"ocid1\.[a-z0-9]+\.[A-Za-z0-9._-]+")
 

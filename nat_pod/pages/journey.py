@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from nat_pod.names import MemberName, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
+from nat_pod.trace.explain import Hop
 from nat_pod.trace.flows import declared_flows, flow_between
-from nat_pod.trace.topology import Topology
-from nat_pod.trace.walk import Disposition, Hop, Packet, Trace, trace
+from nat_pod.trace.topology import Vm
+from nat_pod.trace.walk import Packet, Trace, trace
 
 Machine = Side | MemberName
 """What stands in a picture: a side, drawn as its NAT VM, or a member."""
@@ -54,22 +56,28 @@ def journey(plan: PodPlan, sender: SlotPlan, receiver: SlotPlan) -> Journey:
     """Trace the flow from one member to another."""
     flow = flow_between(sender, receiver)
     packet = Packet(src=flow.source, dst=flow.destination)
-    topology = expected_topology(plan)
-    traced = trace(topology, sender.member, packet, receiver.member)
+    traced = trace(expected_topology(plan), sender.member, packet, receiver.member)
     delivered = traced.disposition is Disposition.DELIVERED
     return Journey(
         sender=sender,
         receiver=receiver,
         address=flow.destination,
-        stretches=tuple(_stretches(topology, traced)),
+        stretches=tuple(_stretches(traced)),
         dead="" if delivered else f"{traced.disposition}: {traced.why}",
     )
 
 
-def _stretches(topology: Topology, traced: Trace) -> Iterator[Stretch]:
-    machines = {vm.label: machine for vm in topology.vms.values() if (machine := vm.side or vm.member) is not None}
+def _stretches(traced: Trace) -> Iterator[Stretch]:
     hops: list[tuple[bool, Hop]] = [(False, hop) for hop in traced.request.hops]
     hops += [] if traced.reply is None else [(True, hop) for hop in traced.reply.hops]
     for number, (reply, hop) in enumerate(hops, 1):
-        start, end = (machines[name] for name in hop.at.split(" -> "))
+        start, end = _machine(hop.start), _machine(hop.end)
         yield Stretch(number=number, reply=reply, start=start, end=end, src=hop.src, dst=hop.dst)
+
+
+def _machine(vm: Vm) -> Machine:
+    """What stands for it in a picture.  Raises ValueError for the vRouter: it changes no packet and ends no hop."""
+    machine = vm.side or vm.member
+    if machine is None:
+        raise ValueError(f"{vm.name} has no place of its own on the way of a flow")
+    return machine

@@ -3,164 +3,28 @@
 Rules are looked up by prefix instead of read one after the other: a chain has one table for each prefix length that its
 rules match, so a packet costs as many look-ups as the chain has prefix lengths, however many rules there are.
 
-A `Span` is one address of a packet together with the interval around it that nothing has told apart from it so far.
-Every test narrows it: what happened to this packet happens to every packet of the interval.  That makes a proof over
-all addresses possible without trying each one (`proof.py`).
+What has no meaning here is refused before the first packet: guessing would make every prediction worthless.
 """
 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import AddrFormatError
 
+from nat_pod.errors import UnknownRuleError
 from nat_pod.rules.iptables import render_rule
-from nat_pod.rules.netfilter import (
-    Accept,
-    Chain,
-    Dnat,
-    Drop,
-    Goto,
-    Match,
-    Netmap,
-    Rule,
-    Ruleset,
-    Snat,
-    Table,
-)
+from nat_pod.rules.netfilter import Accept, Chain, Dnat, Drop, Goto, Match, Netmap, Rule, Ruleset, Snat, Table
+from nat_pod.trace.spans import LAST_ADDRESS, Header, Places, Span, number, numbers
 
-LAST_ADDRESS = 2**32 - 1
 _STATES = frozenset(("NEW", "ESTABLISHED", "RELATED", "INVALID", "DNAT", "SNAT"))
-
-
-class UnknownRuleError(Exception):
-    """A rule the tracer has no meaning for.  Guessing would make the prediction worthless."""
-
-
-class Span:
-    """An address as it is now, and the interval (`low` to `high`) of those that met the same decisions so far."""
-
-    __slots__ = ("_fixed", "_moved", "high", "low", "value")
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-        self.low, self.high = 0, LAST_ADDRESS
-        self._moved = 0
-        self._fixed: tuple[int, int] | None = None
-
-    def inside(self, first: int, last: int) -> bool:
-        """Whether the address is one of `first` to `last`; the interval is now on one side of that border."""
-        if self.value < first:
-            self.narrow(0, first - 1)
-            return False
-        if self.value > last:
-            self.narrow(last + 1, LAST_ADDRESS)
-            return False
-        self.narrow(first, last)
-        return True
-
-    def narrow(self, low: int, high: int) -> None:
-        """Only `low` to `high`, which the address is in, are treated like it."""
-        if low > self.low:
-            self.low = low
-        if high < self.high:
-            self.high = high
-
-    def become(self, value: int) -> None:
-        """A translation to one address: from here on all of the interval are the same."""
-        if self._fixed is None:
-            self._fixed = self.origin()
-        self.value = value
-        self.low, self.high = 0, LAST_ADDRESS
-
-    def move(self, network: int, host_bits: int) -> None:
-        """A translation of a prefix: the host bits are kept, so the interval moves along."""
-        block = self.value & ~host_bits
-        self.narrow(block, block | host_bits)
-        by = network - block
-        self.value, self.low, self.high = self.value + by, self.low + by, self.high + by
-        self._moved += by
-
-    def pin(self) -> None:
-        """This address and no other."""
-        self.narrow(self.value, self.value)
-
-    def origin(self) -> tuple[int, int]:
-        """The interval in terms of the address that the packet started with."""
-        return self._fixed or (self.low - self._moved, self.high - self._moved)
-
-
-@dataclass(slots=True)
-class Header:
-    """What a rule can look at.  For ICMP the two ports are the echo identifier."""
-
-    src: Span
-    dst: Span
-    protocol: str
-    sport: int
-    dport: int
-    icmp_type: int | None
-
-    def alone(self) -> Header:
-        """The same header with intervals of its own, that nothing has narrowed yet."""
-        src, dst = Span(self.src.value), Span(self.dst.value)
-        return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type)
-
-    def key(self) -> tuple[str, int, int, int, int]:
-        """What conntrack knows a packet by."""
-        return (self.protocol, self.src.value, self.dst.value, self.sport, self.dport)
-
-    def reply_key(self) -> tuple[str, int, int, int, int]:
-        """What conntrack knows its answer by."""
-        return (self.protocol, self.dst.value, self.src.value, self.dport, self.sport)
-
-
-class Places:
-    """Intervals of addresses, numbered: the pieces into which a set of networks cuts the address space.
-
-    Two addresses of one piece are in the same ones of these networks.
-    """
-
-    def __init__(self, networks: Iterable[tuple[int, int]]) -> None:
-        edges = {0, LAST_ADDRESS + 1}
-        for first, last in networks:
-            edges |= {first, last + 1}
-        self._edges = sorted(edges)
-        self._known: dict[int, int] = {}
-
-    def narrow(self, span: Span) -> None:
-        """Let an address stand for the piece that it is in, at most."""
-        place = self.number(span)
-        span.narrow(self._edges[place - 1], self._edges[place] - 1)
-
-    def number(self, span: Span) -> int:
-        """The number of the piece that an address is in; what it stands for does not change."""
-        place = self._known.get(span.value)
-        if place is None:
-            place = self._known[span.value] = bisect(self._edges, span.value)
-        return place
-
-
-class Addresses:
-    """A set of single addresses."""
-
-    def __init__(self, values: Iterable[int]) -> None:
-        self._values = frozenset(values)
-        self._order = sorted(self._values)
-
-    def has(self, span: Span) -> bool:
-        """Whether the address is one of them; then it stands for itself alone, else for those between two of them."""
-        if span.value in self._values:
-            span.pin()
-            return True
-        place = bisect(self._order, span.value)
-        span.narrow(
-            self._order[place - 1] + 1 if place else 0,
-            self._order[place] - 1 if place < len(self._order) else LAST_ADDRESS,
-        )
-        return False
+_HOOKS = (("nat", "PREROUTING"), ("nat", "POSTROUTING"), ("filter", "FORWARD"), ("filter", "INPUT"))
+_LOOPBACK = "lo"
+PROTOCOLS = ("icmp", "tcp", "udp")
+"""What a packet is, and what a rule may ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +37,7 @@ class RuleKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class DecidingRule:
     """The rule that decides, as text too, and for a translation the first new address and the host bits it keeps."""
 
     rule: Rule
@@ -183,7 +47,7 @@ class Hit:
     def translate(self, span: Span) -> None:
         """Replace an address the way the rule does."""
         if self.network is None:
-            raise UnknownRuleError(f"{self.text} is no address translation")
+            raise UnknownRuleError(self.text, "this is no address translation")
         first, host_bits = self.network
         if host_bits:
             span.move(first, host_bits)
@@ -195,30 +59,36 @@ class Hit:
 class Verdict:
     """What a hook's chains make of a packet: the rule that decides (None: it falls through) and the chains entered."""
 
-    hit: Hit | None
+    by: DecidingRule | None
     chains: tuple[str, ...]
 
 
 FALLS_THROUGH = Verdict(None, ())
 
 
-class Walker:
-    """One NAT VM's rules, prepared for many packets.  `used` collects every rule that a packet matched."""
+class PreparedRules:
+    """One NAT VM's rules, prepared for many packets.  `used` collects every rule that a packet matched.
+
+    Raises UnknownRuleError for a rule, a hook or a jump that a packet could meet and that has no meaning here.
+    """
 
     def __init__(self, rules: Ruleset) -> None:
         self.used: set[RuleKey] = set()
-        self._tables = {table.name: table for table in rules.tables}
         self._chains: dict[tuple[str, str], _Indexed] = {}
-        self._hooks: dict[tuple[str, str], _Hook] = {}
+        tables = {table.name: table for table in rules.tables}
+        for table in rules.tables:
+            hooked = [(table.name, hook.builtin) for hook in table.hooks]
+            for entry in hooked:
+                if entry not in _HOOKS or hooked.count(entry) > 1:
+                    raise UnknownRuleError(
+                        f"chain of ours in {entry[1]} of {entry[0]}",
+                        "it follows one in each of PREROUTING and POSTROUTING of nat, FORWARD and INPUT of filter",
+                    )
+        self._hooks = {(table, builtin): _Hook(tables[table], builtin, self._chain) for table, builtin in _HOOKS}
 
     def verdict(self, table: str, builtin: str, header: Header, state: frozenset[str]) -> Verdict:
-        """What becomes of a packet behind a built-in chain.
-
-        Raises UnknownRuleError for a rule that has no meaning where it stands.
-        """
-        hook = self._hooks.get((table, builtin))
-        if hook is None:
-            hook = self._hooks[table, builtin] = _Hook(self._tables[table], builtin, self._chain)
+        """What becomes of a packet behind a built-in chain."""
+        hook = self._hooks[table, builtin]
         if hook.entry is None:
             return FALLS_THROUGH
         what = (state, header.protocol, header.sport, header.dport, header.icmp_type) if hook.looks_further else state
@@ -245,10 +115,7 @@ class Walker:
             key, rule = chain.keys[index], chain.rules[index]
             self.used.add(key)
             if not isinstance(rule.target, Goto):
-                text = render_rule(key.chain, rule)
-                if not _terminates(rule, hook.table.name, hook.builtin):
-                    raise UnknownRuleError(f"{text} in {hook.builtin} of {hook.table.name}")
-                return Verdict(Hit(rule, text, _new_network(rule)), tuple(passed))
+                return Verdict(DecidingRule(rule, render_rule(key.chain, rule), _new_network(rule)), tuple(passed))
             name = rule.target.chain
         return Verdict(None, tuple(passed))
 
@@ -266,21 +133,34 @@ class _Hook:
     """
 
     def __init__(self, table: Table, builtin: str, indexed: Callable[[Table, str], _Indexed]) -> None:
-        entry = table.hooked(builtin)
         self.table, self.builtin = table, builtin
-        self.entry = None if entry is None else entry.name
         self.known: dict[tuple[object, int, int], tuple[Verdict, Span, Span]] = {}
-        reached: list[str] = []
-        ahead = [] if entry is None else [entry.name]
-        while ahead:
-            name = ahead.pop()
-            if name not in reached:
-                reached.append(name)
-                ahead += [rule.target.chain for rule in table.chain(name).rules if isinstance(rule.target, Goto)]
-        tests = [test for name in reached for test in indexed(table, name).tests]
+        self.entry = next((hook.chain for hook in table.hooks if hook.builtin == builtin), None)
+        reached = _reached(table, self.entry)
+        for chain in reached:
+            for rule in chain.rules:
+                _check_target(chain.name, rule, table.name, builtin)
+        tests = [test for chain in reached for test in indexed(table, chain.name).tests]
         self.sources = Places(test.source for test in tests if test.source is not None)
         self.destinations = Places(test.destination for test in tests if test.destination is not None)
         self.looks_further = any(test.beyond_state for test in tests)
+
+
+def _reached(table: Table, entry: str | None) -> list[Chain]:
+    """The chains that a packet can get into.  Raises UnknownRuleError for a jump into nowhere or back."""
+    chains = {chain.name: chain for chain in table.chains}
+    done: dict[str, Chain] = {}
+    ahead: list[tuple[str, tuple[str, ...]]] = [] if entry is None else [(entry, ())]
+    while ahead:
+        name, above = ahead.pop()
+        if name not in chains:
+            raise UnknownRuleError(f"jump to chain {name} of {table.name}", "there is no such chain")
+        if name in above:
+            raise UnknownRuleError(f"jump to chain {name} of {table.name}", "it leads round in a circle")
+        done[name] = chains[name]
+        targets = {rule.target.chain for rule in chains[name].rules if isinstance(rule.target, Goto)}
+        ahead += [(target, (*above, name)) for target in sorted(targets)]
+    return list(done.values())
 
 
 @dataclass(slots=True)
@@ -310,7 +190,7 @@ class _Test:
             return False
         match = self.rest
         return match is None or (
-            match.in_interface is None  # only lo is ever named, and a packet on the wire is not from lo
+            match.in_interface is None  # lo, or it would have been refused; what comes off the wire is not from lo
             and (match.protocol is None or match.protocol == header.protocol)
             and (match.source_port is None or match.source_port == header.sport)
             and (match.destination_port is None or match.destination_port == header.dport)
@@ -325,7 +205,7 @@ class _Indexed:
     def __init__(self, chain: Chain, table: str) -> None:
         self.rules = chain.rules
         self.keys = [RuleKey(table, chain.name, index) for index in range(len(chain.rules))]
-        self.tests = [_test(rule.match) for rule in chain.rules]
+        self.tests = [_test(chain.name, rule) for rule in chain.rules]
         self.always: list[int] = []
         groups: dict[tuple[bool, int], _Group] = {}
         for index, test in enumerate(self.tests):
@@ -361,46 +241,77 @@ class _Indexed:
         return next((index for index in found if self.tests[index].matches(header, state)), None)
 
 
-def numbers(cidr: str) -> tuple[int, int, int]:
-    """A network's first and last address and its prefix length."""
-    network = IPNetwork(cidr)
-    return network.first, network.last, network.prefixlen
-
-
-def _terminates(rule: Rule, table: str, builtin: str) -> bool:
+def _check_target(chain: str, rule: Rule, table: str, builtin: str) -> None:
+    """Raise UnknownRuleError for a target that means nothing behind this built-in chain."""
     match rule.target:
+        case Goto():
+            known = True
         case Accept() | Drop():
-            return table == "filter"
+            known = table == "filter"
         case Dnat():
-            return table == "nat" and builtin == "PREROUTING"
+            known = builtin == "PREROUTING"
         case Snat():
-            return table == "nat" and builtin == "POSTROUTING"
+            known = builtin == "POSTROUTING"
         case Netmap():
-            return table == "nat"
-    return False
+            known = table == "nat"
+        case _:
+            assert_never(rule.target)
+    if not known:
+        raise UnknownRuleError(_line(chain, rule), f"it knows no such target in {builtin} of {table}")
+    try:
+        _new_network(rule)
+    except (AddrFormatError, ValueError):
+        raise UnknownRuleError(_line(chain, rule), "it translates to one IPv4 address or network") from None
 
 
 def _new_network(rule: Rule) -> tuple[int, int] | None:
     """The first new address of a translation, and the host bits that it keeps."""
     match rule.target:
         case Dnat(to) | Snat(to):
-            return int(IPAddress(to)), 0
+            return number(to), 0
         case Netmap(to):
             first, last, _ = numbers(to)
             return first, last - first
     return None
 
 
-def _test(match: Match) -> _Test:
-    unknown = set(match.ctstate) - _STATES
-    if unknown:
-        raise UnknownRuleError(f"ctstate {', '.join(sorted(unknown))}")
+def _test(chain: str, rule: Rule) -> _Test:
+    """Raises UnknownRuleError for a condition that cannot be told from a packet's headers and its flow's state."""
+    match = rule.match
+    _check_match(chain, rule)
     more = (match.in_interface, match.protocol, match.source_port, match.destination_port, match.icmp_type)
     beyond_state = any(value is not None for value in more)
+    try:
+        source = None if match.source is None else numbers(match.source)[:2]
+        destination = None if match.destination is None else numbers(match.destination)[:2]
+    except (AddrFormatError, ValueError):
+        raise UnknownRuleError(_line(chain, rule), "it knows IPv4 networks") from None
     return _Test(
-        source=None if match.source is None else numbers(match.source)[:2],
-        destination=None if match.destination is None else numbers(match.destination)[:2],
+        source=source,
+        destination=destination,
         rest=match if match.ctstate or beyond_state else None,
         states=frozenset(match.ctstate),
         beyond_state=beyond_state,
     )
+
+
+def _check_match(chain: str, rule: Rule) -> None:
+    match = rule.match
+    if set(match.ctstate) - _STATES:
+        raise UnknownRuleError(_line(chain, rule), f"it knows the states {', '.join(sorted(_STATES))}")
+    # Interfaces have other names in each image, so which VNIC ens3 is cannot be told; lo is the machine itself.
+    if match.in_interface not in (None, _LOOPBACK):
+        raise UnknownRuleError(_line(chain, rule), f"it knows no interface but {_LOOPBACK}")
+    if match.protocol not in (None, *PROTOCOLS):
+        raise UnknownRuleError(_line(chain, rule), f"it knows the protocols {', '.join(PROTOCOLS)}")
+    ports = match.source_port is not None or match.destination_port is not None
+    if (ports and match.protocol not in ("tcp", "udp")) or (match.icmp_type is not None and match.protocol != "icmp"):
+        raise UnknownRuleError(_line(chain, rule), "a port goes with tcp or udp, an ICMP type with icmp")
+
+
+def _line(chain: str, rule: Rule) -> str:
+    """The rule as text, and as a value where it cannot be written."""
+    try:
+        return render_rule(chain, rule)
+    except ValueError:
+        return f"{chain}: {rule}"

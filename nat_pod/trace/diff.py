@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.names import MemberName
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows, flow_between
 from nat_pod.trace.symmetry import alike
-from nat_pod.trace.walk import Disposition, Packet, Tracer
+from nat_pod.trace.walk import Packet, Tracer
 
 Pair = tuple[MemberName, MemberName]
 """A flow's key: the member that sends and the member that answers."""

@@ -1,176 +1,264 @@
-"""A trace for people: the hops, the steps of the machine where a flow dies, or every step of the way.
+"""What was decided on a packet's way, in words: every step of it, the hops between machines, and why it died.
 
-Steps are in the form of a firewall's packet-tracer: at each machine what was asked, what matched, and the header before
-and after where it changes.  No line is wider than it is told to be, unless one word is.
+A trace decides first (`walk.py`, `vcn.py`, `guest.py`) and is put into words afterwards, when somebody asks: `trace
+--all` and `diff` follow thousands of packets and read of most of them only what became of them.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, assert_never
 
-from nat_pod.trace.proof import Proof
-from nat_pod.trace.walk import Disposition, Leg, Step, Trace
+from nat_pod.trace.decisions import (
+    AnsweredByNatVm,
+    AnswersElsewhere,
+    Conntracked,
+    Decision,
+    Delivered,
+    DestinationChecked,
+    Direction,
+    Dropped,
+    Filtered,
+    ForeignDestination,
+    ForeignSource,
+    GuestRouted,
+    Looped,
+    NoPrivateIp,
+    NoRoute,
+    NotForwarding,
+    NotPeered,
+    NoTransit,
+    NotSecured,
+    OutsideVcn,
+    Owned,
+    Refusal,
+    Secured,
+    SourceChecked,
+    VcnRouted,
+)
+from nat_pod.trace.spans import address_text
+from nat_pod.trace.topology import VM_HOST, VM_NAT, SecurityRule, Subnet, Vm
+from nat_pod.trace.vcn import PROTOCOL_NUMBERS
 
-_LABEL = 27  # "  12. reverse-path filter  "
-
-
-def trace_text(traced: Trace, title: str, *, every_step: bool, width: int) -> str:
-    """`trace` for people.  every_step: the steps of both legs instead of the hops."""
-    lines = _wrapped(title, width)
-    for name, leg in zip(("request", "reply"), traced.legs, strict=False):
-        lines.append(f"  {name}")
-        if every_step:
-            lines += _step_lines(leg, leg.steps, width)
-            continue
-        lines += _hop_lines(leg, width)
-        if leg.reached is None:
-            lines += _step_lines(leg, _last_machine(leg), width)
-    return "\n".join([*lines, verdict_text(traced.disposition, traced.why, width)])
-
-
-def verdict_text(disposition: Disposition, why: str, width: int) -> str:
-    """What became of a flow, and, when it is not delivered, what that means."""
-    lines = _wrapped(f"=> {disposition}: {why}", width, "   ")
-    if disposition is not Disposition.DELIVERED:
-        lines += _wrapped(f"   ({disposition.meaning})", width, "    ")
-    return "\n".join(lines)
-
-
-def _hop_lines(leg: Leg, width: int) -> list[str]:
-    lines = []
-    for number, hop in enumerate(leg.hops, 1):
-        for rule in hop.rules:
-            lines += _wrapped(f"         {rule}", width, " " * 11)
-        lines += _wrapped(f"    {number}. {hop.at}: {hop.src} > {hop.dst}", width, " " * 7)
-    return lines
+_Pair = tuple[int, int]
 
 
-def _last_machine(leg: Leg) -> list[Step]:
-    """The steps at the machine where the packet dies, numbered as among all."""
-    last = leg.steps[-1].machine
-    first = len(leg.steps)
-    while first > 0 and leg.steps[first - 1].machine == last:
-        first -= 1
-    return list(leg.steps[first:])
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision on the way.
+
+    machine: the box it is made at, as in hops; a VCN's decisions are the sender's before the packet reaches a VNIC,
+    then the receiver's.  rule: what decided, as its owner would write it.  chains: those the packet went through.
+    before, after: the header, source and destination; they differ where it was translated.
+    passed: False where it dies.
+    """
+
+    machine: str
+    phase: str
+    rule: str
+    before: tuple[str, str]
+    after: tuple[str, str]
+    chains: tuple[str, ...] = ()
+    passed: bool = True
 
 
-def _step_lines(leg: Leg, steps: list[Step] | tuple[Step, ...], width: int) -> list[str]:
-    lines = []
-    number = len(leg.steps) - len(steps)
-    for machine, group in groupby(steps, key=lambda step: step.machine):
-        made = list(group)
-        lines += _wrapped(f"    at {machine}: {' > '.join(made[0].before)}", width, " " * 7)
-        for step in made:
-            number += 1
-            lines += _one_step(number, step, width)
-    return lines
+class Hop(NamedTuple):
+    """The packet between two machines that may change it, with the rules that the sender applied."""
+
+    start: Vm
+    end: Vm
+    src: str
+    dst: str
+    rules: tuple[str, ...] = ()
+
+    @property
+    def at(self) -> str:
+        """Both machines: `nat_vm1 -> customer1/vm1`."""
+        return f"{self.start.label} -> {self.end.label}"
 
 
-def _one_step(number: int, step: Step, width: int) -> list[str]:
-    head = f"{number:5}. {step.phase}".ljust(_LABEL) + "  "
-    # In a terminal that is too narrow for two columns the decision goes below its name.
-    rest = " " * len(head) if width >= 2 * _LABEL else " " * 7
-    parts = [] if not step.chains else [" > ".join(step.chains)]
-    parts.append(step.rule if step.passed else f"DROPPED: {step.rule}")
-    if step.before != step.after:
-        parts += [f"before {' > '.join(step.before)}", f"after  {' > '.join(step.after)}"]
-    if width < 2 * _LABEL:
-        return [head.rstrip(), *(line for part in parts for line in _wrapped(rest + part, width, rest + "  "))]
-    lines = _wrapped(head + parts[0], width, rest + "  ")
-    for part in parts[1:]:
-        lines += _wrapped(rest + part, width, rest + "  ")
-    return lines
+def hops(sender: Vm, header: _Pair, decisions: Iterable[Decision]) -> tuple[Hop, ...]:
+    """The packet between each two machines; a router in between changes nothing and is none of them.
+
+    sender: the machine that sends; header: source and destination as it sends them.
+    """
+    made: list[Hop] = []
+    rules: tuple[str, ...]
+    last, rules = sender, ()
+    for decision in decisions:
+        match decision:
+            case Filtered() | Conntracked():
+                header = (decision.src, decision.dst)
+                if isinstance(decision, Filtered) and _translates(decision) and decision.verdict.by is not None:
+                    rules = (*rules, decision.verdict.by.text)
+            case DestinationChecked(_, vm) if vm.kind in (VM_HOST, VM_NAT):
+                made.append(Hop(last, vm, *_texts(header), rules))
+                last, rules = vm, ()
+    return tuple(made)
 
 
-def _wrapped(text: str, width: int, rest: str = "  ") -> list[str]:
-    return textwrap.wrap(
-        text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
+def steps(header: _Pair, decisions: Iterable[Decision], refusal: Refusal | None) -> tuple[Step, ...]:
+    """Every decision as a step, the refusal last.  header: source and destination as the sender sends them."""
+    made: list[Step] = []
+    machine, vnic, before = "", "", _texts(header)
+    ahead: VcnRouted | None = None
+    chains: tuple[str, ...]
+    for decision in decisions:
+        after, chains = before, ()
+        match decision:
+            case GuestRouted():
+                machine, vnic = decision.vm.label, decision.vnic.name
+            case VcnRouted():
+                ahead = decision
+            case Secured(Direction.INGRESS) if ahead is not None:
+                machine, vnic = ahead.receiver.label, ahead.arrival.name
+            case Conntracked():
+                after = _texts((decision.src, decision.dst))
+            case Filtered():
+                after, chains = _texts((decision.src, decision.dst)), decision.verdict.chains
+        phase, rule = _said(decision, vnic)
+        made.append(Step(machine, phase, rule, before, after, chains))
+        before = after
+    if refusal is not None:
+        if ahead is not None and isinstance(refusal, NotSecured | ForeignDestination) and refusal.vnic is ahead.arrival:
+            machine = ahead.receiver.label
+        chains = refusal.verdict.chains if isinstance(refusal, Dropped) else ()
+        made.append(Step(machine, _phase(refusal), sentence(refusal), before, before, chains, passed=False))
+    return tuple(made)
 
 
-# --- trace --all -----------------------------------------------------------------------------------------------------
-
-_MOST_SHOWN = 10  # of one kind; --json has them all
-
-
-def proof_text(proof: Proof, stack: str, width: int) -> str:
-    """`trace --all` for people: what was looked at, and what is not as declared."""
-    lines = [
-        f"POD {stack}: {proof.traced} packets traced",
-        "",
-        "Members and strangers, to each address that the NAT VM on their side has",
-        *_table(
-            ("from", "what", "pairs", "as declared"),
-            [(count.realm, count.what, f"{count.pairs}", f"{count.as_declared}") for count in proof.counts],
-        ),
-        "",
-        "Unknown senders that forge, outside their own network",
-        *_table(
-            ("in", "sources", "x destinations", "classes"),
-            [(s.realm, f"{s.sources:,}", f"{s.destinations:,}", f"{s.traced}") for s in proof.sweeps],
-        ),
-        "",
-    ]
-    held = "every protocol and port" if proof.any_protocol else "TCP port 80 only: rules look at protocols or ports"
-    lines += _wrapped(
-        "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
-        "everything to the POD. Not looked at: sources in another customer's network, which only OCI can prevent. "
-        f"Holds for {held}.",
-        width,
-        "",
-    )
-    lines.append("")
-    if not proof.counter_examples:
-        return "\n".join([*lines, "=> all as declared: no counter-example"])
-    for kind, group in groupby(proof.counter_examples, key=lambda one: one.kind):
-        found = list(group)
-        lines.append(f"{kind} ({len(found)})")
-        for one in found[:_MOST_SHOWN]:
-            more = f" (and {one.alike:,} more packets like it)" if one.alike else ""
-            packet = f" {one.source} > {one.destination}{more}" if one.source else ""
-            lines += _wrapped(f"  {one.sender}{packet}: {one.why}", width, "    ")
-        if len(found) > _MOST_SHOWN:
-            lines.append(f"  and {len(found) - _MOST_SHOWN} more, which --json lists")
-    return "\n".join([*lines, f"=> {len(proof.counter_examples)} counter-examples"])
+def _said(decision: Decision, at: str) -> tuple[str, str]:
+    """The phase of a decision, and what decided.  at: the VNIC that the packet is at."""
+    match decision:
+        case GuestRouted(vm, vnic, by):
+            return "routing decision" if vm.kind == VM_NAT else "guest route", f"{by} by VNIC {vnic.name}"
+        case SourceChecked(vnic):
+            return "source check", f"VNIC {vnic.name}: {'skipped' if vnic.skip_source_dest_check else 'own address'}"
+        case VcnRouted():
+            return "VCN route", f"subnet {decision.subnet.name}: {_route(decision)}"
+        case Secured(direction, rule):
+            return _security_phase(direction), f"VNIC {at}: {_security_rule(rule)}"
+        case DestinationChecked(vnic, _):
+            said = "skipped" if vnic.skip_source_dest_check else "own address"
+            return "destination check", f"VNIC {vnic.name}: {said}"
+        case Conntracked(known):
+            return "conntrack", "known flow, reply direction" if known else "new flow"
+        case Filtered(builtin, verdict):
+            if verdict.by is not None:
+                return builtin, verdict.by.text
+            nobody = "no rule of ours; the platform's own rules and policy decide"
+            return builtin, "no rule matches" if _translates(decision) else nobody
+        case Owned(vm, address):
+            return "routing decision", f"{vm.label} itself has {address_text(address)}"
+        case Delivered(vm, address):
+            return "delivery", f"{vm.label} has {address_text(address)}"
+    assert_never(decision)
 
 
-def proof_dict(proof: Proof) -> dict[str, object]:
-    """The form of `trace --all --json`."""
-    return {
-        "traced": proof.traced,
-        "anyProtocol": proof.any_protocol,
-        "counts": [
-            {"realm": c.realm, "what": c.what, "pairs": c.pairs, "asDeclared": c.as_declared} for c in proof.counts
-        ],
-        "unknownSenders": [
-            {"realm": s.realm, "sources": s.sources, "destinations": s.destinations, "classes": s.traced}
-            for s in proof.sweeps
-        ],
-        "counterExamples": [
-            {
-                "kind": one.kind,
-                "sender": one.sender,
-                "src": one.source or None,
-                "dst": one.destination or None,
-                "alike": one.alike,
-                "why": one.why,
-            }
-            for one in proof.counter_examples
-        ],
-    }
+def _route(routed: VcnRouted) -> str:
+    route, peer = routed.route, routed.peer
+    if route is None:
+        return f"local to VCN {routed.subnet.vcn}"
+    if peer is None:
+        return f"{route.destination} via private IP {route.private_ip}"
+    return f"{route.destination} via LPG {route.lpg} to VCN {peer.vcn}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns, numbers to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    numbers = [all(row[column].replace(",", "").isdigit() for row in rows) for column in range(len(header))]
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        ).rstrip()
-        for row in (header, *rows)
-    ]
+def _security_rule(rule: SecurityRule | None) -> str:
+    if rule is None:
+        return "reply of a flow that a stateful rule let pass"
+    words = "" if rule.protocol == "all" else f" {PROTOCOL_NUMBERS.get(rule.protocol, rule.protocol)}"
+    kind = "stateless" if rule.stateless else "stateful"
+    said = f" ({rule.description})" if rule.description else ""
+    return f"{rule.peer}{words} {kind}{said}"
+
+
+def _security_phase(direction: Direction) -> str:
+    return f"security {direction.lower()}"
+
+
+def _translates(decision: Filtered) -> bool:
+    """Whether the chains are those of the nat table."""
+    return decision.builtin in ("PREROUTING", "POSTROUTING")
+
+
+def _phase(refusal: Refusal) -> str:
+    """What the packet was in when it died."""
+    match refusal:
+        case ForeignSource():
+            return "source check"
+        case ForeignDestination():
+            return "destination check"
+        case NoRoute() | NoTransit() | OutsideVcn() | NotPeered() | NoPrivateIp():
+            return "VCN route"
+        case NotSecured():
+            return _security_phase(refusal.direction)
+        case AnswersElsewhere():
+            return "reverse-path filter"
+        case Dropped():
+            return refusal.builtin
+        case NotForwarding():
+            return "routing decision" if refusal.vm.kind == VM_NAT else "delivery"
+        case AnsweredByNatVm():
+            return "delivery"
+        case Looped():
+            return "routing decision"
+    assert_never(refusal)
+
+
+def sentence(refusal: Refusal) -> str:
+    """Why the packet died."""
+    match refusal:
+        case ForeignSource(vnic, address):
+            return (
+                f"VNIC {vnic.name} may send only from its own addresses ({', '.join(vnic.addresses)}), "
+                f"not from {address_text(address)}: the source/destination check is on"
+            )
+        case ForeignDestination(vnic, address):
+            return (
+                f"VNIC {vnic.name} takes only packets for its own addresses, not for "
+                f"{address_text(address)}: the source/destination check is on"
+            )
+        case NoRoute(table, address):
+            kind = "subnet" if isinstance(table, Subnet) else "LPG"
+            return f"{kind} {table.name} has no route rule for {address_text(address)}"
+        case NoTransit(lpg):
+            return f"LPG {lpg.name} leads to another LPG: OCI does not transit"
+        case OutsideVcn(lpg, address):
+            return f"{address_text(address)} is not in VCN {lpg.vcn} behind LPG {lpg.name}"
+        case NotPeered(route):
+            return f"{route.destination} via LPG {route.lpg}, which is not peered"
+        case NoPrivateIp(vcn, address):
+            return f"no VNIC in VCN {vcn} has the private IP {address_text(address)}"
+        case NotSecured(vnic, direction, address):
+            side = "from" if direction is Direction.INGRESS else "to"
+            rule = f"{direction.lower()} security rule of VNIC {vnic.name}"
+            return f"no {rule} lets a packet {side} {address_text(address)} pass"
+        case AnswersElsewhere() | Dropped() | AnsweredByNatVm() | NotForwarding():
+            return _in_a_machine(refusal)
+        case Looped(machines):
+            return f"still on its way after {machines} machines"
+    assert_never(refusal)
+
+
+def _in_a_machine(refusal: AnswersElsewhere | Dropped | AnsweredByNatVm | NotForwarding) -> str:
+    """Why the packet died inside a machine."""
+    name = refusal.vm.label
+    match refusal:
+        case AnswersElsewhere(_, arrival, back):
+            return f"{name} took it on {arrival.name} but would answer by {back.name}: rp_filter drops it"
+        case Dropped(_, builtin, verdict, src, dst):
+            by = "" if verdict.by is None else verdict.by.rule.note or verdict.by.text
+            return f"{name} drops {' > '.join(_texts((src, dst)))} in {builtin}: {by}"
+        case AnsweredByNatVm(_, address):
+            return f"{address_text(address)} is {name} itself, and its INPUT rules let the packet in"
+        case NotForwarding(vm, address):
+            if vm.kind == VM_NAT:
+                return f"{name} does not forward: net.ipv4.ip_forward is not 1"
+            return f"{name} has no address {address_text(address)} and forwards nothing"
+    assert_never(refusal)
+
+
+def _texts(header: _Pair) -> tuple[str, str]:
+    return address_text(header[0]), address_text(header[1])

@@ -20,18 +20,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPNetwork
 
 from nat_pod.config.model import SourceNat
 from nat_pod.names import ANYWHERE, MANAGEMENT, STRANGER, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import Chain, Goto, Match
-from nat_pod.trace.chains import LAST_ADDRESS, RuleKey, numbers
+from nat_pod.trace.chains import RuleKey
+from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import Flow, declared_flows, flow_between, matrix, refused_flows, stranger_addresses
+from nat_pod.trace.spans import LAST_ADDRESS, address_text, number, numbers
 from nat_pod.trace.topology import Route, Topology
-from nat_pod.trace.walk import Disposition, Leg, Packet, Tracer
+from nat_pod.trace.walk import Leg, Packet, Tracer
 
 PORT = 80
 _PROTOCOLS = ("icmp", "tcp", "udp")
@@ -117,7 +119,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     sweeps = [sweep for realm in plan.realms if (sweep := prover.unknown(realm)) is not None]
     prover.refused_flows()
     prover.rules()
-    order = {kind: number for number, kind in enumerate(KINDS)}
+    order = {kind: place for place, kind in enumerate(KINDS)}
     return Proof(
         counts=counts,
         sweeps=tuple(sweeps),
@@ -156,7 +158,6 @@ class _Prover:
         self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
         self.used: dict[str, frozenset[RuleKey]] = {}
         self.traced = 0
-        self.numbers: dict[str, int] = {}
         self.found: list[CounterExample] = []
 
     # --- what is declared ---------------------------------------------------------------------------------------
@@ -206,13 +207,13 @@ class _Prover:
             if flow.sender != last:
                 last, fates = flow.sender, self._destinations(flow.sender, flow.source)
                 starts = [low for (low, _), _ in fates]
-            reached = fates[bisect(starts, self._number(flow.destination)) - 1][1].reached
+            reached = fates[bisect(starts, number(flow.destination)) - 1][1].reached
             key = (flow.sender.realm, flow.why)
             pairs[key] += 1
             good[key] += reached == flow.receiver
         return tuple(
-            Count(realm=realm, what=what, pairs=number, as_declared=good[realm, what])
-            for (realm, what), number in pairs.items()
+            Count(realm=realm, what=what, pairs=many, as_declared=good[realm, what])
+            for (realm, what), many in pairs.items()
         )
 
     def _destinations(self, sender: MemberName, source: str) -> list[tuple[_Block, Leg]]:
@@ -222,7 +223,7 @@ class _Prover:
             while destination <= end:
                 leg = self._request(sender, source, destination)
                 block = (destination, min(end, leg.alike[1][1]))
-                self._judge(sender, (self._number(source),) * 2, block, leg)
+                self._judge(sender, (number(source),) * 2, block, leg)
                 fates.append((block, leg))
                 destination = block[1] + 1
         return fates
@@ -246,7 +247,7 @@ class _Prover:
             rest = [((first, last), destinations) for destinations in self._outside(realm)]
             while rest:
                 (low, high), (start, end) = rest.pop()
-                leg = self._request(sender, _text(low), start)
+                leg = self._request(sender, address_text(low), start)
                 # The packet is the lowest corner: what is left of the rectangle lies above and behind.
                 source_end, destination_end = min(high, leg.alike[0][1]), min(end, leg.alike[1][1])
                 self._judge(sender, (low, source_end), (start, destination_end), leg)
@@ -259,7 +260,7 @@ class _Prover:
 
     def _sources(self, realm: str) -> list[_Block]:
         """The sources to forge: all but the members' of the realm and other customers' networks."""
-        taken = [(self._number(slot.real),) * 2 for slot in self.plan.slots if slot.member.realm == realm]
+        taken = [(number(slot.real),) * 2 for slot in self.plan.slots if slot.member.realm == realm]
         if realm != MANAGEMENT:
             taken += [numbers(cidr)[:2] for name, cidr in self.plan.customer_cidrs.items() if name != realm]
         return _without(taken)
@@ -281,21 +282,20 @@ class _Prover:
                 self.traced += 1
                 packet = replace(_packet(flow.source, flow.destination), protocol=protocol, dport=flow.port or PORT)
                 leg = self.tracer.request(flow.sender, packet)
-                source, destination = self._number(flow.source), self._number(flow.destination)
+                source, destination = number(flow.source), number(flow.destination)
                 self._judge(flow.sender, (source, source), (destination, destination), leg)
 
     # --- the verdict --------------------------------------------------------------------------------------------
 
     def _request(self, sender: MemberName, source: str, destination: int) -> Leg:
         self.traced += 1
-        return self.tracer.request(sender, _packet(source, _text(destination)))
+        return self.tracer.request(sender, _packet(source, address_text(destination)))
 
     def _judge(self, sender: MemberName, sources: _Block, destinations: _Block, leg: Leg) -> None:
         """Hold a class of packets to what is declared of its sender."""
         size = (sources[1] - sources[0] + 1) * (destinations[1] - destinations[0] + 1)
-        source, destination = _text(sources[0]), _text(destinations[0])
+        destination = address_text(destinations[0])
         kind = None
-        why = f"{leg.disposition}: {leg.why}" if leg.reached is None else f"{leg.reached} gets it"
         if leg.reached is not None:
             wanted = self.declared.get((sender, destination))
             receiver = self.topology.vms[leg.reached].member
@@ -305,22 +305,19 @@ class _Prover:
                 return  # traced, with its reply, among the declared flows
             among_customers = not sender.is_server and not (receiver is not None and receiver.is_server)
             kind = CUSTOMER_TO_CUSTOMER if among_customers else NOT_DECLARED
-        elif leg.untranslated is not None:
-            kind = NO_GUARD
-            why = f"{leg.untranslated} passes it on as it came; then {why}"
-        elif leg.disposition in (Disposition.ANSWERED_BY_NAT_VM, Disposition.LOOP):
+        elif leg.untranslated is not None or leg.disposition in (Disposition.ANSWERED_BY_NAT_VM, Disposition.LOOP):
             kind = NO_GUARD
         if kind is not None:
             self.found.append(
                 CounterExample(
-                    kind=kind, sender=sender, source=source, destination=destination, why=why, alike=size - 1
+                    kind=kind,
+                    sender=sender,
+                    source=address_text(sources[0]),
+                    destination=destination,
+                    why=_fate(leg),
+                    alike=size - 1,
                 )
             )
-
-    def _number(self, address: str) -> int:
-        if address not in self.numbers:
-            self.numbers[address] = int(IPAddress(address))
-        return self.numbers[address]
 
     def _packet(self, kind: str, flow: Flow, why: str) -> None:
         self.found.append(
@@ -375,8 +372,12 @@ def _packet(source: str, destination: str) -> Packet:
     return Packet(src=source, dst=destination, protocol="tcp", dport=PORT)
 
 
-def _text(address: int) -> str:
-    return str(IPAddress(address))
+def _fate(leg: Leg) -> str:
+    """What became of a request, in a sentence."""
+    if leg.reached is not None:
+        return f"{leg.reached} gets it"
+    came = "" if leg.untranslated is None else f"{leg.untranslated} passes it on as it came; then "
+    return f"{came}{leg.disposition}: {leg.why}"
 
 
 def _covers(earlier: Match, later: Match) -> bool:

@@ -19,7 +19,7 @@ from netaddr import IPAddress
 
 from nat_pod.plan.model import SlotPlan
 from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule, Snat, Target
-from nat_pod.trace.chains import Places, Span, numbers
+from nat_pod.trace.spans import Places, Span, numbers
 from nat_pod.trace.topology import Topology
 
 # A member's addresses as rules write them: {"10.0.0.100/32": "real", "198.18.0.2": "nat_vm1", ...}

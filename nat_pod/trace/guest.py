@@ -1,0 +1,158 @@
+"""Inside the machines: a guest's routes, and on a NAT VM reverse-path filter, conntrack and netfilter.
+
+What Linux does to a packet from the VNIC it comes in by to the VNIC it leaves by.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from nat_pod.errors import UnknownRuleError
+from nat_pod.rules.netfilter import Drop
+from nat_pod.trace.chains import FALLS_THROUGH, PreparedRules, RuleKey, Verdict
+from nat_pod.trace.decisions import (
+    AnsweredByNatVm,
+    AnswersElsewhere,
+    Conntracked,
+    Decision,
+    Dropped,
+    Filtered,
+    GuestRouted,
+    NotForwarding,
+    Owned,
+    RefusedError,
+)
+from nat_pod.trace.spans import Addresses, Header, Places, Span, number, prefix_around
+from nat_pod.trace.topology import VM_HOST, VM_NAT, VM_ROUTER, Topology, Vm, Vnic
+
+_States = frozenset[str]
+_NEW, _NEW_DNAT = frozenset(("NEW",)), frozenset(("NEW", "DNAT"))
+_KNOWN = frozenset(("ESTABLISHED", "DNAT", "SNAT"))
+
+
+class Guests:
+    """All machines, with what the flow that is traced has left behind in their conntrack.
+
+    places: the addresses that the network tells apart.
+    Raises UnknownRuleError for a kind of machine or a rule of a NAT VM that has no meaning here.
+    """
+
+    def __init__(self, topology: Topology, places: Places) -> None:
+        self._topology = topology
+        self._places = places
+        # NAT VM -> {packet as it arrives: packet as it leaves}, both directions.
+        self._conntrack: dict[str, dict[tuple[str, int, int, int, int], tuple[int, int]]] = {}
+        self._rules = {vm.name: PreparedRules(vm.rules) for vm in topology.vms.values() if vm.rules is not None}
+        self._local = {vm.name: self._addresses(vm) for vm in topology.vms.values()}
+        # What is known already: for the place of a destination the VNIC that a guest sends by.
+        self._routes: dict[tuple[str, int], tuple[GuestRouted, Span]] = {}
+
+    def forget(self) -> None:
+        """Make the machines ones that no flow has passed yet."""
+        self._conntrack.clear()
+
+    @property
+    def used(self) -> dict[str, frozenset[RuleKey]]:
+        """By NAT VM the rules that a packet matched so far."""
+        return {vm: frozenset(rules.used) for vm, rules in self._rules.items()}
+
+    def is_local(self, vm: Vm, header: Header) -> bool:
+        """Whether the destination is one of the guest's own addresses."""
+        return self._local[vm.name].has(header.dst)
+
+    def route(self, vm: Vm, address: Span) -> GuestRouted:
+        """The VNIC by which a machine sends: its own routes, its subnets, else the primary VNIC."""
+        key = (vm.name, self._places.number(address))
+        known = self._routes.get(key)
+        if known is None:
+            alone = Span(address.value)
+            vnics, subnets = self._topology.vnics, self._topology.subnets
+            best, found, by = -1, vm.vnics[0], "default route"
+            connected = [(subnets[vnics[name].subnet].cidr, name) for name in vm.vnics]
+            for cidr, name in [*connected, *vm.routes]:
+                prefix = prefix_around(alone, cidr)
+                if prefix is not None and prefix > best:
+                    best, found, by = prefix, name, cidr
+            known = self._routes[key] = (GuestRouted(vm, vnics[found], by), alone)
+        routed, alone = known
+        address.narrow(alone.low, alone.high)
+        return routed
+
+    def _addresses(self, vm: Vm) -> Addresses:
+        """Addresses the guest itself has.  A NAT VM's secondary private IPs are not configured in the guest."""
+        if vm.kind not in (VM_HOST, VM_NAT, VM_ROUTER):
+            raise UnknownRuleError(f"machine {vm.name}, a {vm.kind}", "it is a host, a NAT VM or a router")
+        vnics = [self._topology.vnics[name] for name in vm.vnics]
+        kept = slice(1) if vm.kind == VM_NAT else slice(None)
+        return Addresses(number(address) for vnic in vnics for address in vnic.addresses[kept])
+
+    # --- a NAT VM ----------------------------------------------------------------------------------------------
+
+    def translate(self, vm: Vm, arrival: Vnic, header: Header, made: list[Decision]) -> tuple[Vnic, bool]:
+        """A NAT VM's netfilter changes the header: the VNIC it leaves by, and whether anything was translated.
+
+        Raises RefusedError where the packet dies.
+        """
+        self._filter_reverse_path(vm, arrival, header)
+        flows = self._conntrack.get(vm.name)
+        known = None
+        if flows is not None:
+            # What comes by a second time is compared as it is: nothing is said of other packets.
+            header.src.pin()
+            header.dst.pin()
+            known = flows.get(header.key())
+        if known is not None:
+            header.src.become(known[0])
+            header.dst.become(known[1])
+            made.append(Conntracked(True, *known))
+            return self._forward(vm, header, _KNOWN, made), True
+        made.append(Conntracked(False, header.src.value, header.dst.value))
+        original, answer = header.key(), header.reply_key()
+        state = _NEW
+        verdict = self._verdict(vm, "nat", "PREROUTING", header, state)
+        if verdict.by is not None:
+            verdict.by.translate(header.dst)
+            state = _NEW_DNAT
+        made.append(Filtered("PREROUTING", verdict, header.src.value, header.dst.value))
+        out = self._forward(vm, header, state, made)
+        verdict = self._verdict(vm, "nat", "POSTROUTING", header, state)
+        if verdict.by is not None:
+            verdict.by.translate(header.src)
+        made.append(Filtered("POSTROUTING", verdict, header.src.value, header.dst.value))
+        flows = self._conntrack.setdefault(vm.name, {})
+        flows[original] = (header.src.value, header.dst.value)
+        flows[header.reply_key()] = (answer[1], answer[2])
+        return out, state is _NEW_DNAT
+
+    def _filter_reverse_path(self, vm: Vm, arrival: Vnic, header: Header) -> None:
+        if vm.strict_rp_filter:
+            back = self.route(vm, header.src).vnic
+            if back.name != arrival.name:
+                raise RefusedError(AnswersElsewhere(vm, arrival, back))
+
+    def _forward(self, vm: Vm, header: Header, state: _States, made: list[Decision]) -> Vnic:
+        """From the routing decision to the end of FORWARD."""
+        if self.is_local(vm, header):
+            self._take(vm, header, state, made)
+        if not vm.forwarding:
+            raise RefusedError(NotForwarding(vm, header.dst.value))
+        routed = self.route(vm, header.dst)
+        made.append(routed)
+        self._guard(vm, "FORWARD", header, state, made)
+        return routed.vnic
+
+    def _take(self, vm: Vm, header: Header, state: _States, made: list[Decision]) -> NoReturn:
+        """The packet is for the NAT VM itself, which is never where one should end."""
+        made.append(Owned(vm, header.dst.value))
+        self._guard(vm, "INPUT", header, state, made)
+        raise RefusedError(AnsweredByNatVm(vm, header.dst.value))
+
+    def _guard(self, vm: Vm, builtin: str, header: Header, state: _States, made: list[Decision]) -> None:
+        verdict = self._verdict(vm, "filter", builtin, header, state)
+        if verdict.by is not None and isinstance(verdict.by.rule.target, Drop):
+            raise RefusedError(Dropped(vm, builtin, verdict, header.src.value, header.dst.value))
+        made.append(Filtered(builtin, verdict, header.src.value, header.dst.value))
+
+    def _verdict(self, vm: Vm, table: str, builtin: str, header: Header, state: _States) -> Verdict:
+        rules = self._rules.get(vm.name)
+        return FALLS_THROUGH if rules is None else rules.verdict(table, builtin, header, state)

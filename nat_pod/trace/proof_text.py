@@ -1,0 +1,92 @@
+"""`trace --all` as text and as JSON: what was looked at, and what is not as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from nat_pod.trace.proof import Proof
+from nat_pod.trace.trace_text import wrapped
+
+_MOST_SHOWN = 10  # of one kind; --json has them all
+
+
+def proof_text(proof: Proof, stack: str, width: int) -> str:
+    """`trace --all` for people: what was looked at, and what is not as declared."""
+    lines = [
+        f"POD {stack}: {proof.traced} packets traced",
+        "",
+        "Members and strangers, to each address that the NAT VM on their side has",
+        *_table(
+            ("from", "what", "pairs", "as declared"),
+            [(count.realm, count.what, f"{count.pairs}", f"{count.as_declared}") for count in proof.counts],
+        ),
+        "",
+        "Unknown senders that forge, outside their own network",
+        *_table(
+            ("in", "sources", "x destinations", "classes"),
+            [(s.realm, f"{s.sources:,}", f"{s.destinations:,}", f"{s.traced}") for s in proof.sweeps],
+        ),
+        "",
+    ]
+    held = "every protocol and port" if proof.any_protocol else "TCP port 80 only: rules look at protocols or ports"
+    lines += wrapped(
+        "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
+        "everything to the POD. Not looked at: sources in another customer's network, which only OCI can prevent. "
+        f"Holds for {held}.",
+        width,
+        "",
+    )
+    lines.append("")
+    if not proof.counter_examples:
+        return "\n".join([*lines, "=> all as declared: no counter-example"])
+    for kind, group in groupby(proof.counter_examples, key=lambda one: one.kind):
+        found = list(group)
+        lines.append(f"{kind} ({len(found)})")
+        for one in found[:_MOST_SHOWN]:
+            more = f" (and {one.alike:,} more packets like it)" if one.alike else ""
+            packet = f" {one.source} > {one.destination}{more}" if one.source else ""
+            lines += wrapped(f"  {one.sender}{packet}: {one.why}", width, "    ")
+        if len(found) > _MOST_SHOWN:
+            lines.append(f"  and {len(found) - _MOST_SHOWN} more, which --json lists")
+    return "\n".join([*lines, f"=> {len(proof.counter_examples)} counter-examples"])
+
+
+def proof_dict(proof: Proof) -> dict[str, object]:
+    """The form of `trace --all --json`."""
+    return {
+        "traced": proof.traced,
+        "anyProtocol": proof.any_protocol,
+        "counts": [
+            {"realm": c.realm, "what": c.what, "pairs": c.pairs, "asDeclared": c.as_declared} for c in proof.counts
+        ],
+        "unknownSenders": [
+            {"realm": s.realm, "sources": s.sources, "destinations": s.destinations, "classes": s.traced}
+            for s in proof.sweeps
+        ],
+        "counterExamples": [
+            {
+                "kind": one.kind,
+                "sender": one.sender,
+                "src": one.source or None,
+                "dst": one.destination or None,
+                "alike": one.alike,
+                "why": one.why,
+            }
+            for one in proof.counter_examples
+        ],
+    }
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns, numbers to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    numbers = [all(row[column].replace(",", "").isdigit() for row in rows) for column in range(len(header))]
+    return [
+        "  "
+        + "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
+        for row in (header, *rows)
+    ]

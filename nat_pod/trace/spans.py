@@ -1,0 +1,183 @@
+"""A packet's addresses while the tracer follows it, and for which other addresses its way is the same.
+
+A `Span` is one address of a packet together with the interval around it that nothing has told apart from it so far.
+Every test narrows it: what happened to this packet happens to every packet of the interval.  That makes a proof over
+all addresses possible without trying each one (`proof.py`).
+
+Addresses are numbers here: a trace compares thousands of them, and text costs more than the comparison.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from netaddr import IPAddress, IPNetwork
+
+LAST_ADDRESS = 2**32 - 1
+_KEPT = 1 << 16  # addresses and networks of a full POD, which are looked at again and again
+
+
+class Span:
+    """An address as it is now, and the interval (`low` to `high`) of those that met the same decisions so far."""
+
+    __slots__ = ("_fixed", "_moved", "high", "low", "value")
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.low, self.high = 0, LAST_ADDRESS
+        self._moved = 0
+        self._fixed: tuple[int, int] | None = None
+
+    def inside(self, first: int, last: int) -> bool:
+        """Whether the address is one of `first` to `last`; the interval is now on one side of that border."""
+        if self.value < first:
+            self.narrow(0, first - 1)
+            return False
+        if self.value > last:
+            self.narrow(last + 1, LAST_ADDRESS)
+            return False
+        self.narrow(first, last)
+        return True
+
+    def narrow(self, low: int, high: int) -> None:
+        """Only `low` to `high`, which the address is in, are treated like it."""
+        if low > self.low:
+            self.low = low
+        if high < self.high:
+            self.high = high
+
+    def become(self, value: int) -> None:
+        """A translation to one address: from here on all of the interval are the same."""
+        if self._fixed is None:
+            self._fixed = self.origin()
+        self.value = value
+        self.low, self.high = 0, LAST_ADDRESS
+
+    def move(self, network: int, host_bits: int) -> None:
+        """A translation of a prefix: the host bits are kept, so the interval moves along."""
+        block = self.value & ~host_bits
+        self.narrow(block, block | host_bits)
+        by = network - block
+        self.value, self.low, self.high = self.value + by, self.low + by, self.high + by
+        self._moved += by
+
+    def pin(self) -> None:
+        """This address and no other."""
+        self.narrow(self.value, self.value)
+
+    def origin(self) -> tuple[int, int]:
+        """The interval in terms of the address that the packet started with."""
+        return self._fixed or (self.low - self._moved, self.high - self._moved)
+
+
+@dataclass(slots=True)
+class Header:
+    """What a rule can look at.  For ICMP the two ports are the echo identifier."""
+
+    src: Span
+    dst: Span
+    protocol: str
+    sport: int
+    dport: int
+    icmp_type: int | None
+
+    def alone(self) -> Header:
+        """The same header with intervals of its own, that nothing has narrowed yet."""
+        src, dst = Span(self.src.value), Span(self.dst.value)
+        return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type)
+
+    def key(self) -> tuple[str, int, int, int, int]:
+        """What conntrack knows a packet by."""
+        return (self.protocol, self.src.value, self.dst.value, self.sport, self.dport)
+
+    def reply_key(self) -> tuple[str, int, int, int, int]:
+        """What conntrack knows its answer by."""
+        return (self.protocol, self.dst.value, self.src.value, self.dport, self.sport)
+
+
+class Places:
+    """Intervals of addresses, numbered: the pieces into which a set of networks cuts the address space.
+
+    Two addresses of one piece are in the same ones of these networks.
+    """
+
+    def __init__(self, networks: Iterable[tuple[int, int]]) -> None:
+        edges = {0, LAST_ADDRESS + 1}
+        for first, last in networks:
+            edges |= {first, last + 1}
+        self._edges = sorted(edges)
+        self._known: dict[int, int] = {}
+
+    def narrow(self, span: Span) -> None:
+        """Let an address stand for the piece that it is in, at most."""
+        place = self.number(span)
+        span.narrow(self._edges[place - 1], self._edges[place] - 1)
+
+    def number(self, span: Span) -> int:
+        """The number of the piece that an address is in; what it stands for does not change."""
+        place = self._known.get(span.value)
+        if place is None:
+            place = self._known[span.value] = bisect(self._edges, span.value)
+        return place
+
+
+def runs(holders: Mapping[int, object]) -> list[tuple[int, int]]:
+    """Addresses in a row, first and last, that the same one has: {address: who has it}."""
+    found: list[tuple[int, int]] = []
+    for address in sorted(holders):
+        if found and found[-1][1] == address - 1 and holders[address - 1] == holders[address]:
+            found[-1] = (found[-1][0], address)
+        else:
+            found.append((address, address))
+    return found
+
+
+class Addresses:
+    """A set of single addresses."""
+
+    def __init__(self, values: Iterable[int]) -> None:
+        self._order = sorted(set(values))
+        self._runs: dict[int, tuple[int, int]] = {}
+        for first, last in runs(dict.fromkeys(self._order)):
+            self._runs |= dict.fromkeys(range(first, last + 1), (first, last))
+
+    def has(self, span: Span) -> bool:
+        """Whether the address is one of them; it stands for those around it that are too, or that are not either."""
+        run = self._runs.get(span.value)
+        if run is not None:
+            span.narrow(*run)
+            return True
+        place = bisect(self._order, span.value)
+        span.narrow(
+            self._order[place - 1] + 1 if place else 0,
+            self._order[place] - 1 if place < len(self._order) else LAST_ADDRESS,
+        )
+        return False
+
+
+@lru_cache(_KEPT)
+def number(address: str) -> int:
+    """An address as a number."""
+    return int(IPAddress(address, 4))
+
+
+@lru_cache(_KEPT)
+def address_text(value: int) -> str:
+    """A number as an address."""
+    return str(IPAddress(value))
+
+
+@lru_cache(_KEPT)
+def numbers(cidr: str) -> tuple[int, int, int]:
+    """A network's first and last address and its prefix length."""
+    network = IPNetwork(cidr, version=4)
+    return network.first, network.last, network.prefixlen
+
+
+def prefix_around(span: Span, cidr: str) -> int | None:
+    """The prefix length of `cidr` when it contains the address, else None."""
+    first, last, prefix = numbers(cidr)
+    return prefix if span.inside(first, last) else None

@@ -1,0 +1,308 @@
+"""The VCNs between two machines: source/destination check, route rules, delivery by private IP, security rules.
+
+What OCI does to a packet from the VNIC that sends it to the VNIC that receives it.  Sources for its semantics are in
+docs/region.md, "What the region does, and where that is written".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netaddr import AddrFormatError
+
+from nat_pod.errors import UnknownRuleError
+from nat_pod.trace.decisions import (
+    Decision,
+    DestinationChecked,
+    Direction,
+    ForeignDestination,
+    ForeignSource,
+    NoPrivateIp,
+    NoRoute,
+    NotPeered,
+    NoTransit,
+    NotSecured,
+    OutsideVcn,
+    RefusedError,
+    Secured,
+    SourceChecked,
+    VcnRouted,
+)
+from nat_pod.trace.spans import Addresses, Header, Places, Span, number, numbers, prefix_around, runs
+from nat_pod.trace.topology import Lpg, Route, SecurityRule, Subnet, Topology, Vm, Vnic
+
+PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
+_Key = tuple[str, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Crossing:
+    """A way through a VCN, where a stateful rule keeps the flow, and for which packets that holds.
+
+    kept: a reply that passed only because its request was kept, which says nothing of other packets.
+    stateful: at least one of the security rules keeps the flow.
+    """
+
+    routed: VcnRouted
+    leaves: Secured
+    enters: Secured
+    checked: DestinationChecked
+    kept: bool
+    stateful: bool
+    src: Span
+    dst: Span
+
+
+class Vcns:
+    """All VCNs, with what the flow that is traced has left behind in their stateful security rules.
+
+    Raises UnknownRuleError for a route rule or security rule that has no meaning here.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        _check_rules(topology)
+        self._topology = topology
+        self.places = _places(topology)
+        # VNIC with stateful rules -> packets of flows they let pass.
+        self._tracked: dict[str, set[_Key]] = {}
+        self._sources = Places(numbers(cidr)[:2] for cidr in topology.peers)
+        # VNICs that the same rules hold for, numbered.
+        kinds: dict[tuple[object, ...], int] = {}
+        self._policies = {
+            vnic.name: kinds.setdefault((vnic.subnet, vnic.nsgs, vnic.security), len(kinds))
+            for vnic in topology.vnics.values()
+        }
+        vcns = {vnic.name: topology.subnets[vnic.subnet].vcn for vnic in topology.vnics.values()}
+        self._holder = {
+            (vcns[vnic.name], number(address)): vnic for vnic in topology.vnics.values() for address in vnic.addresses
+        }
+        held: dict[str, dict[int, str]] = {vcn: {} for vcn in topology.vcns}
+        for (vcn, value), vnic in self._holder.items():
+            held[vcn][value] = vnic.name
+        self._runs = {vcn: Places(runs(holders)) for vcn, holders in held.items()}
+        self._own = {vnic.name: Addresses(map(number, vnic.addresses)) for vnic in topology.vnics.values()}
+        # What is known already: for the places of source and destination a way through a VCN.
+        self._crossings: dict[tuple[object, ...], _Crossing] = {}
+
+    def forget(self) -> None:
+        """Make the network one that no flow has passed yet."""
+        self._tracked.clear()
+
+    def through(self, out: Vnic, header: Header, made: list[Decision]) -> tuple[Vnic, Vm]:
+        """From the VNIC that sends to the one that receives, and its machine.
+
+        Raises RefusedError where the packet dies.
+        """
+        if not out.skip_source_dest_check and not self._own[out.name].has(header.src):
+            raise RefusedError(ForeignSource(out, header.src.value))
+        made.append(SourceChecked(out))
+        key = (
+            self._policies[out.name],
+            self._sources.number(header.src),
+            self.places.number(header.dst),
+            header.protocol,
+            header.dport,
+            header.icmp_type,
+        )
+        known = self._crossings.get(key)
+        if known is None:
+            # With intervals of its own, so that what is kept is narrowed by this one way and nothing before it.
+            alone = header.alone()
+            try:
+                known = self._cross(out, alone, made)
+            finally:
+                header.src.narrow(alone.src.low, alone.src.high)
+                header.dst.narrow(alone.dst.low, alone.dst.high)
+            if not known.kept:
+                self._crossings[key] = known
+        else:
+            header.src.narrow(known.src.low, known.src.high)
+            header.dst.narrow(known.dst.low, known.dst.high)
+            arrival = known.routed.arrival
+            leaves, enters = known.leaves, known.enters
+            if self._tracked and arrival is not out:
+                leaves, enters = self._as_reply(out, header, leaves), self._as_reply(arrival, header, enters)
+            made += (known.routed, leaves, enters, known.checked)
+        if known.stateful:
+            self._track(out, known.leaves, header)
+            self._track(known.routed.arrival, known.enters, header)
+        return known.checked.vnic, known.checked.vm
+
+    def _cross(self, out: Vnic, header: Header, made: list[Decision]) -> _Crossing:
+        """The way through the VCN as rules and private IPs give it."""
+        subnet = self._topology.subnets[out.subnet]
+        # Neighbours in one subnet never meet its route table (OCI docs: intra-VCN routing, not intra-subnet).
+        routes = () if prefix_around(header.dst, subnet.cidr) is not None else subnet.routes
+        route, peer, arrival = self._route(subnet, routes, header.dst)
+        receiver = self._topology.vms[arrival.vm]
+        routed = VcnRouted(subnet, route, peer, arrival, receiver)
+        made.append(routed)
+        # A VNIC sees who is at the other end only inside its own VCN; through an LPG there is no NSG to name.
+        leaves = self._secure(out, Direction.EGRESS, header, None if peer else arrival, made)
+        enters = self._secure(arrival, Direction.INGRESS, header, None if peer else out, made)
+        if not arrival.skip_source_dest_check and not self._own[arrival.name].has(header.dst):
+            raise RefusedError(ForeignDestination(arrival, header.dst.value))
+        checked = DestinationChecked(arrival, receiver)
+        made.append(checked)
+        rules = (leaves.rule, enters.rule)
+        stateful = any(rule is not None and not rule.stateless for rule in rules)
+        return _Crossing(routed, leaves, enters, checked, None in rules, stateful, header.src, header.dst)
+
+    # --- routing and delivery ----------------------------------------------------------------------------------
+
+    def _route(
+        self, table: Subnet | Lpg, routes: tuple[Route, ...], dst: Span
+    ) -> tuple[Route | None, Lpg | None, Vnic]:
+        """The route rule that decides (None: local), the LPG it comes out of (None: stays here), and who receives."""
+        local = self._local(table.vcn, dst)
+        best: tuple[int, Route] | None = None
+        for route in routes:
+            prefix = prefix_around(dst, route.destination)
+            if prefix is not None and (best is None or prefix > best[0]):
+                best = (prefix, route)
+        if best is None or (local is not None and best[0] < local):
+            if local is None:
+                raise RefusedError(NoRoute(table, dst.value))
+            return None, None, self._held(table.vcn, dst)
+        route = best[1]
+        if route.private_ip is not None:
+            return route, None, self._held(table.vcn, Span(number(route.private_ip)))
+        lpg = self._topology.lpgs.get(route.lpg or "")
+        peer = self._topology.lpgs.get(lpg.peer) if lpg is not None and lpg.peer is not None else None
+        if peer is None:
+            raise RefusedError(NotPeered(route))
+        return route, peer, self._behind(peer, dst)
+
+    def _local(self, vcn: str, dst: Span) -> int | None:
+        """The longest prefix of the VCN's own that the address is in."""
+        cidrs = self._topology.vcns[vcn].cidrs
+        return max((prefix for cidr in cidrs if (prefix := prefix_around(dst, cidr)) is not None), default=None)
+
+    def _behind(self, lpg: Lpg, dst: Span) -> Vnic:
+        """Delivery of a packet that comes in by an LPG."""
+        if lpg.routes is not None:
+            _, peer, arrival = self._route(lpg, lpg.routes, dst)
+            if peer is not None:
+                raise RefusedError(NoTransit(lpg))
+            return arrival
+        if self._local(lpg.vcn, dst) is None:
+            raise RefusedError(OutsideVcn(lpg, dst.value))
+        return self._held(lpg.vcn, dst)
+
+    def _held(self, vcn: str, address: Span) -> Vnic:
+        """The VNIC with a private IP."""
+        self._runs[vcn].narrow(address)
+        vnic = self._holder.get((vcn, address.value))
+        if vnic is None:
+            raise RefusedError(NoPrivateIp(vcn, address.value))
+        return vnic
+
+    # --- security rules ----------------------------------------------------------------------------------------
+
+    def _secure(
+        self, vnic: Vnic, direction: Direction, header: Header, other: Vnic | None, made: list[Decision]
+    ) -> Secured:
+        """What lets the packet pass at one VNIC; a reply says so in `made`, even where a rule would let it pass too."""
+        peer = header.src if direction is Direction.INGRESS else header.dst
+        rules = (*vnic.security, *self._topology.subnets[vnic.subnet].security)
+        rule = next((r for r in rules if r.direction == direction and _permits(r, peer, header, other)), None)
+        secured = Secured(direction, rule)
+        # What a machine sends to itself is no reply to it.
+        said = secured if other is vnic else self._as_reply(vnic, header, secured)
+        if rule is None:
+            if other is not vnic and vnic.name in self._tracked:
+                header.src.pin()
+                header.dst.pin()
+            if said is secured:
+                raise RefusedError(NotSecured(vnic, direction, peer.value))
+        made.append(said)
+        return secured
+
+    def _as_reply(self, vnic: Vnic, header: Header, secured: Secured) -> Secured:
+        """The decision, as one on the reply of a flow that a stateful rule let pass, if it is one."""
+        kept = self._tracked.get(vnic.name)
+        return secured if kept is None or header.key() not in kept else Secured(secured.direction, None)
+
+    def _track(self, vnic: Vnic, secured: Secured, header: Header) -> None:
+        if secured.rule is not None and not secured.rule.stateless:
+            self._tracked.setdefault(vnic.name, set()).add(header.reply_key())
+
+
+def _permits(rule: SecurityRule, peer: Span, header: Header, other: Vnic | None) -> bool:
+    if rule.protocol != "all" and PROTOCOL_NUMBERS.get(rule.protocol) != header.protocol:
+        return False
+    if rule.icmp_type is not None and rule.icmp_type != header.icmp_type:
+        return False
+    if rule.icmp_code not in (None, 0):  # an echo's code is 0
+        return False
+    if rule.destination_ports is not None:
+        low, high = rule.destination_ports
+        if not low <= header.dport <= high:
+            return False
+    if rule.peer_is_nsg:
+        return other is not None and rule.peer in other.nsgs
+    return prefix_around(peer, rule.peer) is not None
+
+
+def _places(topology: Topology) -> Places:
+    """The addresses that nothing in the network but the rules of the NAT VMs tells apart.
+
+    Two of one place are in the same prefixes of every route, security rule, subnet and VCN, and the same VNICs have
+    them.
+    """
+    holders: dict[int, str] = {}
+    for vnic in topology.vnics.values():
+        for position, address in enumerate(vnic.addresses):
+            # The primary address is one by itself: it is what the guest has.
+            value = number(address)
+            holders[value] = f"{holders.get(value)} {vnic.name} {position == 0}"
+    return Places([numbers(cidr)[:2] for cidr in topology.networks] + runs(holders))
+
+
+# --- what has no meaning here ----------------------------------------------------------------------------------------
+
+
+def _check_rules(topology: Topology) -> None:
+    """Raise UnknownRuleError for a rule that a packet's headers do not decide, instead of passing over it."""
+    lists = {id(subnet.security): (f"subnet {subnet.name}", subnet.security) for subnet in topology.subnets.values()}
+    lists |= {id(vnic.security): (f"VNIC {vnic.name}", vnic.security) for vnic in topology.vnics.values()}
+    for owner, rules in lists.values():
+        for rule in rules:
+            known = _misfit(rule)
+            if known:
+                line = f"security rule of {owner}, {rule.direction} {rule.protocol} {rule.peer} ({rule.description})"
+                raise UnknownRuleError(line, known)
+    tables: list[Subnet | Lpg] = [*topology.subnets.values(), *topology.lpgs.values()]
+    for table in tables:
+        for route in table.routes or ():
+            if (route.lpg is None) == (route.private_ip is None) or not _is_network(route.destination):
+                target = route.lpg or route.private_ip
+                raise UnknownRuleError(
+                    f"route rule of {table.name}, {route.destination} via {target}",
+                    "it leads from one IPv4 network to one LPG or one private IP",
+                )
+
+
+def _misfit(rule: SecurityRule) -> str:
+    """What a security rule would have to be to be understood; "" for one that is."""
+    if rule.direction not in list(Direction):
+        return "it is for INGRESS or EGRESS"
+    if rule.protocol != "all" and not (rule.protocol.isdecimal() and int(rule.protocol) < 256):
+        return "its protocol is all or a number, e.g. 6"
+    if rule.destination_ports is not None and PROTOCOL_NUMBERS.get(rule.protocol) not in ("tcp", "udp"):
+        return "ports go with TCP (6) or UDP (17)"
+    if (rule.icmp_type, rule.icmp_code) != (None, None) and rule.protocol != "1":
+        return "an ICMP type goes with ICMP (1)"
+    if rule.icmp_code is not None and rule.icmp_type is None:
+        return "an ICMP code goes with its type"
+    if not rule.peer_is_nsg and not _is_network(rule.peer):
+        return "the other end is an IPv4 network or an NSG"
+    return ""
+
+
+def _is_network(text: str) -> bool:
+    try:
+        numbers(text)
+    except (AddrFormatError, ValueError):
+        return False
+    return True
