@@ -16,18 +16,28 @@ class Problem:
 
     `path` is the place in Pulumi's own notation (`nat-pod:customers.customer1.cidr`, usable with
     `pulumi config get --path`), `value` what stands there (None: nothing does), `rule` what must hold, with an
-    example, and `command` what to type next, when there is such a command.
+    example, and `command` what to type next, when there is such a command.  `line` is the place in the stack file, from
+    1; None when the problem is in no line of it.
     """
 
     path: str
     value: object
     rule: str
     command: str = ""
+    line: int | None = None
 
     def __str__(self) -> str:
         shown = "" if self.value is None else f": {shorten(self.value)}"
         line = visible(f"{self.path}{shown}: {self.rule}")
         return f"{line}\n    run: {self.command}" if self.command else line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotTwice(Problem):
+    """Two members own one slot, as after a merge that kept both sides; `member` is written below `other`."""
+
+    member: str
+    other: str
 
 
 class NatPodError(Exception):
@@ -41,7 +51,10 @@ class ConfigError(NatPodError):
         self.source = source
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{visible(source)}: {count}", *(f"  {problem}" for problem in problems)]))
+        source = visible(source)
+        places = ["" if problem.line is None else f"{source}:{problem.line}: " for problem in problems]
+        lines = [f"  {place}{problem}" for place, problem in zip(places, problems, strict=True)]
+        super().__init__("\n".join([f"{source}: {count}", *lines]))
 
 
 class UnknownRuleError(NatPodError):

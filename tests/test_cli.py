@@ -446,8 +446,8 @@ def test_a_stack_file_with_problems_is_reported_by_each_command(run, project, ar
     assert (status, out) == (1, "")
     assert err == (
         "Pulumi.dve.yaml: 2 problems\n"
-        '  nat-pod:cidr: "198.18.0.0/33": must be an IPv4 network in CIDR form, e.g. 198.18.0.0/22\n'
-        '  nat-pod:sourceNat: "snat": must be masquerade or static\n'
+        '  Pulumi.dve.yaml:6: nat-pod:cidr: "198.18.0.0/33": must be an IPv4 network in CIDR form, e.g. 198.18.0.0/22\n'
+        '  Pulumi.dve.yaml:23: nat-pod:sourceNat: "snat": must be masquerade or static\n'
     )
     assert (project / "Pulumi.dve.yaml").read_text(encoding="utf-8") == before
     assert sorted(path.name for path in project.iterdir()) == ["Pulumi.dev.yaml", "Pulumi.dve.yaml", "Pulumi.yaml"]
@@ -458,7 +458,7 @@ def test_a_stack_file_with_problems_is_reported_by_each_command(run, project, ar
 
 def test_check_reports_problems_on_standard_output_and_ends_with_1(run, project):
     edit(project, ("sourceNat: masquerade", "sourceNat: snat"))
-    problem = '  nat-pod:sourceNat: "snat": must be masquerade or static\n'
+    problem = '  Pulumi.dev.yaml:23: nat-pod:sourceNat: "snat": must be masquerade or static\n'
     assert run("check", "dev") == (1, f"Pulumi.dev.yaml: 1 problem\n{problem}", "")
     status, out, err = run("check", "--json")
     assert (status, err) == (1, "")
@@ -467,6 +467,7 @@ def test_check_reports_problems_on_standard_output_and_ends_with_1(run, project)
             "problems": [
                 {
                     "path": "nat-pod:sourceNat",
+                    "line": 23,
                     "value": "snat",
                     "rule": "must be masquerade or static",
                     "command": None,
@@ -503,12 +504,73 @@ def test_a_file_whose_name_is_an_escape_sequence_reaches_no_terminal(run, projec
     assert not (project / "pod.svg").exists()
 
 
+@pytest.mark.parametrize("name", ["Pulumi.dev.yaml", "./Pulumi.dev.yaml"])
+def test_the_file_of_a_stack_means_the_stack(run, project, name):
+    assert run("check", name) == run("check", "dev")
+    assert run("plan", name) == run("plan", "dev")
+    assert run("trace", name, "--all") == run("trace", "dev", "--all")
+    assert run("new-pod", "Pulumi.prod.yaml")[1].startswith("written  Pulumi.prod.yaml: ")
+    status, out, err = run("check", "pods/Pulumi.dev.yaml")  # not the one of this directory
+    assert (status, out, "no such stack file" in err) == (1, "", True)
+
+
+# The lines of Pulumi.dev.yaml, by what is wrong in which.
+PLACES = [
+    (("shape: VM.Standard2.24", "shape: VM.Standard2.99"), 8, "nat-pod:natVm.shape:"),
+    (("    shape: VM.Standard2.24\n", ""), 7, "nat-pod:natVm.shape: is missing"),
+    (("vm2: 10.0.0.130", "vm2: 10.0.9.9"), 19, "nat-pod:customers.customer1.hosts.vm2:"),
+    (("198.18.0.128/27, 198.18.0.64/27", "198.18.0.128/27, 198.18.0.65/27"), 26, "nat-pod:subnets.natVm2[1]:"),
+    (
+        ("    customer1/vm1: {natVm1: 198.18.0.2,", "    customer1/vm1: {natVm1: x,"),
+        30,
+        'nat-pod:addresses["customer1/vm1"].',
+    ),
+    (
+        ("    customer1/vm1: {natVm1: 198.18.0.2, natVm2: 198.18.0.130}\n", ""),
+        28,
+        'nat-pod:addresses["customer1/vm1"]: has no',
+    ),
+    (("  nat-pod:sourceNat: masquerade", "  sourceNat: masquerade"), 23, "sourceNat: has no namespace"),
+    (
+        ("  nat-pod:sourceNat: masquerade", "  natpod:sourceNat: masquerade"),
+        23,
+        "natpod:sourceNat: is of another namespace",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "line", "start"), PLACES, ids=[start for _, _, start in PLACES])
+def test_a_problem_says_in_which_line_of_the_file_it_is(run, project, change, line, start):
+    edit(project, change)
+    status, out, _ = run("check", "dev")
+    assert (status, f"  Pulumi.dev.yaml:{line}: {start}" in out) == (1, True), out
+    assert json.loads(run("check", "dev", "--json")[1])["dev"]["problems"][0]["line"] == line
+
+
+def test_a_setting_that_is_nowhere_is_in_no_line(run, project):
+    edit(project, ("  nat-pod:cidr: 198.18.0.0/22              # this POD's own range, from 198.18.0.0/15\n", ""))
+    assert "\n  nat-pod:cidr: is missing; " in run("check", "dev")[1]
+
+
+def test_a_namespace_that_is_misspelt_is_asked_about_and_one_of_others_is_theirs(run, project):
+    for namespace in ("natpod", "nat_pod", "NAT-Pod", "nat-pods"):
+        edit(project, ("  nat-pod:sourceNat: masquerade", f"  {namespace}:sourceNat: static"))
+        asked = f"{namespace}:sourceNat: is of another namespace, which nobody reads; did you mean nat-pod:sourceNat?"
+        assert asked in run("check", "dev")[1]
+    for theirs in ("natpod:tags: 1", "network:cidr: 10.0.0.0/8", "nat-pod-lab:cidr: x", "natpod:cidr: 10.0.0.0/8"):
+        edit(project, ("  nat-pod:sourceNat: masquerade", f"  nat-pod:sourceNat: masquerade\n  {theirs}"))
+        assert run("check", "dev")[0] == 0, theirs
+
+
 def test_check_finds_a_range_that_two_pods_share_and_says_so_for_both(run, project):
     edit(project, stack="prod")
-    clash = '  nat-pod:cidr: "198.18.0.0/22": overlaps 198.18.0.0/22 of Pulumi.{}.yaml; each POD has its own range\n'
-    both = f"Pulumi.dev.yaml: 1 problem\n{clash.format('prod')}Pulumi.prod.yaml: 1 problem\n{clash.format('dev')}"
-    assert run("check") == (1, both, "")
-    assert run("check", "prod") == (1, f"Pulumi.prod.yaml: 1 problem\n{clash.format('dev')}", "")
+    clash = (
+        "Pulumi.{0}.yaml: 1 problem\n"
+        '  Pulumi.{0}.yaml:6: nat-pod:cidr: "198.18.0.0/22": overlaps 198.18.0.0/22 of Pulumi.{1}.yaml; each POD '
+        "has its own range\n"
+    )
+    assert run("check") == (1, clash.format("dev", "prod") + clash.format("prod", "dev"), "")
+    assert run("check", "prod") == (1, clash.format("prod", "dev"), "")
 
 
 def test_check_finds_a_range_inside_that_of_another_pod(run, project):

@@ -88,5 +88,10 @@ def test_a_value_that_the_terminal_cannot_show_is_escaped_and_no_traceback(outpu
     changed = text.replace("sourceNat: masquerade", "sourceNat: n\u00e4t")
     assert changed != text
     (tmp_path / "Pulumi.dev.yaml").write_text(changed, encoding="utf-8")
-    assert output("check", "80", "ascii")[1] == '  nat-pod:sourceNat: "n\\xe4t": must be masquerade or static'
-    assert output("check", "80")[1] == '  nat-pod:sourceNat: "n\u00e4t": must be masquerade or static'
+    assert (
+        output("check", "80", "ascii")[1]
+        == '  Pulumi.dev.yaml:23: nat-pod:sourceNat: "n\\xe4t": must be masquerade or static'
+    )
+    assert (
+        output("check", "80")[1] == '  Pulumi.dev.yaml:23: nat-pod:sourceNat: "n\u00e4t": must be masquerade or static'
+    )

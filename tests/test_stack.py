@@ -4,13 +4,15 @@ Address plan: the article's (conftest.py).
 """
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from nat_pod.config.stack_file import _Fast, _Plain, load_yaml, read_stack, stack_names
-from nat_pod.errors import ConfigError, NatPodError
+from nat_pod.errors import ConfigError, NatPodError, Problem
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -254,3 +256,99 @@ def test_a_file_of_what_is_no_stacks_name_is_refused_and_hides_nothing(tmp_path,
     with pytest.raises(NatPodError) as missing:
         read_stack(tmp_path, "prod")
     assert str(missing.value).isprintable()
+
+
+# --- merge conflicts -------------------------------------------------------------------------------------------------
+
+CONFLICT = """\
+config:
+  nat-pod:addresses:
+    management/mgmt: {natVm1: 198.18.0.2, natVm2: 198.18.0.130}
+<<<<<<< HEAD
+    customer1/vm3: {natVm1: 198.18.0.4, natVm2: 198.18.0.132}
+=======
+    customer2/vm4: {natVm1: 198.18.0.4, natVm2: 198.18.0.132}
+>>>>>>> acme
+"""
+
+
+def test_a_merge_conflict_is_called_one_and_has_its_place(tmp_path):
+    put(
+        tmp_path, CONFLICT + CONFLICT.split("130}\n")[1].replace("HEAD\n", "HEAD\n||||||| base\n").replace("\n", "\r\n")
+    )
+    rule = (
+        ": a merge conflict between HEAD and acme: keep the lines that hold, as a rule the members of both sides, and "
+        "delete those that begin with <<<<<<<, |||||||, ======= and >>>>>>>; check then names a slot that two members "
+        "have"
+    )
+    assert problems_of(tmp_path) == [f"lines 4 to 8{rule}", f"lines 9 to 14{rule}"]
+
+
+@pytest.mark.parametrize("mark", ["<<<<<<< HEAD", "=======", ">>>>>>> acme", "||||||| base"])
+def test_what_is_left_of_a_merge_conflict_is_called_that(tmp_path, mark):
+    put(tmp_path, f"config:\n  a:b: 1\n{mark}\n")
+    assert problems_of(tmp_path) == [f'line 3: "{mark}": is left of a merge conflict: delete this line']
+
+
+def test_a_text_in_a_stack_file_may_look_like_a_conflict(tmp_path):
+    put(tmp_path, "config:\n  a:b: |\n    <<<<<<< HEAD\n    =======\n    >>>>>>> acme\n")
+    assert read_stack(tmp_path, "x").config["a:b"].startswith("<<<<<<<")
+
+
+def git(directory: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
+
+
+def both_sides_kept(directory: Path, *order: str) -> list[Problem]:
+    """The problems after two branches took one slot, main's was merged first and both lines were kept."""
+    shutil.copy(REPOSITORY / "Pulumi.yaml", directory)
+    old = (
+        (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8").replace("vm1: 10.0.0.100,", "vm1: 10.0.0.100, {},")
+    )
+    hosts = {"acme": "10.0.0.131", "main": "10.0.0.132"}
+    line = "    customer1/{}: {{natVm1: 198.18.0.4, natVm2: 198.18.0.132}}\n"
+
+    def file(*names: str) -> str:
+        members = ", ".join(f"{name}: {hosts[name]}" for name in sorted(names))
+        return old.replace("{},", f"{members},") + "".join(line.format(name) for name in names)
+
+    put(directory, file("main"), "Pulumi.dev.yaml")
+    git(directory, "init", "--quiet", "--initial-branch=main")
+    git(directory, "add", ".")
+    git(directory, "commit", "--quiet", "-m", "x")
+    git(directory, "checkout", "--quiet", "-b", "acme")
+    put(directory, file(*order), "Pulumi.dev.yaml")
+    with pytest.raises(ConfigError) as refused:
+        read_stack(directory, "dev").checked()
+    return list(refused.value.problems)
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize(("order", "line"), [(["main", "acme"], 34), (["acme", "main"], 34)], ids=["below", "above"])
+def test_a_slot_with_two_owners_stays_with_the_one_of_the_base_branch(tmp_path, order, line):
+    (problem,) = both_sides_kept(tmp_path, *order)
+    assert (problem.line, str(problem)) == (
+        line,
+        f'nat-pod:addresses["customer1/{order[1]}"]: "198.18.0.4 / 198.18.0.132": is already the slot of '
+        f"customer1/{order[0]}; on main it is customer1/main's: delete the line of customer1/acme\n"
+        "    run: python -m nat_pod allocate dev",
+    )
+    # Which is what helps.
+    path = tmp_path / "Pulumi.dev.yaml"
+    lines = [text for text in path.read_text().splitlines(keepends=True) if "customer1/acme:" not in text]
+    path.write_text("".join(lines))
+    assert read_stack(tmp_path, "dev").draft()[1] == []
+
+
+@pytest.mark.runs_commands
+def test_without_a_base_branch_that_knows_one_of_the_two_the_newer_one_goes(tmp_path):
+    both_sides_kept(tmp_path, "main", "acme")
+    git(tmp_path, "commit", "--quiet", "-a", "-m", "both")
+    for base in ("both", "none"):
+        git(tmp_path, "branch", "--force", "main") if base == "both" else git(tmp_path, "branch", "-D", "main")
+        with pytest.raises(ConfigError, match="two hosts cannot share one: delete the line of the newer one"):
+            read_stack(tmp_path, "dev").checked()
+    shutil.rmtree(tmp_path / ".git")
+    with pytest.raises(ConfigError, match="delete the line of the newer one"):
+        read_stack(tmp_path, "dev").checked()

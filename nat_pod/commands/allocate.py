@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.config import address_book as book
-from nat_pod.config.model import read_draft
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError
 
@@ -23,7 +22,7 @@ def add(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     stack = read_stack(Path.cwd(), arguments.stack)
-    config, problems, _ = read_draft(stack.pod_config(), arguments.stack)
+    config, problems, _ = stack.draft()
     if config is None:
         raise ConfigError(stack.path.name, problems)
     settled = book.settle(config, reuse=arguments.reuse)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, stack_name
 from nat_pod.config.model import Capacity
 from nat_pod.config.pods import claimed, no_stacks, read_pods
 from nat_pod.config.ranges import overlaps
@@ -17,7 +17,8 @@ from nat_pod.plan.planner import plan_pod
 def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "check", "validate stack files, alone and against each other", _run)
-    parser.add_argument("stacks", metavar="STACK", nargs="*", help="stacks to check (default: all of this directory)")
+    words = "stacks to check (default: all of this directory)"
+    parser.add_argument("stacks", metavar="STACK", type=stack_name, nargs="*", help=words)
     add_json(parser)
 
 
@@ -31,16 +32,20 @@ def _run(arguments: argparse.Namespace) -> int:
         if name not in every:
             read_stack(directory, name)  # says so, and which stacks there are
     ranges = claimed(every)
-    findings = {name: [*every[name].problems, *overlaps(name, ranges)] for name in names}
+    findings = {name: list(every[name].problems) for name in names}
+    for name in names:
+        stack = every[name].stack
+        if stack is not None:
+            findings[name] += stack.located(overlaps(name, ranges))
     used: dict[str, Capacity] = {}
     for name in names:
         pod = every[name]
-        if pod.config is None or pod.problems:
+        if pod.stack is None or pod.config is None or pod.problems:
             continue
         try:
             used[name] = plan_pod(pod.config, name).capacity
         except ConfigError as error:
-            findings[name] += error.problems
+            findings[name] += pod.stack.located(error.problems)
     if arguments.json:
         print_json(
             {
@@ -60,4 +65,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _problem_dict(problem: Problem) -> dict[str, object]:
     value = problem.value if problem.value is None or isinstance(problem.value, str | int) else shorten(problem.value)
-    return {"path": problem.path, "value": value, "rule": problem.rule, "command": problem.command or None}
+    return {
+        "path": problem.path,
+        "line": problem.line,
+        "value": value,
+        "rule": problem.rule,
+        "command": problem.command or None,
+    }

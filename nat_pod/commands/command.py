@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -37,7 +38,14 @@ def add_parser(
 
 def add_stack(parser: argparse.ArgumentParser) -> None:
     """The argument STACK."""
-    parser.add_argument("stack", metavar="STACK", help="the stack's name: `dev` for Pulumi.dev.yaml")
+    words = "the stack's name: `dev` for Pulumi.dev.yaml"
+    parser.add_argument("stack", metavar="STACK", type=stack_name, help=words)
+
+
+def stack_name(text: str) -> str:
+    """The stack that is meant by its name, or by the name of its file in this directory, as a shell completes it."""
+    found = re.fullmatch(r"(?:\./)?Pulumi\.(.+)\.yaml", text)
+    return text if found is None else found[1]
 
 
 def add_json(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:

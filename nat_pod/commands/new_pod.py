@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nat_pod import limits
-from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print_json
+from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print_json, stack_name
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.pods import claimed, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges
@@ -20,7 +20,8 @@ from nat_pod.errors import NatPodError
 def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "new-pod", "write a stack file for a new POD, in the next free range", _run)
-    parser.add_argument("name", metavar="NAME", help="the new stack's name: `prod` for Pulumi.prod.yaml")
+    words = "the new stack's name: `prod` for Pulumi.prod.yaml"
+    parser.add_argument("name", metavar="NAME", type=stack_name, help=words)
     parser.add_argument("--size", type=_prefix, default=22, help="prefix length of its range, 16 to 25 (default: 22)")
     add_json(parser)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
+from nat_pod.errors import ConfigError
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 
@@ -15,5 +16,9 @@ def load(stack: str) -> tuple[PodConfig, PodPlan]:
 
     Raises ConfigError with every problem of the stack file, NatPodError when there is no such file.
     """
-    config = read_stack(Path.cwd(), stack).checked()
-    return config, plan_pod(config, stack)
+    read = read_stack(Path.cwd(), stack)
+    config = read.checked()
+    try:
+        return config, plan_pod(config, stack)
+    except ConfigError as error:
+        raise ConfigError(error.source, read.located(error.problems)) from None

@@ -9,7 +9,7 @@ from nat_pod.config.addressing import Layout, Slot, default_layout
 from nat_pod.config.nat_vm import NatVmConfig, vnic_rule
 from nat_pod.config.neighbours import Written
 from nat_pod.config.reader import Reader
-from nat_pod.errors import Problem
+from nat_pod.errors import Problem, SlotTwice
 from nat_pod.names import NAMESPACE, MemberName
 
 
@@ -63,8 +63,10 @@ def read_book(
         other = owners.setdefault((slot, name.is_server), name)
         if other != name:
             who = "two servers" if name.is_server else "two hosts"
-            reader.add(
-                path, f"{one} / {two}", f"is already the slot of {other}; {who} cannot share one: take one out", command
+            rule = f"is already the slot of {other}; {who} cannot share one: delete the line of the newer one"
+            place = f"{NAMESPACE}:{path}"
+            reader.problems.append(
+                SlotTwice(place, f"{one} / {two}", rule, command, member=str(name), other=str(other))
             )
             continue
         if gone is True:

@@ -126,6 +126,12 @@ class PodConfig:
         )
 
 
+_REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
+_OPTIONAL = ("sourceNat", "lpgLimit", "subnets", "addresses")
+SETTINGS = (*_REQUIRED, *_OPTIONAL)
+"""The keys of a stack file below `nat-pod:`."""
+
+
 def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
     """Read a configuration whose address book may lag behind its members.
 
@@ -136,8 +142,8 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
     root = reader.section(
         "",
         dict(mapping),
-        required=("compartmentId", "cidr", "natVm", "management", "customers"),
-        optional=("sourceNat", "lpgLimit", "subnets", "addresses"),
+        required=_REQUIRED,
+        optional=_OPTIONAL,
     )
     compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
     cidr = read_pod_cidr(reader, root.get("cidr"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from netaddr import IPNetwork
 
-from nat_pod.config.model import PodConfig, read_draft
+from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import Stack, read_stack, stack_names
 from nat_pod.config.subnets import claimed_range
 from nat_pod.errors import ConfigError, NatPodError, Problem
@@ -53,10 +53,10 @@ class Pod:
     def _draft(self) -> tuple[PodConfig | None, tuple[Problem, ...]]:
         if self.stack is None:
             return None, self.unreadable
-        config, problems, unsettled = read_draft(self.stack.pod_config(), self.name)
+        config, problems, unsettled = self.stack.draft()
         # "" is what `pulumi stack init` makes of an empty key.
         region = self.stack.config.get(_REGION, "elsewhere")
-        empty = [] if region else [Problem(_REGION, None, f"is empty; e.g. {_REGION}: uk-london-1")]
+        empty = [] if region else self.stack.located([Problem(_REGION, None, f"is empty; e.g. {_REGION}: uk-london-1")])
         return config, (*empty, *problems, *unsettled)
 
 

@@ -6,21 +6,25 @@ and what `pulumi up` does start from one configuration.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import subprocess
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nat_pod.config.model import PodConfig
-from nat_pod.errors import ConfigError, NatPodError, Problem, visible
+from nat_pod.config.model import SETTINGS, PodConfig, read_draft
+from nat_pod.config.places import Places
+from nat_pod.errors import ConfigError, NatPodError, Problem, SlotTwice, visible
 from nat_pod.names import NAMESPACE
 
 _STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_BASE_BRANCHES = ("origin/HEAD", "main", "master")
+"""Where the record of who has which address is, the first that there is."""
 _MADE_UP = re.compile(r"ocid1\.[a-z]+\.[^.]*\.[^.]*\.example")
 
 
@@ -29,11 +33,16 @@ STACK_NAME_RULE = "a stack's name is letters, digits, dots, dashes and underscor
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A stack's files, read.  `config` has full names ("nat-pod:cidr", "oci:region") and project defaults."""
+    """A stack's files, read.
+
+    `config` has full names ("nat-pod:cidr", "oci:region") and project defaults.  `text` is the stack file's own, "" for
+    one of an earlier revision, in which nobody looks for a line.
+    """
 
     name: str
     path: Path
     config: dict[str, object]
+    text: str
 
     def pod_config(self) -> dict[str, object]:
         """The keys of nat-pod alone, without the prefix: what PodConfig.from_mapping takes."""
@@ -52,7 +61,47 @@ class Stack:
 
     def checked(self) -> PodConfig:
         """The POD's configuration.  Raises ConfigError with every problem."""
-        return PodConfig.from_mapping(self.pod_config(), self.name)
+        config, problems, unsettled = self.draft()
+        if problems or unsettled or config is None:
+            raise ConfigError(self.path.name, problems + unsettled)
+        return config
+
+    def draft(self) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
+        """What `config.model.read_draft` reads, each problem with its line."""
+        config, problems, unsettled = read_draft(self.pod_config(), self.name)
+        return config, self.located(problems), self.located(unsettled)
+
+    def located(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems with their lines in the stack file; of a slot with two owners also whose it is."""
+        if not problems or not self.text:
+            return list(problems)
+        places = Places(self.text)
+        told = [self._owned(problem) if isinstance(problem, SlotTwice) else problem for problem in problems]
+        return [replace(problem, line=places.line(problem.path)) for problem in told]
+
+    def _owned(self, twice: SlotTwice) -> SlotTwice:
+        """With the member that has the slot on the base branch, if one of the two is known there: it keeps it."""
+        for branch in _BASE_BRANCHES:
+            try:
+                base = read_stack_at(self.path.parent, self.name, branch)
+            except NatPodError:
+                continue
+            book = {} if base is None else base.config.get(f"{NAMESPACE}:addresses")
+            mine = self.config[f"{NAMESPACE}:addresses"]
+            assert isinstance(mine, dict)
+            known = [
+                name
+                for name in (twice.member, twice.other)
+                if isinstance(book, dict) and _addresses(book.get(name)) == _addresses(mine.get(name))
+            ]
+            if len(known) == 1:
+                newer = twice.other if known == [twice.member] else twice.member
+                rule = (
+                    f"is already the slot of {twice.other}; on {branch} it is {known[0]}'s: delete the line of {newer}"
+                )
+                return replace(twice, rule=rule)
+            break
+        return twice
 
 
 def stack_names(directory: Path) -> list[str]:
@@ -81,7 +130,8 @@ def read_stack(directory: Path, name: str) -> Stack:
         raise ConfigError(path.name, [Problem("file name", name, f"is not a valid stack name; {STACK_NAME_RULE}")])
     project = directory / "Pulumi.yaml"
     defaults = _config_of(load_yaml(project), project.name) if project.is_file() else {}
-    return _merge(name, path, path.name, defaults, _config_of(load_yaml(path), path.name))
+    text = _text(path)
+    return _merge(name, path, text, path.name, defaults, _config_of(_mapping(text, path.name), path.name))
 
 
 def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
@@ -96,7 +146,7 @@ def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
     project = file_at(directory, "Pulumi.yaml", revision) or ""
     source = f"{path.name} at {revision}"
     defaults = _config_of(_mapping(project, f"Pulumi.yaml at {revision}"), f"Pulumi.yaml at {revision}")
-    return _merge(name, path, source, defaults, _config_of(_mapping(own, source), source))
+    return _merge(name, path, "", source, defaults, _config_of(_mapping(own, source), source))
 
 
 def file_at(directory: Path, name: str, revision: str) -> str | None:
@@ -123,10 +173,18 @@ def _git(directory: Path, *arguments: str) -> str | None:
     return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
 
 
-def _merge(name: str, path: Path, source: str, defaults: dict[object, object], own: dict[object, object]) -> Stack:
-    config = _project_defaults(defaults)
+def _merge(
+    name: str, path: Path, text: str, source: str, defaults: dict[object, object], own: dict[object, object]
+) -> Stack:
+    config = _project_defaults(defaults) | {str(key): value for key, value in own.items()}
+    stack = Stack(name, path, config, text)
     problems = [
         Problem(str(key), None, f"has no namespace; write {NAMESPACE}:{key}") for key in own if ":" not in str(key)
+    ]
+    problems += [
+        Problem(str(key), None, f"is of another namespace, which nobody reads; did you mean {meant}?")
+        for key in own
+        if (meant := _misspelt(str(key))) is not None and meant not in own
     ]
     problems += [
         Problem(str(key), None, "is encrypted; nat-pod has no secrets, set it with `pulumi config set --plaintext`")
@@ -134,9 +192,24 @@ def _merge(name: str, path: Path, source: str, defaults: dict[object, object], o
         if str(key).startswith(f"{NAMESPACE}:") and isinstance(value, dict) and "secure" in value
     ]
     if problems:
-        raise ConfigError(source, problems)
-    config.update({str(key): value for key, value in own.items()})
-    return Stack(name, path, config)
+        raise ConfigError(source, stack.located(problems))
+    return stack
+
+
+def _misspelt(key: str) -> str | None:
+    """The setting of nat-pod that a key of a namespace much like its own is meant to be: natpod:cidr, nat_pod:cidr."""
+    namespace, _, setting = key.partition(":")
+    alike = difflib.SequenceMatcher(None, _bare(namespace), _bare(NAMESPACE)).ratio() > 0.85
+    return f"{NAMESPACE}:{setting}" if alike and namespace != NAMESPACE and setting in SETTINGS else None
+
+
+def _bare(namespace: str) -> str:
+    return namespace.lower().replace("-", "").replace("_", "")
+
+
+def _addresses(entry: object) -> tuple[object, object] | None:
+    """Both addresses of an entry of the book."""
+    return (entry.get("natVm1"), entry.get("natVm2")) if isinstance(entry, dict) else None
 
 
 def load_text(text: str) -> object:
@@ -149,16 +222,21 @@ def load_text(text: str) -> object:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping.  Raises ConfigError with line and column, also for a key that stands twice."""
+    return _mapping(_text(path), path.name)
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(path.name, [Problem("file", None, f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(path.name, [Problem(*_where(error))]) from None
-    return _mapping(text, path.name)
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:
+    if conflicts := list(_conflicts(text)):
+        raise ConfigError(source, conflicts)
     try:
         loaded = load_text(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -185,6 +263,29 @@ def _project_defaults(declared: dict[object, object]) -> dict[str, object]:
         for key, entry in declared.items()
         if isinstance(entry, dict) and "default" in entry
     }
+
+
+def _conflicts(text: str) -> Iterator[Problem]:
+    """Merge conflicts that nobody has solved yet, as git writes them into the file.
+
+    Their marks stand at the beginning of a line, where no stack file can have them.
+    """
+    start, ours = 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("<<<<<<< "):
+            start, ours = number, line[8:]
+        elif line.startswith(">>>>>>> ") and start:
+            rule = (
+                f"a merge conflict between {ours} and {line[8:]}: keep the lines that hold, as a rule the members of "
+                "both sides, and delete those that begin with <<<<<<<, |||||||, ======= and >>>>>>>; check then names "
+                "a slot that two members have"
+            )
+            yield Problem(f"lines {start} to {number}", None, rule)
+            start = 0
+        elif not start and (line.startswith(("||||||| ", ">>>>>>> ")) or line == "======="):
+            yield Problem(f"line {number}", line, "is left of a merge conflict: delete this line")
+    if start:
+        yield Problem(f"line {start}", f"<<<<<<< {ours}", "is left of a merge conflict: delete this line")
 
 
 def _where(error: Exception) -> tuple[str, None, str]:
