@@ -252,7 +252,7 @@ def machines(topology: Topology) -> dict[tuple[str, str], str]:
 
 def paths(plan: PodPlan, at: dict[tuple[str, str], str]) -> set[Course]:
     """Every flow that the plan delivers, between machines."""
-    machine = {slot.member: at[slot.member.split("/")[0], slot.real] for slot in plan.slots}
+    machine = {slot.member: at[slot.member.realm, slot.real] for slot in plan.slots}
     # Hops name members, and which member a machine is may change without any packet noticing.
     return {
         Course(machine[sender], machine[receiver], way.address, way.seen, tuple((" ", *hop[1:]) for hop in way.hops))

@@ -38,7 +38,7 @@ def test_every_pair_is_delivered_exactly_when_it_is_declared(request, stack, pol
     delivered = {}
     tried = 0
     for sender, source in senders.items():
-        for destination in sorted(into["natVm2" if sender.startswith("management/") else "natVm1"]):
+        for destination in sorted(into[sender.side]):
             tried += 1
             traced = tracer.trace(sender, Packet(src=source, dst=destination))
             if traced.disposition is Disposition.DELIVERED:
@@ -84,7 +84,7 @@ def test_static_shows_the_far_end_the_address_it_would_call_back(dev):
         ("management/mgmt", "customer2/vm2"): "198.18.0.2",
     }
     for (sender, receiver), source in seen.items():
-        back = slots[sender].nat_vm1 if sender.startswith("management/") else slots[sender].nat_vm2
+        back = slots[sender].address(sender.side.other)
         assert source == back, receiver
 
 

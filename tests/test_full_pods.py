@@ -19,7 +19,7 @@ from nat_pod.lab import checks
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire import sandbox
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2
+from nat_pod.names import NAT_VM1, NAT_VM2
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.flows import Flow, flow_between, refused_flows
 from nat_pod.trace.topology import VM_HOST, Topology
@@ -43,7 +43,7 @@ def ends_and_middle(plan: PodPlan) -> list[list[SlotPlan]]:
 
 
 def is_server(slot: SlotPlan) -> bool:
-    return slot.member.startswith(f"{MANAGEMENT}/")
+    return slot.member.is_server
 
 
 def declared(plan: PodPlan) -> list[Flow]:

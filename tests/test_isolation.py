@@ -149,7 +149,7 @@ def test_without_the_lpgs_route_table_a_customer_with_a_servers_address_reaches_
     twin = next(
         member for member, address in real.items() if address in servers and not member.startswith("management")
     )
-    other = next(slot for slot in plan.slots if slot.member.split("/")[0] not in (twin.split("/")[0], "management"))
+    other = next(slot for slot in plan.slots if slot.member.realm not in (twin.split("/")[0], "management"))
     flows = shots([(twin, real[twin])], [other.nat_vm2], [UDP])
     with Lab(replace(topology, lpgs=lpgs)) as open_lab:
         assert list(arrivals(open_lab, flows).values()) == [other.member]
@@ -164,7 +164,7 @@ def one_of_each(plan: PodPlan) -> list[str]:
     seen: set[str] = set()
     chosen = []
     for slot in plan.slots:
-        realm = slot.member.split("/")[0]
+        realm = slot.member.realm
         if realm == "management" or realm not in seen:
             chosen += [slot.nat_vm1, slot.nat_vm2]
         seen.add(realm)
@@ -191,7 +191,7 @@ def test_a_customer_who_forges_another_s_address_reaches_what_that_one_may_and_n
     A management server's address is no better: NAT VM1 takes it for the customer's host that has it, or for nobody's.
     """
     plan, _, lab = pod
-    members = {slot.real: slot.member for slot in plan.slots if not slot.member.startswith("management/")}
+    members = {slot.real: slot.member for slot in plan.slots if not slot.member.is_server}
     claimed = [slot.real for slot in plan.slots]
     senders = [(vm, source) for vm, _ in strangers(plan)[:3] for source in dict.fromkeys(claimed)]
     # Not by UDP, whose echo carries the token to the one whose address it was.
@@ -208,13 +208,13 @@ def test_answers_to_nothing_arrive_nowhere_and_questions_of_the_same_senders_do(
     plan, _, lab = pod
     first = [slot for slot in plan.slots if slot.member.endswith("/app")]
     senders = [*((slot.member, slot.real) for slot in first), *strangers(plan)]
-    servers = [slot.nat_vm1 for slot in plan.slots if slot.member.startswith("management/")]
+    servers = [slot.nat_vm1 for slot in plan.slots if slot.member.is_server]
     others = [slot.nat_vm1 for slot in first]
     # A UDP packet does not show whether it answers: from a declared host to a declared server it is a question.
     assert arrivals(lab, shots(senders, others, shape=REPLY)) == {}
     assert arrivals(lab, shots(senders, servers, [ICMP, HTTP], shape=REPLY)) == {}
     assert set(arrivals(lab, shots(senders, servers, [ICMP, HTTP])).values()) == {
-        slot.member for slot in plan.slots if slot.member.startswith("management/")
+        slot.member for slot in plan.slots if slot.member.is_server
     }
 
 
@@ -222,7 +222,7 @@ def test_fragments_arrive_whole_or_not_at_all(pod):
     plan, _, lab = pod
     wanted = declared(plan)
     host = next(slot for slot in plan.slots if slot.member == "amber/app")
-    servers = [slot.nat_vm1 for slot in plan.slots if slot.member.startswith("management/")]
+    servers = [slot.nat_vm1 for slot in plan.slots if slot.member.is_server]
     mine = [(host.member, host.real)]
     whole = arrivals(lab, shots(mine, servers, shape=FRAGMENTS))
     assert whole == {
@@ -248,7 +248,7 @@ def test_no_port_of_any_nat_address_answers_a_stranger(pod):
     assert arrivals(lab, flows) == {}
     assert received(lab, vm) == before
     # The same counters do move when somebody answers.
-    neighbour = next(slot for slot in plan.slots if slot.member.split("/")[0] == vm.split("/")[0])
+    neighbour = next(slot for slot in plan.slots if slot.member.realm == vm.split("/")[0])
     lab.probe([Flow(source_vm=vm, destination=neighbour.real, protocol=HTTP)])
     assert received(lab, vm) != before
 

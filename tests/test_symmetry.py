@@ -26,7 +26,7 @@ def plan(mapping: dict, policy: str) -> PodPlan:
 
 
 def sides(plan: PodPlan) -> tuple[list[SlotPlan], list[SlotPlan]]:
-    servers = [slot for slot in plan.slots if slot.member.startswith("management/")]
+    servers = [slot for slot in plan.slots if slot.member.is_server]
     return servers, [slot for slot in plan.slots if slot not in servers]
 
 
@@ -50,7 +50,7 @@ def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Delivery]:
 
 def groups(plan: PodPlan, *, hosts: bool = False) -> list[list[str]]:
     sides_in_turn = sides(plan)[::-1] if hosts else sides(plan)
-    return [[m.member.split("/")[1] for m in group] for group in alike(expected_topology(plan), *sides_in_turn)]
+    return [[m.member.short for m in group] for group in alike(expected_topology(plan), *sides_in_turn)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
