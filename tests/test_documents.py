@@ -133,8 +133,9 @@ FOLDERS = ("nat_pod", "tests", "bench", "docs", "cloud-init", "package", "tools"
 
 @EVERY
 def test_each_path_in_backticks_is_in_the_repository(name):
+    words = [word for span in re.findall(r"`([^`\n]+)`", TEXTS[name]) for word in span.split()]
     paths = [
-        path for path in re.findall(r"`([\w.*/-]+)`", TEXTS[name]) if path.split("/")[0] in FOLDERS and "/" in path
+        word for word in words if re.fullmatch(r"[\w.*/-]+", word) and word.split("/")[0] in FOLDERS and "/" in word
     ]
     assert [path for path in paths if not any(REPOSITORY.glob(path.rstrip("/")))] == []
 
@@ -263,6 +264,12 @@ def test_the_reference_says_what_fits_into_the_metadata():
     said = [int(figure.replace(",", "")) for _, figure in table]
     full = [bytes_of(full_pod(source_nat=policy, scattered=Random(4)))["all"] for policy in ("masquerade", "static")]
     assert said == pytest.approx([len(render_user_data()), bytes_of(stack_mapping("ten"))["rules"], *full], rel=0.03)
+
+
+def test_architecture_has_each_package():
+    inside = REPOSITORY / "nat_pod"
+    packages = {str(path.parent.relative_to(inside)) for path in inside.rglob("__init__.py")} - {"."}
+    assert {name.strip("`") for name, _ in rows(TEXTS["ARCHITECTURE.md"], "## Packages")} == packages
 
 
 # --- the plot --------------------------------------------------------------------------------------------------------
