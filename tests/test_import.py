@@ -320,6 +320,9 @@ ARTICLE = GOOD["article"]["natVm1"]
 NO_FLOW = "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD? (nothing was written)"
 
 
+LIST = ",".join(f"198.18.0.{host}" for host in range(80))
+
+
 def chains(count: int, jumps_each: int = 1) -> str:
     """A table whose chains lead on and on, with `jumps_each ** count` ways through them."""
     jumps = [f"-A C{number} -j C{number + 1}\n" * jumps_each for number in range(count)]
@@ -383,7 +386,20 @@ HOSTILE = {
     ),
     "rules without number": (
         "*nat\n" + "-A X\n" * 100_001 + "COMMIT\n",
-        "vm1: has more than 100000 rules; a POD has some thousands",
+        "vm1: has more than 100000 rules; a full POD in the article's form has some 11000",
+    ),
+    "address lists without number": (  # 3 MB of such lines were 13 million rules: 80 s and 3.9 GB
+        "*nat\n" + f"-A PREROUTING -s {LIST} -d {LIST} {DNAT} 198.18.0.130\n" * 16 + "COMMIT\n",
+        "vm1: has more than 100000 rules, 6400 of them on line 17, which lists addresses; "
+        "a full POD in the article's form has some 11000",
+    ),
+    "hosts without number": (
+        "".join(
+            f"iptables -t nat -A PREROUTING -s 10.{n >> 8}.{n & 255}.9 -d 198.18.0.2 {DNAT} 198.18.0.130\n"
+            for n in range(5000)
+        )
+        + "iptables -t nat -A POSTROUTING -j MASQUERADE\n",
+        "these rules connect 5000 hosts and 1 server, more than 5000 together; a POD has 696 slots at most",
     ),
     "the other VM's file": (
         GOOD["article"]["natVm2"],

@@ -31,7 +31,7 @@ ALLOWED = {
     "component": {"oci"},
     "trace": {"config", "errors", "names", "plan", "rules"},
     "status": {"limits", "names", "plan"},
-    "handbuilt": {"config", "errors", "limits", "names", "plan"},
+    "handbuilt": {"config", "errors", "limits", "names", "text"},
     "pages": {"config", "errors", "names", "plan", "text", "trace"},
     "lab.region": {"config", "errors", "limits", "names"},
     "lab.wire": {"errors", "names", "trace"},

@@ -6,8 +6,9 @@ Each row is a nat table and the number of its rule that decides what becomes of 
 import pytest
 
 from nat_pod.errors import NatPodError
-from nat_pod.handbuilt.saved_rules import dotted, network, read_saved
-from nat_pod.handbuilt.saved_walk import Walk, translated
+from nat_pod.handbuilt.numeric import dotted, network
+from nat_pod.handbuilt.saved_rules import read_saved
+from nat_pod.handbuilt.saved_walk import SavedWalk, translated
 
 A, B = "10.0.0.100", "198.18.0.2"
 CHAINS = ":ONE - [0:0]\n:TWO - [0:0]\n"
@@ -56,7 +57,7 @@ WALKS = {
 def test_the_rule_that_decides_is(name):
     rules, number = WALKS[name]
     walked = table(*rules)
-    decided = Walk(walked).decide("PREROUTING", network(A)[0], network(B)[0])
+    decided = SavedWalk(walked).decide("PREROUTING", network(A)[0], network(B)[0])
     before = 3  # *nat and the two chains
     assert (0 if decided is None else decided.line - before) == number
 
@@ -68,7 +69,7 @@ def test_the_rule_that_decides_is(name):
 def test_a_packet_leaves_by_the_interface_that_is_named_first(interface, number):
     word = f"! -o {interface[2:]}" if interface.startswith("! ") else f"-o {interface}"
     walked = table(f"POSTROUTING {word} -j MASQUERADE", "POSTROUTING -o ens3 -j ACCEPT")
-    decided = Walk(walked).decide("POSTROUTING", network(A)[0], network(B)[0])
+    decided = SavedWalk(walked).decide("POSTROUTING", network(A)[0], network(B)[0])
     expected = 2 if interface == "! ens3" else number
     assert decided is not None
     assert decided.line - 3 == expected
@@ -143,7 +144,7 @@ def test_jumps_to_docker_are_not_followed():
     read = read_saved(
         b"*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\n-A PREROUTING -j ACCEPT\n-A DOCKER -j ACCEPT\nCOMMIT\n", "x"
     )
-    decided = Walk(read).decide("PREROUTING", network(A)[0], network(B)[0])
+    decided = SavedWalk(read).decide("PREROUTING", network(A)[0], network(B)[0])
     assert decided is not None
     assert decided.line == 4
 

@@ -13,11 +13,14 @@ from nat_pod.config import address_book as book
 from nat_pod.config.neighbours import is_customer_name
 from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name
 from nat_pod.errors import NatPodError
-from nat_pod.handbuilt import saved_rules
 from nat_pod.handbuilt.draft import ASSUMED, Draft, draft
-from nat_pod.handbuilt.reconstruct import NOTES, Finding, Handbuilt, reconstruct
+from nat_pod.handbuilt.numeric import as_network, network
+from nat_pod.handbuilt.reconstruct import Handbuilt, reconstruct
+from nat_pod.handbuilt.remarks import NOTES, Remark
+from nat_pod.handbuilt.saved_rules import MOST_BYTES, read_saved
+from nat_pod.handbuilt.saved_table import SavedTable
 from nat_pod.handbuilt.vnic_list import VnicList, read_vnics
-from nat_pod.names import NAMESPACE, SIDES
+from nat_pod.names import NAMESPACE, SIDES, Side
 from nat_pod.text import count, table
 
 
@@ -59,13 +62,12 @@ def add(commands: Subparsers) -> None:
 
 
 def _customer_network(text: str) -> tuple[str, IPNetwork]:
-    name, _, network = text.partition("=")
+    name, _, written = text.partition("=")
     try:
-        first, last = saved_rules.network(network)
+        cidr = as_network(network(written))
     except ValueError:
-        first, last = 0, 0
-    cidr = IPNetwork((first, 33 - (last - first + 1).bit_length()))
-    if not is_customer_name(name) or str(cidr) != network:
+        cidr = None
+    if not is_customer_name(name) or cidr is None or str(cidr) != written:
         raise argparse.ArgumentTypeError(f"{text} is no name with a network, e.g. customer1=10.0.0.0/24")
     return name, cidr
 
@@ -80,11 +82,10 @@ def _run(arguments: argparse.Namespace) -> int:
     path = Path.cwd() / f"Pulumi.{arguments.stack}.yaml"
     if arguments.stack and path.exists():
         raise NatPodError(f"{path.name}: is there already and stays as it is; take another name")
-    tables: dict[str, saved_rules.SavedTable] = {
-        vm: saved_rules.read_saved(_read(file), file)
-        for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
+    tables: dict[Side, SavedTable] = {
+        vm: read_saved(_read(file), file) for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
     }
-    vnics: dict[str, VnicList] = {
+    vnics: dict[Side, VnicList] = {
         vm: read_vnics([(file, _read(file)) for file in files])
         for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
         if files
@@ -108,16 +109,16 @@ def _run(arguments: argparse.Namespace) -> int:
         if pod.flows:
             why = "both NAT VMs share their subnets; in nat-pod each VNIC has a /27 of its own"
         raise NatPodError(f"{why} (nothing was written)")
-    return FINDINGS if any(finding.kind not in NOTES for finding in found.findings) else OK
+    return FINDINGS if any(remark.kind not in NOTES for remark in found.remarks) else OK
 
 
 def _read(name: str) -> bytes:
-    return read_bytes(name, saved_rules.MOST_BYTES + 1)
+    return read_bytes(name, MOST_BYTES + 1)
 
 
 def import_dict(pod: Handbuilt, draft: Draft | None, file: str | None) -> dict[str, object]:
     """The form of `import --json`.  draft: None when nothing could be made of the rules."""
-    findings = pod.findings if draft is None else draft.findings
+    remarks = pod.remarks if draft is None else draft.remarks
     return {
         "file": file,
         "flows": len(pod.flows),
@@ -126,7 +127,7 @@ def import_dict(pod: Handbuilt, draft: Draft | None, file: str | None) -> dict[s
         "withoutSlot": [] if draft is None else draft.without_slot,
         "assumed": [] if draft is None else draft.assumed,
         "findings": [
-            {"kind": str(f.kind), "vm": f.vm, "line": f.line, "rule": f.rule or None, "why": f.why} for f in findings
+            {"kind": str(r.kind), "vm": r.vm, "line": r.line, "rule": r.rule or None, "why": r.why} for r in remarks
         ],
     }
 
@@ -151,15 +152,15 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
             for path in draft.assumed
         ]
         sections += ["", f"Assumed ({len(rows)})", table(["setting", "value", "because"], rows)]
-    findings = pod.findings if draft is None else draft.findings
+    remarks = pod.remarks if draft is None else draft.remarks
     for title, notes in (("Does not fit", False), ("Left out, and harmless", True)):
-        listed = [finding for finding in findings if (finding.kind in NOTES) is notes]
+        listed = [remark for remark in remarks if (remark.kind in NOTES) is notes]
         if listed:
-            sections += ["", f"{title} ({len(listed)})", *(line for finding in listed for line in _finding(finding))]
+            sections += ["", f"{title} ({len(listed)})", *(line for remark in listed for line in _remark(remark))]
     return "\n".join(sections)
 
 
-def _finding(finding: Finding) -> list[str]:
-    place = "" if finding.line is None else f" line {finding.line}"
-    where = f"{finding.vm}{place}: " if finding.vm else ""
-    return [f"  {finding.kind}: {where}{finding.why}"] + ([f"      {finding.rule}"] if finding.rule else [])
+def _remark(remark: Remark) -> list[str]:
+    place = "" if remark.line is None else f" line {remark.line}"
+    where = f"{remark.vm}{place}: " if remark.vm else ""
+    return [f"  {remark.kind}: {where}{remark.why}"] + ([f"      {remark.rule}"] if remark.rule else [])

@@ -1,52 +1,55 @@
 """The stack file of a hand-built POD: what its rules say, what has to be assumed, and what somebody has to fill in.
 
-Rules know addresses, not names and not networks.  Names come from comments; a customer's network from `--customer`,
-from a rule that tests for it, or as the /24 around its hosts (management's: the /16), as in the article.  Whatever is
-assumed says so in a comment of the file, whatever rules cannot say stands there as FILL-IN, which `check` refuses.
+Rules know addresses, not names and not networks; where these come from is in `member_names.py` and `networks.py`.
+Whatever is assumed says so in a comment of the file, whatever rules cannot say stands there as FILL-IN, which `check`
+refuses.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-from netaddr import IPAddress, IPNetwork, spanning_cidr
+from netaddr import IPNetwork
 
-from nat_pod.config.addressing import default_layout, overlap, reserved_by_oci
+from nat_pod.config.addressing import default_layout, overlap
 from nat_pod.config.model import read_draft
-from nat_pod.config.neighbours import is_customer_name, is_member_name
-from nat_pod.handbuilt.reconstruct import Finding, Handbuilt, Kind
-from nat_pod.handbuilt.saved_rules import Range, dotted
-from nat_pod.limits import MAX_VNICS, VCN_PREFIXES
-from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, VROUTER, MemberName
+from nat_pod.handbuilt.flows import SavedFlow
+from nat_pod.handbuilt.member_names import named
+from nat_pod.handbuilt.networks import FoundCustomer, find_customers, management_network, pod_range
+from nat_pod.handbuilt.numeric import as_network, dotted
+from nat_pod.handbuilt.reconstruct import Handbuilt
+from nat_pod.handbuilt.remarks import Remark, RemarkKind
+from nat_pod.handbuilt.stack_text import stack_text
+from nat_pod.limits import MAX_VNICS
+from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, MemberName, Side
+from nat_pod.text import count
 
 FILL_IN = "FILL-IN"
 ASSUMED = "ASSUMED"
-_POD_PREFIX = 22  # the article's POD
-_CUSTOMER_PREFIX = 24
-_MANAGEMENT_PREFIX = 16
-_REGION = "oci:region"
+_HEAD = [
+    "A POD built by hand, read from the nat tables of its two NAT VMs by `python -m nat_pod import`.",
+    f"{FILL_IN}: the rules do not say it. {ASSUMED}: the rules suggest it; look at it.",
+]
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
     """A stack file to be: nat-pod's keys with FILL_IN where a value is unknown, and comments by path.
 
-    findings: those of the rules, and what follows from making a stack file of them.
+    remarks: those on the rules, and what follows from making a stack file of them.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
-    comments: dict[str, str] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
+    config: dict[str, Any]
+    comments: Mapping[str, str]
+    remarks: tuple[Remark, ...]
 
     @property
     def to_fill_in(self) -> list[str]:
         """The paths that read FILL-IN, the region's too."""
-        return [_REGION, *_fill_ins(self.config, "")]
+        return ["oci:region", *_fill_ins(self.config, "")]
 
     @property
     def without_slot(self) -> list[str]:
@@ -70,290 +73,100 @@ class Draft:
 
     def text(self) -> str:
         """The stack file."""
-        lines = [
-            "# A POD built by hand, read from the nat tables of its two NAT VMs by `python -m nat_pod import`.",
-            f"# {FILL_IN}: the rules do not say it. {ASSUMED}: the rules suggest it; look at it.",
-            "config:",
-            f"  {_REGION}: {FILL_IN}",
-        ]
-        for key, value in self.config.items():
-            lines += self._lines(f"  {NAMESPACE}:{key}", key, value)
-        return "\n".join(lines) + "\n"
-
-    def _lines(self, start: str, path: str, value: object) -> list[str]:
-        comment = self.comments.get(path, "")
-        if isinstance(value, dict) and value and not set(value) <= {NAT_VM1, NAT_VM2}:
-            indent = " " * (len(start) - len(start.lstrip()) + 2)
-            lines = [_with_comment(f"{start}:", comment)]
-            for key, entry in value.items():
-                lines += self._lines(f"{indent}{_scalar(key)}", f"{path}.{key}", entry)
-            return lines
-        return [_with_comment(f"{start}: {_flow(value)}", comment)]
+        return stack_text(_HEAD, FILL_IN, self.config, self.comments)
 
 
-def draft(pod: Handbuilt, customers: Mapping[str, IPNetwork], stack: str) -> Draft:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parts:
+    """What a hand-built POD becomes.  hosts, servers: names by real address."""
+
+    pod: Handbuilt
+    customers: Sequence[FoundCustomer]
+    hosts: Mapping[int, MemberName]
+    servers: Mapping[int, MemberName]
+    management: IPNetwork
+    cidr: IPNetwork
+    pinned: bool
+
+
+def draft(pod: Handbuilt, given: Mapping[str, IPNetwork], stack: str) -> Draft:
     """The stack file of a hand-built POD.
 
-    customers: networks that are known, by name.  stack: the stack's name, for messages.
+    given: customers' networks that are known, by name.  stack: the stack's name, for messages.
     """
-    result = Draft(findings=list(pod.findings))
-    groups = _groups(pod, customers, result)
-    servers = {
-        address: MemberName(MANAGEMENT, name) for address, name in _named(pod, NAT_VM2, pod.servers, "server").items()
-    }
-    hosts = {
-        address: MemberName(group.name, name)
-        for group in groups
-        for address, name in _named(pod, NAT_VM1, group.hosts, "host").items()
-    }
-    every_server = sorted(server.short for server in servers.values())
-    pinned, cidr = _range(pod)
-    reached = {group.name: _reached(pod, group, servers, result, hosts) for group in groups}
-    _judge_gained(pod, servers, hosts, result)
-    result.config = {
+    customers, unknown = find_customers(pod, given)
+    management, why_management = management_network(pod)
+    pinned, cidr = pod_range(pod)
+    parts = _Parts(
+        pod=pod,
+        customers=customers,
+        hosts={
+            address: MemberName(customer.name, name)
+            for customer in customers
+            for address, name in named(pod, NAT_VM1, customer.hosts, "host").items()
+        },
+        servers={
+            address: MemberName(MANAGEMENT, name)
+            for address, name in named(pod, NAT_VM2, pod.servers, "server").items()
+        },
+        management=management,
+        cidr=cidr,
+        pinned=pinned,
+    )
+    config = _config(parts)
+    comments = _comments(parts, why_management)
+    remarks = [*pod.remarks, *_unknown(pod, unknown), *_gained(parts), *_refused(config, parts, stack)]
+    return Draft(config=config, comments=comments, remarks=tuple(remarks))
+
+
+def _config(parts: _Parts) -> dict[str, Any]:
+    pod = parts.pod
+    config: dict[str, Any] = {
         "compartmentId": FILL_IN,
-        "cidr": str(cidr),
+        "cidr": str(parts.cidr),
         "natVm": {"shape": FILL_IN, "imageId": FILL_IN, "sshPublicKey": FILL_IN},
         "management": {
-            "cidr": str(_management(pod, result)),
+            "cidr": str(parts.management),
             "vrouter": FILL_IN,
-            "servers": {name.short: dotted(address) for address, name in servers.items()},
+            "servers": {name.short: dotted(address) for address, name in parts.servers.items()},
         },
-        "customers": {
-            group.name: {
-                "cidr": str(group.network),
-                **({} if reached[group.name] in (None, every_server) else {"servers": reached[group.name]}),
-                "hosts": {hosts[address].short: dotted(address) for address in group.hosts},
-            }
-            for group in groups
-        },
-        "sourceNat": pod.source_nat,
+        "customers": {customer.name: _customer(parts, customer) for customer in parts.customers},
+        "sourceNat": str(pod.source_nat),
     }
-    result.comments["cidr"] = f"{ASSUMED}: the /{cidr.prefixlen} around its addresses"
-    result.comments["natVm.shape"] = f"{_count(len(pod.pairs), 'VNIC')} of each NAT VM in use"
-    result.comments["management.vrouter"] = "the vRouter's floating IP in this POD"
-    if pinned:
-        result.config["subnets"] = {
-            NAT_VM1: [_network(pair[0]) for pair in pod.pairs],
-            NAT_VM2: [_network(pair[1]) for pair in pod.pairs],
-            VROUTER: FILL_IN,
+    if parts.pinned:
+        config["subnets"] = {
+            str(side): [str(as_network(pair[number])) for pair in pod.pairs] for number, side in enumerate(SIDES)
         }
-        result.comments["subnets.vrouter"] = "the network of the vRouter's floating IP, a /24 to a /29"
-    result.config["addresses"] = {
-        str(name): {NAT_VM1: dotted(slot[0]), NAT_VM2: dotted(slot[1])}
-        for members, names in ((pod.servers, servers), (pod.hosts, hosts))
-        for address, name in names.items()
-        if (slot := members[address]) is not None
+        config["subnets"][VROUTER] = FILL_IN
+    slots = [(name, pod.servers[address]) for address, name in parts.servers.items()]
+    slots += [(name, pod.hosts[address]) for address, name in parts.hosts.items()]
+    config["addresses"] = {
+        str(name): {str(NAT_VM1): dotted(slot[0]), str(NAT_VM2): dotted(slot[1])}
+        for name, slot in slots
+        if slot is not None
     }
-    _judge_config(result, cidr, pinned, stack)
-    return result
+    return config
 
 
-# --- networks --------------------------------------------------------------------------------------------------------
+def _customer(parts: _Parts, customer: FoundCustomer) -> dict[str, Any]:
+    """Its servers stand there only if it does not reach all; nat-pod lets all its hosts reach them."""
+    entry: dict[str, Any] = {"cidr": str(customer.network)}
+    reached = sorted(parts.servers[server].short for server in _reached_by(parts, customer))
+    if customer.hosts and len(reached) < len(parts.servers):
+        entry["servers"] = reached
+    entry["hosts"] = {parts.hosts[address].short: dotted(address) for address in customer.hosts}
+    return entry
 
 
-@dataclass(slots=True)
-class _Group:
-    """A customer to be."""
-
-    name: str
-    network: IPNetwork | None
-    hosts: list[int]
-    tested: Range | None = None  # the network that a rule tests for, and that makes a group of these hosts
-
-
-def _groups(pod: Handbuilt, given: Mapping[str, IPNetwork], result: Draft) -> list[_Group]:
-    """The hosts by customer: as given, then by the comments' names, by networks in rules, by /24."""
-    groups = [_Group(name, network, [h for h in pod.hosts if h in _span(network)]) for name, network in given.items()]
-    left = [host for host in pod.hosts if not any(host in group.hosts for group in groups)]
-    if given:
-        _judge_unknown(pod, left, result)
-    sources: dict[str, list[int]] = {}  # by what makes a group of them
-    for host in sorted(left):
-        realm = _comment_name(pod, NAT_VM1, host)[0]
-        if realm and is_customer_name(realm) and realm not in given:
-            sources.setdefault(realm, []).append(host)
-    by_comment = {host for hosts in sources.values() for host in hosts}
-    # A network stands for a customer only if its comment says so: nat-pod's own chains test for parts of networks too.
-    named = {comment: inside for inside, comment in pod.networks.items()}
-    groups += [_Group(realm, None, hosts, named.get(realm)) for realm, hosts in sorted(sources.items())]
-    tested = _tested(pod)
-    unnamed: dict[Range, list[int]] = {}
-    for host in left:
-        if host not in by_comment:
-            around = next((inside for inside in tested if inside[0] <= host <= inside[1]), None)
-            first = host & ~255
-            unnamed.setdefault(around or (first, first + 255), []).append(host)
-    taken = {group.name for group in groups}
-    for inside, hosts in sorted(unnamed.items()):
-        comment = pod.networks.get(inside, "")
-        name = comment if is_customer_name(comment) and comment not in taken else _next_customer(taken)
-        taken.add(name)
-        groups.append(_Group(name, None, hosts, inside if inside in tested else None))
-    for group in groups:
-        if group.network is None:
-            group.network, why = _customer_network(group, groups)
-            result.comments[f"customers.{group.name}.cidr"] = f"{ASSUMED}: {why}"
-    return groups
-
-
-def _next_customer(taken: set[str]) -> str:
-    return next(name for number in range(1, len(taken) + 2) if (name := f"customer{number}") not in taken)
-
-
-def _customer_network(group: _Group, groups: list[_Group]) -> tuple[IPNetwork, str]:
-    """A network for a customer of whom only hosts are known, and where it comes from."""
-    others = [host for other in groups if other is not group for host in other.hosts]
-    networks = [other.network for other in groups if other.network is not None]
-
-    def fits(network: IPNetwork) -> bool:
-        inside = _span(network)
-        return (
-            all(h in inside and not reserved_by_oci(IPAddress(h), network) for h in group.hosts)
-            and not any(h in inside for h in others)
-            and not any(overlap(network, other) for other in networks)
-        )
-
-    if group.tested is not None and fits(_as_network(group.tested)):
-        return _as_network(group.tested), "a rule tests for it"
-    around = _around(group.hosts, _CUSTOMER_PREFIX)
-    for prefix in range(around.prefixlen, VCN_PREFIXES.stop):
-        network = IPNetwork((group.hosts[0], prefix)).cidr
-        if fits(network):
-            return network, f"the /{prefix} around its {_count(len(group.hosts), 'host')}"
-    return around, f"the /{around.prefixlen} around its {_count(len(group.hosts), 'host')}"
-
-
-def _management(pod: Handbuilt, result: Draft) -> IPNetwork:
-    servers = sorted(pod.servers)
-    around = _around(servers, _MANAGEMENT_PREFIX)
-    why = f"the /{around.prefixlen} around its {_count(len(servers), 'server')}"
-    result.comments["management.cidr"] = f"{ASSUMED}: {why}"
-    return around
-
-
-def _tested(pod: Handbuilt) -> list[Range]:
-    """Networks that rules of NAT VM1 test the source for, and that can be a VCN's: the largest first."""
-    found = [inside for inside in pod.networks if _as_network(inside).prefixlen in VCN_PREFIXES]
-    return sorted(found, key=lambda inside: (inside[0] - inside[1], inside))
-
-
-def _range(pod: Handbuilt) -> tuple[bool, IPNetwork]:
-    """Whether the layout has to be pinned, and the POD's range: the planner's own layout is left to the planner."""
-    spanned = _around([end for pair in pod.pairs for inside in pair for end in inside], 32)
-    if 16 <= spanned.prefixlen <= _POD_PREFIX:
-        planned = [(pair.nat_vm1, pair.nat_vm2) for pair in default_layout(spanned, MAX_VNICS).pairs[: len(pod.pairs)]]
-        if planned == [(_as_network(one), _as_network(two)) for one, two in pod.pairs]:
-            return False, spanned
-    return True, spanned if spanned.prefixlen <= _POD_PREFIX else spanned.supernet(_POD_PREFIX)[0]
-
-
-def _around(addresses: list[int], prefix: int) -> IPNetwork:
-    """The smallest network around addresses, or the one of this prefix if that is larger."""
-    ends = [IPNetwork((min(addresses), prefix)).cidr, IPNetwork((max(addresses), prefix)).cidr]
-    return ends[0] if ends[0] == ends[1] else spanning_cidr(ends)
-
-
-def _span(network: IPNetwork) -> range:
-    return range(network.first, network.last + 1)
-
-
-def _as_network(inside: Range) -> IPNetwork:
-    return IPNetwork((inside[0], 33 - (inside[1] - inside[0] + 1).bit_length()))
-
-
-def _network(inside: Range) -> str:
-    return str(_as_network(inside))
-
-
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
-def _comment_name(pod: Handbuilt, vm: str, address: int) -> tuple[str, str]:
-    """(realm, member) of a comment such as `customer1/vm1` or `vm1`; "" for what it does not say."""
-    realm, slash, member = pod.names.get((vm, address), "").rpartition("/")
-    return (realm, member) if is_member_name(member) and (realm or not slash) else ("", "")
-
-
-def _named(pod: Handbuilt, vm: str, addresses: Iterable[int], word: str) -> dict[int, str]:
-    """A name for each address: its comment's, if nobody else has it, else one made of the address."""
-    made = {address: f"{word}-{dotted(address).replace('.', '-')}" for address in sorted(addresses)}
-    wanted = {address: _comment_name(pod, vm, address)[1] or name for address, name in made.items()}
-    used = Counter(wanted.values()) + Counter(name for address, name in made.items() if wanted[address] != name)
-    return {address: name if used[name] == 1 else made[address] for address, name in wanted.items()}
-
-
-# --- what the stack file changes -------------------------------------------------------------------------------------
-
-
-def _reached(
-    pod: Handbuilt, group: _Group, servers: dict[int, MemberName], result: Draft, hosts: dict[int, MemberName]
-) -> list[str] | None:
-    """The servers that a customer reaches; nat-pod lets all its hosts reach them.  None: it has no hosts yet."""
-    if not group.hosts:
-        return None
-    reached: dict[int, set[int]] = {host: set() for host in group.hosts}
-    for flow in pod.flows:
-        if flow.request.vm == NAT_VM1 and flow.request.caller in reached:
-            reached[flow.request.caller].add(flow.receiver)
-    together = set().union(*reached.values())
-    for host, own in reached.items():
-        if together - own:
-            more = [servers[server] for server in sorted(together - own)]
-            why = (
-                f"{hosts[host]} gets to reach {_some(more)}: others of {group.name} do, and nat-pod decides by customer"
-            )
-            result.findings.append(Finding(kind=Kind.GAINED, why=why))
-    return sorted(servers[server].short for server in together)
-
-
-def _judge_gained(pod: Handbuilt, servers: dict[int, MemberName], hosts: dict[int, MemberName], result: Draft) -> None:
-    """Hosts that a server does not reach today: nat-pod lets each server reach each host."""
-    reached: dict[int, set[int]] = {server: set() for server in servers}
-    for flow in pod.flows:
-        if flow.request.vm == NAT_VM2:
-            reached[flow.request.caller].add(flow.receiver)
-    for server, own in reached.items():
-        more = [hosts[host] for host in hosts if host not in own and pod.hosts[host] is not None]
-        if more:
-            why = f"{servers[server]} gets to reach {_some(more)}: in nat-pod each server reaches each host"
-            result.findings.append(Finding(kind=Kind.GAINED, why=why))
-
-
-def _judge_unknown(pod: Handbuilt, left: list[int], result: Draft) -> None:
-    for host in left:
-        flow = min(
-            (flow for flow in pod.flows if host in (flow.request.caller, flow.receiver)),
-            key=lambda flow: (flow.request.vm, flow.request.rule.line),
-        )
-        result.findings.append(
-            Finding(
-                kind=Kind.UNKNOWN_NETWORK,
-                why=f"{dotted(host)} is in the network of no --customer",
-                vm=flow.request.vm,
-                line=flow.request.rule.line,
-                rule=flow.request.rule.text,
-            )
-        )
-
-
-def _judge_config(result: Draft, cidr: IPNetwork, pinned: bool, stack: str) -> None:
-    """What `check` will say of this file once the gaps are filled."""
-    filled = copy.deepcopy(result.config)
-    filled["compartmentId"] = "ocid1.compartment.oc1..x"
-    filled["natVm"] = {"shape": "VM.Standard2.24", "imageId": "ocid1.image.oc1..x", "sshPublicKey": "ssh-ed25519 x"}
-    vrouter = default_layout(cidr, MAX_VNICS).vrouter
-    if pinned:
-        subnets = [IPNetwork(text) for side in (NAT_VM1, NAT_VM2) for text in filled["subnets"][side]]
-        free = (net for net in reversed(list(cidr.subnet(29))) if not any(overlap(net, other) for other in subnets))
-        vrouter = next(free, vrouter)
-        filled["subnets"][VROUTER] = str(vrouter)
-    filled["management"]["vrouter"] = str(vrouter[2])
-    for problem in read_draft(filled, stack)[1]:
-        result.findings.append(Finding(kind=Kind.REFUSED, why=str(replace(problem, command=""))))
-
-
-# --- text ------------------------------------------------------------------------------------------------------------
+def _comments(parts: _Parts, why_management: str) -> dict[str, str]:
+    comments = {f"customers.{c.name}.cidr": f"{ASSUMED}: {c.why}" for c in parts.customers if c.why}
+    comments["management.cidr"] = f"{ASSUMED}: {why_management}"
+    comments["cidr"] = f"{ASSUMED}: the /{parts.cidr.prefixlen} around its addresses"
+    comments["natVm.shape"] = f"{count(len(parts.pod.pairs), 'VNIC')} of each NAT VM in use"
+    comments["management.vrouter"] = "the vRouter's floating IP in this POD"
+    if parts.pinned:
+        comments["subnets.vrouter"] = "the network of the vRouter's floating IP, a /24 to a /29"
+    return comments
 
 
 def _fill_ins(value: object, path: str) -> list[str]:
@@ -366,26 +179,63 @@ def _fill_ins(value: object, path: str) -> list[str]:
     return [path] if value == FILL_IN else []
 
 
-def _flow(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_scalar(key)}: {_flow(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return _scalar(value)
+# --- what the stack file changes -------------------------------------------------------------------------------------
 
 
-def _scalar(value: object) -> str:
-    """A plain scalar, in quotes where YAML would take it for something else: a host called `on`."""
-    text = str(value)
-    return text if yaml.safe_load(text) == text else f'"{text}"'
+def _reached(flows: Sequence[SavedFlow], callers: Iterable[int], vm: Side) -> dict[int, set[int]]:
+    """Whom each caller reaches by its own NAT VM today."""
+    reached: dict[int, set[int]] = {caller: set() for caller in callers}
+    for flow in flows:
+        if flow.request.vm is vm and flow.request.caller in reached:
+            reached[flow.request.caller].add(flow.receiver)
+    return reached
 
 
-def _with_comment(line: str, comment: str) -> str:
-    return f"{line:<41}# {comment}" if comment and len(line) < 41 else f"{line}  # {comment}" if comment else line
+def _reached_by(parts: _Parts, customer: FoundCustomer) -> set[int]:
+    """The servers that any host of a customer reaches."""
+    return set().union(*_reached(parts.pod.flows, customer.hosts, NAT_VM1).values())
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _gained(parts: _Parts) -> Iterator[Remark]:
+    """What a stack file cannot tell apart: hosts of one customer, and for a server all hosts."""
+    for customer in parts.customers:
+        together = _reached_by(parts, customer)
+        for host, own in _reached(parts.pod.flows, customer.hosts, NAT_VM1).items():
+            if together - own:
+                more = [parts.servers[server] for server in sorted(together - own)]
+                why = f"others of {customer.name} do, and nat-pod decides by customer"
+                yield Remark(kind=RemarkKind.GAINED, why=f"{parts.hosts[host]} gets to reach {_some(more)}: {why}")
+    for server, own in _reached(parts.pod.flows, parts.servers, NAT_VM2).items():
+        more = [name for host, name in parts.hosts.items() if host not in own and parts.pod.hosts[host] is not None]
+        if more:
+            why = "in nat-pod each server reaches each host"
+            yield Remark(kind=RemarkKind.GAINED, why=f"{parts.servers[server]} gets to reach {_some(more)}: {why}")
+
+
+def _unknown(pod: Handbuilt, hosts: Sequence[int]) -> Iterator[Remark]:
+    for host in hosts:
+        request = min(
+            (flow.request for flow in pod.flows if host in (flow.request.caller, flow.receiver)),
+            key=lambda request: (request.vm, request.rule.line),
+        )
+        why = f"{dotted(host)} is in the network of no --customer"
+        yield Remark(kind=RemarkKind.UNKNOWN_NETWORK, vm=request.vm, at=request.rule, why=why)
+
+
+def _refused(config: Mapping[str, Any], parts: _Parts, stack: str) -> Iterator[Remark]:
+    """What `check` will say of this file once the gaps are filled."""
+    filled = copy.deepcopy(dict(config))
+    filled["compartmentId"] = "ocid1.compartment.oc1..x"
+    filled["natVm"] = {"shape": "VM.Standard2.24", "imageId": "ocid1.image.oc1..x", "sshPublicKey": "ssh-ed25519 x"}
+    vrouter = default_layout(parts.cidr, MAX_VNICS).vrouter
+    if parts.pinned:
+        subnets = [IPNetwork(text) for side in SIDES for text in filled["subnets"][side]]
+        places = reversed(list(parts.cidr.subnet(29)))
+        vrouter = next((net for net in places if not any(overlap(net, other) for other in subnets)), vrouter)
+        filled["subnets"][VROUTER] = str(vrouter)
+    filled["management"]["vrouter"] = str(vrouter[2])
+    for problem in read_draft(filled, stack)[1]:
+        yield Remark(kind=RemarkKind.REFUSED, why=str(replace(problem, command="")))
 
 
 def _some(names: Sequence[str]) -> str:

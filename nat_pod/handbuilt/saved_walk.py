@@ -1,6 +1,6 @@
 """What a hand-built nat table does to a packet: the first rule that ends its walk, through jumps, gotos and returns.
 
-The tracer (`trace.py`) walks nat-pod's own rules, of which it knows each; this walks other people's, as netfilter does.
+The tracer (`trace/`) walks nat-pod's own rules, of which it knows each; this walks other people's, as netfilter does.
 Rules are looked up by the addresses they name, so that a chain of thousands costs little more than one.
 
 A packet here is its two addresses, the first one of its flow.  What is not known of it is settled like this: it leaves
@@ -11,15 +11,16 @@ but `lo`; a rule with other conditions (`narrow`) is passed over, and import lis
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from nat_pod.errors import NatPodError
-from nat_pod.handbuilt.saved_rules import ANY, Action, Range, SavedRule, SavedTable
+from nat_pod.handbuilt.numeric import ANY, Range
+from nat_pod.handbuilt.saved_table import Action, SavedRule, SavedTable
 
 PREROUTING, POSTROUTING = "PREROUTING", "POSTROUTING"
 TRANSLATING = frozenset({Action.DNAT, Action.SNAT, Action.NETMAP, Action.MASQUERADE})
 _FOLLOWED = (Action.JUMP, Action.GOTO)
+_MOST_PACKETS = 500_000
 _MOST_LOOKED_AT = 1_000_000  # rules, on all ways; a full POD has some 10,000
 # Chains that other programs own, in the nat table: they come and go with these programs.
 _OTHERS = (
@@ -37,13 +38,28 @@ def owner_of_chain(name: str) -> str | None:
     return next((owner for pattern, owner in _OTHERS if pattern.fullmatch(name)), None)
 
 
-class Walk:
+class SavedWalk:
     """One VM's nat table, ready to be asked."""
 
     def __init__(self, table: SavedTable) -> None:
         self._chains = {name: _Chain(rules) for name, rules in table.chains.items()}
         self._leaves_by = next(_interfaces(table, POSTROUTING), None)
         self._looked_at = 0
+        self._asked: dict[tuple[int, int], SavedRule | None] = {}
+
+    def prerouting(self, source: int, destination: int) -> SavedRule | None:
+        """`decide` for PREROUTING, which is asked about the same packets again and again.  Raises NatPodError."""
+        if (source, destination) not in self._asked:
+            if len(self._asked) >= _MOST_PACKETS:
+                raise NatPodError(
+                    f"these rules are about more than {_MOST_PACKETS} pairs of addresses; import gives up"
+                )
+            self._asked[source, destination] = self.decide(PREROUTING, source, destination)
+        return self._asked[source, destination]
+
+    def postrouting(self, source: int, destination: int) -> SavedRule | None:
+        """`decide` for POSTROUTING."""
+        return self.decide(POSTROUTING, source, destination)
 
     def decide(self, builtin: str, source: int, destination: int) -> SavedRule | None:
         """The rule that ends the walk of a packet in a built-in chain; None when it falls through."""
@@ -153,11 +169,6 @@ def translated(rule: SavedRule | None, address: int, primary: int) -> int:
     if rule.action is Action.NETMAP:
         return rule.to[0] | (address & (rule.to[1] - rule.to[0]))
     return rule.to[0]
-
-
-def within(pool: Sequence[int], inside: Range) -> Sequence[int]:
-    """The addresses of a sorted pool that lie in a network."""
-    return pool[bisect_left(pool, inside[0]) : bisect_right(pool, inside[1])]
 
 
 class _Chain:

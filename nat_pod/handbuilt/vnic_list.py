@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nat_pod.errors import NatPodError
-from nat_pod.handbuilt.saved_rules import Range, network
-from nat_pod.limits import VNIC_SUBNET_PREFIX
+from nat_pod.handbuilt.numeric import Range, network, subnet_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +47,11 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
                     first = number == 0
                 elif "private-ip" in entry:  # list-vnics
                     address = network(entry["private-ip"])[0]
-                    subnet = _subnet_around(address)
+                    subnet = subnet_of(address)
                     first = entry.get("is-primary") is True
                 else:  # private-ip list; `is-primary` here means of its VNIC
                     address = network(entry["ip-address"])[0]
-                    subnet = _subnet_around(address)
+                    subnet = subnet_of(address)
                     first = False
                     all_addresses = True
             except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -62,11 +61,6 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
             if not any(known[0] <= address <= known[1] for known in subnets):
                 subnets.append(subnet)
     return VnicList(subnets=tuple(subnets), primary=primary, addresses=frozenset(addresses) if all_addresses else None)
-
-
-def _subnet_around(address: int) -> Range:
-    size: int = 2 ** (32 - VNIC_SUBNET_PREFIX)
-    return address - address % size, address - address % size + size - 1
 
 
 def _entries(name: str, data: bytes) -> list[Any]:
