@@ -197,9 +197,9 @@ def test_a_flow_with_the_same_ends_and_another_way_is_rerouted_not_renumbered(de
     old = plan(copy.deepcopy(dev))
     real_address(dev)
     out, back = compare(old, plan(dev)).rerouted
-    assert out.before.hops[0] == ("customer1/vm1 -> nat_vm1", "10.0.0.100", "198.18.0.2")
-    assert out.after.hops[0] == ("customer1/vm1 -> nat_vm1", "10.0.0.77", "198.18.0.2")
-    assert (back.before.hops[-1][2], back.after.hops[-1][2]) == ("10.0.0.100", "10.0.0.77")
+    assert out.before.hops[0] == ("customer1/vm1", "nat_vm1", "10.0.0.100", "198.18.0.2")
+    assert out.after.hops[0] == ("customer1/vm1", "nat_vm1", "10.0.0.77", "198.18.0.2")
+    assert (back.before.hops[-1].dst, back.after.hops[-1].dst) == ("10.0.0.100", "10.0.0.77")
 
 
 # --- a mistake in the rules ------------------------------------------------------------------------------------------

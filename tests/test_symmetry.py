@@ -41,7 +41,7 @@ def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Delivery]:
                 packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
                 traced = tracer.trace(flow.sender, packet, flow.receiver)
                 if traced.disposition is Disposition.DELIVERED:
-                    hops = tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops)
+                    hops = tuple((hop.start.label, hop.end.label, hop.src, hop.dst) for hop in traced.request.hops)
                     ways[sender.member, receiver.member] = Delivery(
                         address=flow.destination, seen=traced.request.packet.src, hops=hops
                     )

@@ -283,6 +283,25 @@ def test_a_security_rule_that_the_tracer_does_not_know_is_refused(topology, kind
             assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
 
 
+def test_a_stateful_rule_lets_the_reply_pass_and_a_stateless_one_does_not(topology):
+    """The customer's subnet lets the request in and nothing out: twice, as a way that is known already is another."""
+    incoming = replace(SECURITY, peer="0.0.0.0/0")
+    stateful = Tracer(changed(topology, "subnets", "customer2", security=(incoming,)))
+    for _ in range(2):
+        traced = stateful.trace(MGMT, mgmt_to("198.18.0.131"), "customer2/vm2")
+        assert traced.disposition is Disposition.DELIVERED
+        assert traced.reply is not None
+        assert next(step.rule for step in traced.reply.steps if step.phase == "security egress") == (
+            "VNIC customer2/vm2-vnic-1: reply of a flow that a stateful rule let pass"
+        )
+    stateless = changed(topology, "subnets", "customer2", security=(replace(incoming, stateless=True),))
+    traced = trace(stateless, MGMT, mgmt_to("198.18.0.131"), "customer2/vm2")
+    assert (traced.disposition, traced.why) == (
+        Disposition.SECURITY_RULE,
+        "the reply: no egress security rule of VNIC customer2/vm2-vnic-1 lets a packet to 198.18.0.2 pass",
+    )
+
+
 def test_an_echo_has_code_0(topology):
     """A rule for another code lets none pass."""
     only = replace(SECURITY, protocol="1", icmp_type=8, peer="0.0.0.0/0", stateless=True)

@@ -194,7 +194,7 @@ def _way_dict(way: Delivery | None) -> dict[str, object] | None:
     return {
         "address": way.address,
         "seen": way.seen,
-        "hops": [{"at": at, "src": src, "dst": dst} for at, src, dst in way.hops],
+        "hops": [{"at": hop.at, "src": hop.src, "dst": hop.dst} for hop in way.hops],
     }
 
 
@@ -210,7 +210,9 @@ def _flow_row(flow: FlowChange) -> list[str]:
 
 def _rerouted_row(flow: FlowChange) -> list[str]:
     """The first hop that is another one."""
-    before, after = (way.hops if way is not None else () for way in (flow.before, flow.after))
+    before, after = (
+        [(hop.at, hop.src, hop.dst) for hop in way.hops] if way is not None else [] for way in (flow.before, flow.after)
+    )
     was, now = next(pair for pair in zip_longest(before, after, fillvalue=("nowhere", "-", "-")) if pair[0] != pair[1])
     there = "" if was[0] == now[0] else f"{now[0]}: "
     return [flow.sender, flow.receiver, f"{was[0]}: {was[1]} > {was[2]} becomes {there}{now[1]} > {now[2]}"]

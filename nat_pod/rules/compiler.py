@@ -81,20 +81,20 @@ ICMP_UNREACHABLE = 3
 
 def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
     """The rules of each side's NAT VMs.  Sorted throughout, so that equal configurations give equal bytes."""
-    pod = _Pod(config)
+    mappings = _Mappings(config)
     return {
         NAT_VM1: Ruleset(
-            filter=_guard(ssh_from=pod.subnets_of_vm2, ssh_note="ssh through NAT VM2"),
-            nat=_nat_table(_customers_to_vm2(pod), _vm2_to_customers(pod), _sources_vm1(pod)),
+            filter=_guard(ssh_from=mappings.subnets_of_vm2, ssh_note="ssh through NAT VM2"),
+            nat=_nat_table(_customers_to_vm2(mappings), _vm2_to_customers(mappings), _sources_vm1(mappings)),
         ),
         NAT_VM2: Ruleset(
             filter=_guard(ssh_from=[config.management.cidr], ssh_note="ssh from management"),
-            nat=_nat_table(_management_to_vm1(pod), _vm1_to_management(pod), _sources_vm2(pod)),
+            nat=_nat_table(_management_to_vm1(mappings), _vm1_to_management(mappings), _sources_vm2(mappings)),
         ),
     }
 
 
-class _Pod:
+class _Mappings:
     """The configuration with the look-ups that the compiler needs more than once."""
 
     def __init__(self, config: PodConfig) -> None:
@@ -135,11 +135,11 @@ def _chain(name: str, family: str, rules: list[Rule]) -> list[Chain]:
     return [Chain(name, top), *branches]
 
 
-def _customers_to_vm2(pod: _Pod) -> _Part:
+def _customers_to_vm2(mappings: _Mappings) -> _Part:
     """NAT VM1, packets from customers: who may, then the server's address here -> its address on NAT VM2."""
     top, chains = [], []
-    for customer in pod.config.customers:
-        hosts = [host for host in pod.hosts if host.name.realm == customer.name]
+    for customer in mappings.config.customers:
+        hosts = [host for host in mappings.hosts if host.name.realm == customer.name]
         if not hosts:
             continue
         chain = f"{CUSTOMER}{customer.name}"
@@ -149,8 +149,8 @@ def _customers_to_vm2(pod: _Pod) -> _Part:
         chains += _chain(chain, CUSTOMER, members)
         if customer.servers is not None:
             # Flat: two customers' branches would have the same names.
-            chains.append(Chain(target, tuple(_server_rules(pod, _allowed(pod, customer)))))
-    chains += _chain(SERVERS, SERVER, _server_rules(pod, pod.servers))
+            chains.append(Chain(target, tuple(_server_rules(mappings, _allowed(mappings, customer)))))
+    chains += _chain(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
     return _part(CUSTOMER, top, chains)
 
 
@@ -161,113 +161,113 @@ def _from(customer: CustomerConfig, chain: str) -> list[Rule]:
     ]
 
 
-def _server_rules(pod: _Pod, servers: Iterable[Member]) -> list[Rule]:
+def _server_rules(mappings: _Mappings, servers: Iterable[Member]) -> list[Rule]:
     return [
-        Rule(Match(destination=_host(pod.on_vm1(server))), Dnat(pod.on_vm2(server)), member=server.name)
+        Rule(Match(destination=_host(mappings.on_vm1(server))), Dnat(mappings.on_vm2(server)), member=server.name)
         for server in servers
     ]
 
 
-def _allowed(pod: _Pod, customer: CustomerConfig) -> list[Member]:
-    return [server for server in pod.servers if server.name.short in (customer.servers or ())]
+def _allowed(mappings: _Mappings, customer: CustomerConfig) -> list[Member]:
+    return [server for server in mappings.servers if server.name.short in (customer.servers or ())]
 
 
-def _vm2_to_customers(pod: _Pod) -> _Part:
+def _vm2_to_customers(mappings: _Mappings) -> _Part:
     """NAT VM1, packets from NAT VM2: the chain of the VNIC's /27, then one rule a host."""
     rules, chains = [], []
-    for pair in pod.pairs:
-        hosts = pod.in_pair(pod.hosts, pair)
+    for pair in mappings.pairs:
+        hosts = mappings.in_pair(mappings.hosts, pair)
         if hosts:
             chain = f"{VNIC}{pair.nat_vm1}"
             rules.append(Rule(Match(destination=str(pair.nat_vm1)), Goto(chain)))
             members = [
-                Rule(Match(destination=_host(pod.on_vm1(host))), Dnat(str(host.address)), member=host.name)
+                Rule(Match(destination=_host(mappings.on_vm1(host))), Dnat(str(host.address)), member=host.name)
                 for host in hosts
             ]
             chains += _chain(chain, VNIC, members)
-    top = [Rule(Match(source=str(network)), Goto(FROM_VM2)) for network in pod.subnets_of_vm2]
+    top = [Rule(Match(source=str(network)), Goto(FROM_VM2)) for network in mappings.subnets_of_vm2]
     return top, [*_chain(FROM_VM2, VNIC, rules), *chains]
 
 
-def _management_to_vm1(pod: _Pod) -> _Part:
+def _management_to_vm1(mappings: _Mappings) -> _Part:
     """NAT VM2, packets from declared servers: the same offset in NAT VM1's /27, one rule a VNIC pair."""
-    top = [Rule(Match(source=_host(server.address)), Goto(HOSTS), member=server.name) for server in pod.servers]
+    top = [Rule(Match(source=_host(server.address)), Goto(HOSTS), member=server.name) for server in mappings.servers]
     rules = [
         Rule(Match(destination=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
-        for pair in pod.pairs
-        if pod.in_pair(pod.hosts, pair)
+        for pair in mappings.pairs
+        if mappings.in_pair(mappings.hosts, pair)
     ]
     return _part(SERVER_SOURCE, top, _chain(HOSTS, VNIC, rules))
 
 
-def _vm1_to_management(pod: _Pod) -> _Part:
+def _vm1_to_management(mappings: _Mappings) -> _Part:
     """NAT VM2, packets from NAT VM1: the server's address here -> the server."""
     rules = [
-        Rule(Match(destination=_host(pod.on_vm2(server))), Dnat(str(server.address)), member=server.name)
-        for server in pod.servers
+        Rule(Match(destination=_host(mappings.on_vm2(server))), Dnat(str(server.address)), member=server.name)
+        for server in mappings.servers
     ]
-    top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in pod.subnets_of_vm1]
+    top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in mappings.subnets_of_vm1]
     return top, _chain(FROM_VM1, SERVER, rules)
 
 
-def _sources_vm1(pod: _Pod) -> _Part:
+def _sources_vm1(mappings: _Mappings) -> _Part:
     """NAT VM1, the source after the routing decision."""
-    match pod.config.source_nat:
+    match mappings.config.source_nat:
         case SourceNat.MASQUERADE:
-            return [_masquerade(pod, NAT_VM1)], []
+            return [_masquerade(mappings, NAT_VM1)], []
         case SourceNat.STATIC:
-            return _own_sources_vm1(pod)
+            return _own_sources_vm1(mappings)
         case _ as never:
             assert_never(never)
 
 
-def _own_sources_vm1(pod: _Pod) -> _Part:
+def _own_sources_vm1(mappings: _Mappings) -> _Part:
     top = [
         Rule(Match(source=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
-        for pair in pod.pairs
-        if pod.in_pair(pod.servers, pair)
+        for pair in mappings.pairs
+        if mappings.in_pair(mappings.servers, pair)
     ]
     chains = []
-    for customer in pod.config.customers:
-        hosts = [host for host in pod.hosts if host.name.realm == customer.name]
+    for customer in mappings.config.customers:
+        hosts = [host for host in mappings.hosts if host.name.realm == customer.name]
         if hosts:
             chain = f"{HIDDEN}{customer.name}"
             top += _from(customer, chain)
             members = [
-                Rule(Match(source=_host(host.address)), Snat(pod.on_vm1(host)), member=host.name) for host in hosts
+                Rule(Match(source=_host(host.address)), Snat(mappings.on_vm1(host)), member=host.name) for host in hosts
             ]
             chains += _chain(chain, HIDDEN, members)
     return _part(HIDDEN, top, chains)
 
 
-def _sources_vm2(pod: _Pod) -> _Part:
+def _sources_vm2(mappings: _Mappings) -> _Part:
     """NAT VM2, the source after the routing decision."""
-    match pod.config.source_nat:
+    match mappings.config.source_nat:
         case SourceNat.MASQUERADE:
-            return [_masquerade(pod, NAT_VM2)], []
+            return [_masquerade(mappings, NAT_VM2)], []
         case SourceNat.STATIC:
-            return _own_sources_vm2(pod)
+            return _own_sources_vm2(mappings)
         case _ as never:
             assert_never(never)
 
 
-def _own_sources_vm2(pod: _Pod) -> _Part:
+def _own_sources_vm2(mappings: _Mappings) -> _Part:
     top = [
         Rule(Match(source=str(pair.nat_vm1)), Netmap(str(pair.nat_vm2)))
-        for pair in pod.pairs
-        if pod.in_pair(pod.hosts, pair)
+        for pair in mappings.pairs
+        if mappings.in_pair(mappings.hosts, pair)
     ]
     top += [
-        Rule(Match(source=_host(server.address)), Snat(pod.on_vm2(server)), member=server.name)
-        for server in pod.servers
+        Rule(Match(source=_host(server.address)), Snat(mappings.on_vm2(server)), member=server.name)
+        for server in mappings.servers
     ]
     return _part(HIDDEN, top, [])
 
 
-def _masquerade(pod: _Pod, side: Side) -> Rule:
+def _masquerade(mappings: _Mappings, side: Side) -> Rule:
     # SNAT: what MASQUERADE would choose, known beforehand and at less cost.
     # Only what PREROUTING translated: the VM's own traffic (metadata, iSCSI boot volume) keeps its source.
-    hidden = Snat(pod.config.primary(side))
+    hidden = Snat(mappings.config.primary(side))
     return Rule(Match(ctstate=("DNAT",)), hidden, note="hide the source behind the primary address")
 
 

@@ -1,7 +1,7 @@
 """Netfilter rules as values: what a rule matches and what it does, nothing about text or kernels.
 
-The compiler (`rules.py`) makes these values, `iptables.py` writes and reads them as text, and the tracer
-(`trace.py`) interprets them.  A rule therefore has one meaning, whoever looks at it.
+The compiler (`compiler.py`) makes these values, `iptables.py` writes and reads them as text, and the tracer
+(`trace/chains.py`) interprets them.  A rule therefore has one meaning, whoever looks at it.
 
 Facts this module rests on
 - Only the first packet of a flow meets the nat table; conntrack repeats the translation for the rest and undoes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.names import MemberName
@@ -26,13 +27,31 @@ _ONE_BY_ONE = (
 )
 
 
+class DeliveryHop(NamedTuple):
+    """A packet between two machines, by their labels, without the rules that it met."""
+
+    start: str
+    end: str
+    src: str
+    dst: str
+
+    @property
+    def at(self) -> str:
+        """Both machines: `nat_vm1 -> customer1/vm1`."""
+        return f"{self.start} -> {self.end}"
+
+    def renamed(self, new: dict[str, str]) -> DeliveryHop:
+        """The same hop with other labels or addresses: {former: new}."""
+        return DeliveryHop(*(new.get(word, word) for word in self))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
     """How a flow is delivered: the address its sender uses, the source the far end sees, and each hop between."""
 
     address: str
     seen: str
-    hops: tuple[tuple[str, str, str], ...]
+    hops: tuple[DeliveryHop, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +182,9 @@ def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
                 delivery = Delivery(
                     address=flow.destination,
                     seen=traced.request.packet.src,
-                    hops=tuple((hop.at, hop.src, hop.dst) for hop in traced.request.hops),
+                    hops=tuple(
+                        DeliveryHop(hop.start.label, hop.end.label, hop.src, hop.dst) for hop in traced.request.hops
+                    ),
                 )
                 for server_like, of_server in other_servers:
                     for host_like, of_host in other_hosts:
@@ -196,12 +217,8 @@ def _said(delivery: Delivery, new: dict[str, str]) -> Delivery:
     return Delivery(
         address=new.get(delivery.address, delivery.address),
         seen=new.get(delivery.seen, delivery.seen),
-        hops=tuple((_said_at(at, new), new.get(src, src), new.get(dst, dst)) for at, src, dst in delivery.hops),
+        hops=tuple(hop.renamed(new) for hop in delivery.hops),
     )
-
-
-def _said_at(at: str, new: dict[str, str]) -> str:
-    return " -> ".join([new.get(end, end) for end in at.split(" -> ")])
 
 
 def _ends(delivery: Delivery | None) -> tuple[str, str] | None:
@@ -231,7 +248,7 @@ def _rename(deliveries: dict[Pair, Delivery], names: dict[str, str]) -> dict[Pai
     labels = {member.label: _new_name(member, names).label for pair in deliveries for member in pair}
     return {
         (_new_name(sender, names), _new_name(receiver, names)): replace(
-            delivery, hops=tuple((_said_at(at, labels), src, dst) for at, src, dst in delivery.hops)
+            delivery, hops=tuple(hop.renamed(labels) for hop in delivery.hops)
         )
         for (sender, receiver), delivery in deliveries.items()
     }
