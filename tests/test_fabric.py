@@ -13,7 +13,7 @@ from nat_pod.lab.wire.fabric import (
     vcn_namespace,
     vm_namespace,
 )
-from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Flow
+from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Probe
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn
 
@@ -171,11 +171,11 @@ def test_a_peering_is_one_cable_and_one_sided_peering_is_none():
 # --- packets ---------------------------------------------------------------------------------------------------------
 
 
-def flow(source: str, destination: str, protocol: str = ICMP, **more: object) -> Flow:
-    return Flow(source_vm=source, destination=destination, protocol=protocol, **more)
+def flow(source: str, destination: str, protocol: str = ICMP, **more: object) -> Probe:
+    return Probe(source_vm=source, destination=destination, protocol=protocol, **more)
 
 
-def who(lab: Lab, *flows: Flow, seconds: float = 0.4) -> list[str | None]:
+def who(lab: Lab, *flows: Probe, seconds: float = 0.4) -> list[str | None]:
     """Who answered each flow, None for nobody."""
     return [answer.answered_by if answer.ok else None for answer in lab.probe(flows, seconds)]
 
@@ -365,7 +365,7 @@ class TestRouteRules:
 @pytest.mark.lab
 @needs_lab
 class TestSourceDestinationCheck:
-    def forged(self, source: str) -> Flow:
+    def forged(self, source: str) -> Probe:
         return flow("a2", "10.0.1.2", UDP, source_address=source, forged=True)
 
     def test_on_only_own_addresses_leave(self, lab):

@@ -21,7 +21,7 @@ from nat_pod.commands import cli
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire.packets import FRAGMENTS, HTTP, ICMP, REDIRECT, REPLY, TAIL, UDP
-from nat_pod.lab.wire.probe import Flow
+from nat_pod.lab.wire.probe import Probe
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.flows import declared_flows, matrix, stranger_addresses
@@ -77,16 +77,16 @@ def shots(
     destinations: Iterable[str],
     protocols: Iterable[str] = PROTOCOLS,
     **more: object,
-) -> list[Flow]:
+) -> list[Probe]:
     """A packet from each (machine, source address) to each destination, by each protocol."""
     return [
-        Flow(source_vm=vm, source_address=source, destination=to, protocol=protocol, forged=True, **more)
+        Probe(source_vm=vm, source_address=source, destination=to, protocol=protocol, forged=True, **more)
         for (vm, source), to, protocol in itertools.product(senders, destinations, protocols)
         if source != to
     ]
 
 
-def arrivals(lab: Lab, flows: list[Flow]) -> dict[tuple[str, str, str, str], str]:
+def arrivals(lab: Lab, flows: list[Probe]) -> dict[tuple[str, str, str, str], str]:
     """(machine, source address, destination, protocol) of what arrived anywhere, and where."""
     answers = lab.probe(flows, seconds=1.0)
     return {
@@ -249,7 +249,7 @@ def test_no_port_of_any_nat_address_answers_a_stranger(pod):
     assert received(lab, vm) == before
     # The same counters do move when somebody answers.
     neighbour = next(slot for slot in plan.slots if slot.member.realm == vm.split("/")[0])
-    lab.probe([Flow(source_vm=vm, destination=neighbour.real, protocol=HTTP)])
+    lab.probe([Probe(source_vm=vm, destination=neighbour.real, protocol=HTTP)])
     assert received(lab, vm) != before
 
 

@@ -246,9 +246,9 @@ def test_management_reaches_the_ssh_of_nat_vm2_and_a_customer_does_not_reach_tha
     with sandbox.Lab(whole) as lab:
         answers = lab.probe(
             [
-                probe.Flow(source_vm="management/stranger", destination="198.18.0.130", protocol="http", port=22),
-                probe.Flow(source_vm="customer1/stranger", destination="198.18.0.2", protocol="http", port=22),
-                probe.Flow(source_vm="customer1/vm1", destination="198.18.0.34", protocol="http", port=22),
+                probe.Probe(source_vm="management/stranger", destination="198.18.0.130", protocol="http", port=22),
+                probe.Probe(source_vm="customer1/stranger", destination="198.18.0.2", protocol="http", port=22),
+                probe.Probe(source_vm="customer1/vm1", destination="198.18.0.34", protocol="http", port=22),
             ],
             seconds=1.0,
         )
@@ -258,7 +258,7 @@ def test_management_reaches_the_ssh_of_nat_vm2_and_a_customer_does_not_reach_tha
 def test_a_changed_document_is_live_after_the_agent_s_next_poll_and_what_was_removed_is_gone(dev_deployed):
     """First boot and re-apply on change: the metadata is updated in place, as `pulumi up` does it."""
     _, whole = dev_deployed
-    flow = probe.Flow(source_vm="management/mgmt", destination="198.18.0.66")
+    flow = probe.Probe(source_vm="management/mgmt", destination="198.18.0.66")
     smaller = without_a_dnat_rule(whole)
     with sandbox.Lab(whole) as lab:
 

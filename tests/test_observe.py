@@ -217,7 +217,7 @@ def test_a_line_that_the_guests_files_lack(
 
 def test_two_machines_of_one_name_are_refused(region: Region) -> None:
     change(region, oci.INSTANCE, "customer1/vm2", displayName="customer1/vm1")
-    with pytest.raises(ValueError, match="one name"):
+    with pytest.raises(ValueError, match="the same name"):
         observe(region)
 
 

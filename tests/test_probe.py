@@ -9,7 +9,7 @@ from small_networks import needs_lab, network
 
 from nat_pod.lab.wire import packets
 from nat_pod.lab.wire.netns import LabError
-from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Answer, Flow, Seen
+from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Answer, Probe, Seen
 from nat_pod.lab.wire.sandbox import Lab
 
 
@@ -46,8 +46,8 @@ def test_hops_leave_out_repetitions_and_keep_the_order():
     assert Answer(ok=True, packets=(there, back, there, back)).hops == [there, back]
 
 
-def flow(source: str, destination: str, protocol: str = ICMP, **more: object) -> Flow:
-    return Flow(source_vm=source, destination=destination, protocol=protocol, **more)
+def flow(source: str, destination: str, protocol: str = ICMP, **more: object) -> Probe:
+    return Probe(source_vm=source, destination=destination, protocol=protocol, **more)
 
 
 @pytest.fixture(scope="module")

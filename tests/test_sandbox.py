@@ -16,12 +16,12 @@ from small_networks import ANYTHING, add, change, needs_lab, network
 
 from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.netns import LabError
-from nat_pod.lab.wire.probe import Flow
+from nat_pod.lab.wire.probe import Probe
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.trace.topology import VM_NAT, Route, Subnet, Topology, Vcn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PEER = Flow(source_vm="a1", destination="10.1.0.2")
+PEER = Probe(source_vm="a1", destination="10.1.0.2")
 
 
 @pytest.fixture
@@ -318,8 +318,8 @@ class TestUse:
                 ("_build", {}, "the lab has no operation _build"),
                 ("run", {"vm": "a9", "argv": ["true"]}, "a9 is not in this lab"),
                 ("drops", {"vcn": "z"}, "z is not in this lab; it has a, b, c"),
-                ("poll", {"vm": "a1"}, "a1 is no NAT VM of this lab"),
-                ("run", {"vm": "a1", "argv": ["sleep", "9"], "seconds": 0.1}, "no end after 0.1 s"),
+                ("poll", {"vm": "a1"}, "a1 is not a NAT VM of this lab"),
+                ("run", {"vm": "a1", "argv": ["sleep", "9"], "seconds": 0.1}, "did not end within 0.1 s"),
             ):
                 with pytest.raises(LabError, match=sentence):
                     lab.call(operation, **arguments)
@@ -344,7 +344,7 @@ class TestUse:
     def test_rootless(self, key):
         """As an ordinary user: uid 65534 of a user namespace, without capabilities, so that files stay readable."""
         program = (
-            "lab = sandbox.start(key, network()); from nat_pod.lab.wire.probe import Flow; import os;"
+            "lab = sandbox.start(key, network()); from nat_pod.lab.wire.probe import Probe; import os;"
             f"print(os.geteuid(), [a.answered_by for a in sandbox.probe(key, [{PEER!r}] * 3, capture=True)]);"
             "print(sandbox.drops(key, 'a'), sandbox.enter(lab.pid, ['sh', '-c', 'exit 7']));"
             "pid = lab.pid; lab.stop(); print(sandbox.find(key), os.path.exists(f'/proc/{pid}'))"
@@ -386,7 +386,7 @@ class TestNatVm:
             assert "booted" in lab.call("log", vm="natVm1")
             assert lab.call("read", vm="natVm1", path="/var/lib/mark") == "here"
             assert set(lab.call("status")["processes"].values()) == {None}
-            (answer,) = lab.probe([Flow(source_vm="host", destination="198.18.0.2")], capture=True)
+            (answer,) = lab.probe([Probe(source_vm="host", destination="198.18.0.2")], capture=True)
             # It answers ping itself, which counts as nobody's answer: it is no host.
             assert (answer.ok, answer.answered_by) == (True, None)
             assert [seen.vm for seen in answer.packets] == ["host", "natVm1", "natVm1", "host"]

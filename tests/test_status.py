@@ -22,7 +22,7 @@ from nat_pod import status
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import sandbox
-from nat_pod.lab.wire.probe import Flow
+from nat_pod.lab.wire.probe import Probe
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -473,8 +473,8 @@ def traffic(policy: str) -> dict[str, Use]:
     return used
 
 
-def probes(vm: str, address: str, icmp: int, udp: int) -> list[Flow]:
-    flow = Flow(source_vm=vm, destination=address)
+def probes(vm: str, address: str, icmp: int, udp: int) -> list[Probe]:
+    flow = Probe(source_vm=vm, destination=address)
     return [flow] * icmp + [replace(flow, protocol="udp")] * udp
 
 
@@ -558,7 +558,7 @@ def sent(pod) -> Sent:
         vm: {name: int(pod.log_in(vm, "cat", folder + name)) for name in ("count", "max")}
         for vm in ("natVm1", "natVm2")
     }
-    http = [Flow(source_vm="customer2/vm2", destination=MGMT, protocol="http")] * 3
+    http = [Probe(source_vm="customer2/vm2", destination=MGMT, protocol="http")] * 3
     packets = [packet for answer in pod.lab.probe(http, capture=True) for packet in answer.packets]
     crossed = sum((packet.vm, packet.direction) == ("natVm1", "in") for packet in packets)
     return Sent(before, found, kernel, pod.status(), crossed)

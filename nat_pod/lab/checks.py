@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nat_pod.lab.wire import probe
 from nat_pod.lab.wire.packets import HTTP, ICMP, PORTS, UDP
-from nat_pod.lab.wire.probe import Answer
+from nat_pod.lab.wire.probe import Answer, Probe
 from nat_pod.plan.model import PodPlan
 from nat_pod.text import table
 from nat_pod.trace.dispositions import Disposition
@@ -40,11 +39,11 @@ class Expectation:
     @property
     def forged(self) -> bool:
         """Whether the sender lies about its source address."""
-        return self.flow.why.startswith("spoofed")
+        return self.flow.forged
 
-    def probe(self) -> probe.Flow:
+    def probe(self) -> Probe:
         """The packets to send."""
-        return probe.Flow(
+        return Probe(
             source_vm=self.flow.sender,
             source_address=self.flow.source if self.forged else None,
             destination=self.flow.destination,
@@ -55,7 +54,7 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class ProbeVerdict:
     """An expectation with its answer.  `problems` is empty when everything is as it must be."""
 
     expectation: Expectation
@@ -67,7 +66,7 @@ class Verdict:
 class Report:
     """All verdicts of a run."""
 
-    verdicts: tuple[Verdict, ...] = field(default=())
+    verdicts: tuple[ProbeVerdict, ...] = field(default=())
 
     @property
     def passed(self) -> bool:
@@ -103,7 +102,7 @@ def judge(deployed: Topology, expected: Sequence[Expectation], answers: Sequence
     labels = {vm.name: vm.label for vm in deployed.vms.values() if vm.kind != VM_ROUTER}
     return Report(
         verdicts=tuple(
-            Verdict(expectation=one, answer=answer, problems=tuple(_problems(one, answer, labels)))
+            ProbeVerdict(expectation=one, answer=answer, problems=tuple(_problems(one, answer, labels)))
             for one, answer in zip(expected, answers, strict=True)
         )
     )
@@ -244,14 +243,14 @@ def _summary(report: Report, declared: int, refused: int) -> str:
     return f"{declared} declared flows and {refused} refused ones, {tried} probes: {wrong} NOT as declared"
 
 
-def _by_flow(verdicts: Sequence[Verdict]) -> list[tuple[Flow, list[Verdict]]]:
-    grouped: dict[Flow, list[Verdict]] = {}
+def _by_flow(verdicts: Sequence[ProbeVerdict]) -> list[tuple[Flow, list[ProbeVerdict]]]:
+    grouped: dict[Flow, list[ProbeVerdict]] = {}
     for verdict in verdicts:
         grouped.setdefault(verdict.expectation.flow, []).append(verdict)
     return list(grouped.items())
 
 
-def _mark(verdicts: Sequence[Verdict], protocol: str, good: str) -> str:
+def _mark(verdicts: Sequence[ProbeVerdict], protocol: str, good: str) -> str:
     for verdict in verdicts:
         if verdict.expectation.protocol == protocol:
             return "FAIL" if verdict.problems else good

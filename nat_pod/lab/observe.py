@@ -290,5 +290,5 @@ def _strict(settings: dict[str, str]) -> bool:
 def _by_name(things: list[Any]) -> dict[str, Any]:
     named = {thing.name: thing for thing in sorted(things, key=lambda thing: str(thing.name))}
     if len(named) != len(things):
-        raise ValueError(f"two of {sorted(thing.name for thing in things)} have one name")
+        raise ValueError(f"two of {sorted(thing.name for thing in things)} have the same name")
     return named

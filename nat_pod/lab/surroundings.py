@@ -2,8 +2,8 @@
 
 Per customer a VCN with an LPG, a route table, a security list and a machine per host; the management VCN with its
 servers and the vRouter.  Addresses, CIDRs and the routes to add come from the plan, OCIDs from the stack's outputs:
-what an owner would be handed.  Beside the members of the address book stands a stranger in every VCN, to whom nothing
-may connect, and who lies: his VNIC's source/destination check is off.
+what an owner would be handed.  Every VCN also has a stranger, a host that is in no address book.
+Nothing may connect to it, and it may forge: the source/destination check of its VNIC is off.
 
 Order, as for a real POD: `before` (LPGs that the POD shall peer with), `pulumi up`, `build` (which attaches the
 vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `bring_up` does all of it.

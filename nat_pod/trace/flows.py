@@ -20,7 +20,8 @@ from nat_pod.plan.model import PodPlan, SlotPlan
 class Flow:
     """`sender` (a member, or a stranger) sends from `source` to `destination`; `receiver` shall answer, or nobody.
 
-    `why` says what a refused flow is an example of; `port` is set when only that TCP port is meant.
+    `why` says what a refused flow is an example of; `port` is set when only that TCP port is meant;
+    `forged` says that `source` is not the sender's own address.
     """
 
     sender: MemberName
@@ -29,6 +30,7 @@ class Flow:
     receiver: MemberName | None
     why: str = ""
     port: int | None = None
+    forged: bool = False
 
 
 def declared_flows(plan: PodPlan) -> list[Flow]:
@@ -108,8 +110,20 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
     servers, hosts = plan.servers, plan.hosts
     flows = []
 
-    def refuse(why: str, sender: MemberName, source: str, destination: str, port: int | None = None) -> None:
-        flows.append(Flow(sender=sender, source=source, destination=destination, receiver=None, why=why, port=port))
+    def refuse(
+        why: str, sender: MemberName, source: str, destination: str, port: int | None = None, *, forged: bool = False
+    ) -> None:
+        flows.append(
+            Flow(
+                sender=sender,
+                source=source,
+                destination=destination,
+                receiver=None,
+                why=why,
+                port=port,
+                forged=forged,
+            )
+        )
 
     for customer in plan.customer_cidrs:
         stranger = MemberName(customer, STRANGER)
@@ -131,7 +145,7 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
                 refuse("customer to customer", host.member, host.real, other.nat_vm1)
             sources = sorted({plan.primary(NAT_VM2), *(server.nat_vm2 for server in servers[:1])}) if hostile else []
             for source in sources:
-                refuse("spoofed transit source", stranger, source, other.nat_vm1)
+                refuse("spoofed transit source", stranger, source, other.nat_vm1, forged=True)
     unlisted = MemberName(MANAGEMENT, STRANGER)
     for host in hosts[:3] if unlisted in strangers else []:
         refuse("unlisted management host", unlisted, strangers[unlisted], host.nat_vm2)

@@ -42,7 +42,7 @@ class EngineError(NatPodError):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ResourceStep:
     """One thing the engine plans or does to one resource.
 
     op: create, update, delete, replace; of a replacement that is carried out also its parts, create-replacement and
@@ -69,7 +69,7 @@ class Run:
     counts: resources by what happens to them (create, update, replace, delete), as the CLI sums them up.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[ResourceStep, ...]
     counts: dict[str, int]
     warnings: tuple[str, ...]
     errors: tuple[str, ...]
@@ -278,7 +278,7 @@ class Engine:
             link.symlink_to(source)
 
 
-def _run(steps: list[Step], counts: dict[str, int], diagnostics: Iterable[dict[str, Any]]) -> Run:
+def _run(steps: list[ResourceStep], counts: dict[str, int], diagnostics: Iterable[dict[str, Any]]) -> Run:
     said: dict[str, list[str]] = {"warning": [], "error": []}
     for diagnostic in diagnostics:
         if diagnostic["severity"] in said:
@@ -291,9 +291,9 @@ def _run(steps: list[Step], counts: dict[str, int], diagnostics: Iterable[dict[s
     )
 
 
-def _step(urn: str, step: dict[str, Any], replaced_by: Iterable[str] | None) -> Step:
+def _step(urn: str, step: dict[str, Any], replaced_by: Iterable[str] | None) -> ResourceStep:
     paths = {path: diff.get("diffKind") or diff["kind"] for path, diff in (step.get("detailedDiff") or {}).items()}
-    return Step(step["op"], urn.split("::")[2].split("$")[-1], _name(urn), paths, tuple(replaced_by or ()))
+    return ResourceStep(step["op"], urn.split("::")[2].split("$")[-1], _name(urn), paths, tuple(replaced_by or ()))
 
 
 def _name(urn: str) -> str:

@@ -8,7 +8,7 @@ from nat_pod import limits
 from nat_pod.lab.region.inputs import InputRules, Inputs
 from nat_pod.lab.region.kinds import INSTANCE, VNIC_ATTACHMENT
 from nat_pod.lab.region.refusals import conflict, invalid, over_limit
-from nat_pod.lab.region.resource import Kind, Query, Resource
+from nat_pod.lab.region.resource import ObjectKind, Query, Resource
 from nat_pod.lab.region.store import Record, Store
 from nat_pod.lab.region.vnic import (
     FIXED_VNIC_INPUTS,
@@ -173,4 +173,4 @@ def _shapes(store: Store, args: Inputs) -> Inputs:  # noqa: ARG001
     return {**args, "id": "shapes", "shapes": shapes}
 
 
-KINDS: tuple[Kind, ...] = (_Instance(),)
+KINDS: tuple[ObjectKind, ...] = (_Instance(),)

@@ -7,7 +7,7 @@ from netaddr import IPNetwork
 from nat_pod.lab.region.inputs import InputRules, Inputs
 from nat_pod.lab.region.kinds import DEFAULT_ROUTE_TABLE, LPG, ROUTE_TABLE, VCN
 from nat_pod.lab.region.refusals import conflict, invalid, over_limit
-from nat_pod.lab.region.resource import Kind, Resource
+from nat_pod.lab.region.resource import ObjectKind, Resource
 from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 from nat_pod.lab.region.vcn import refuse_overlap
 
@@ -99,4 +99,4 @@ def refuse_lpg_targets(table: str, rules: list[Inputs]) -> None:
         raise invalid(f"the route table {table} of an LPG may only have private IPs and DRGs as targets", _PEERING)
 
 
-KINDS: tuple[Kind, ...] = (_Lpg(),)
+KINDS: tuple[ObjectKind, ...] = (_Lpg(),)

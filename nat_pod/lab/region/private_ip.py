@@ -10,7 +10,7 @@ from nat_pod.config.addressing import reserved_by_oci
 from nat_pod.lab.region.inputs import InputRules, Inputs
 from nat_pod.lab.region.kinds import PRIVATE_IP, ROUTE_TABLE, SUBNET, VNIC
 from nat_pod.lab.region.refusals import invalid, not_simulated, over_limit
-from nat_pod.lab.region.resource import Kind, Query, Resource
+from nat_pod.lab.region.resource import ObjectKind, Query, Resource
 from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 
 _IPS = 'OCI docs, "Private IP Addresses"'
@@ -141,4 +141,4 @@ def _list(store: Store, args: Inputs) -> Inputs:
     return {**args, "id": "privateIps", "privateIps": sorted(found, key=lambda ip: str(ip["ipAddress"]))}
 
 
-KINDS: tuple[Kind, ...] = (_PrivateIp(),)
+KINDS: tuple[ObjectKind, ...] = (_PrivateIp(),)

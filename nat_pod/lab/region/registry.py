@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 from nat_pod.lab.region import instance, lpg, private_ip, routes, security, vcn, vnic
 from nat_pod.lab.region.refusals import not_simulated
-from nat_pod.lab.region.resource import Kind, Query, Resource
+from nat_pod.lab.region.resource import ObjectKind, Query, Resource
 
 _SUBJECTS = (vcn, routes, lpg, security, instance, vnic, private_ip)
 
-KINDS: Mapping[str, Kind] = {kind.kind: kind for subject in _SUBJECTS for kind in subject.KINDS}
+KINDS: Mapping[str, ObjectKind] = {kind.kind: kind for subject in _SUBJECTS for kind in subject.KINDS}
 """By kind: resources, and objects that come with them."""
 
 RESOURCES: Mapping[str, Resource] = {name: kind for name, kind in KINDS.items() if isinstance(kind, Resource)}

@@ -18,7 +18,7 @@ Query = Callable[[Store, Inputs], Inputs]
 """A data source of the provider: from its arguments to what it finds."""
 
 
-class Kind:
+class ObjectKind:
     """A kind of object that comes into being with others.
 
     kind: its name, at the provider if it has one there.
@@ -41,7 +41,7 @@ class Kind:
         return {}
 
 
-class Resource(Kind, ABC):
+class Resource(ObjectKind, ABC):
     """A type of resource.  Every method either refuses before it has changed anything, or succeeds.
 
     `kind` is its type token.  Inputs that arrive here have their defaults.

@@ -18,7 +18,7 @@ from nat_pod.lab.region.kinds import (
 )
 from nat_pod.lab.region.lpg import refuse_lpg_targets
 from nat_pod.lab.region.refusals import conflict, invalid, network, over_limit
-from nat_pod.lab.region.resource import Kind, Query, Resource
+from nat_pod.lab.region.resource import ObjectKind, Query, Resource
 from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 
 _ROUTES = 'OCI docs, "VCN Route Tables"'
@@ -27,7 +27,7 @@ _TROUBLE = 'OCI docs, "VCN Troubleshooting"'
 ROUTE_TABLES_PER_VCN = 300
 
 
-class _DefaultRouteTable(Kind):
+class _DefaultRouteTable(ObjectKind):
     """The route table that came with the VCN; the program does not manage it."""
 
     kind = DEFAULT_ROUTE_TABLE
@@ -181,4 +181,4 @@ def _list(store: Store, args: Inputs) -> Inputs:
     return {**args, "id": "routeTables", "routeTables": found}
 
 
-KINDS: tuple[Kind, ...] = (_RouteTable(), _DefaultRouteTable(), _RouteTableAttachment())
+KINDS: tuple[ObjectKind, ...] = (_RouteTable(), _DefaultRouteTable(), _RouteTableAttachment())

@@ -6,7 +6,7 @@ from nat_pod import limits
 from nat_pod.lab.region.inputs import InputRules, Inputs
 from nat_pod.lab.region.kinds import DEFAULT_SECURITY_LIST, NSG, NSG_RULE, SECURITY_LIST, SUBNET, VCN, VNIC
 from nat_pod.lab.region.refusals import conflict, invalid, network, over_limit
-from nat_pod.lab.region.resource import Kind, Resource
+from nat_pod.lab.region.resource import ObjectKind, Resource
 from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 
 _SECURITY = 'OCI docs, "Security Rules"'
@@ -188,4 +188,4 @@ def _refuse_options(rule: Inputs) -> None:
             raise invalid(f"{option} need protocol {number}, got {protocol}", _API)
 
 
-KINDS: tuple[Kind, ...] = (_Nsg(), _NsgRule(), _SecurityList(), _DefaultSecurityList())
+KINDS: tuple[ObjectKind, ...] = (_Nsg(), _NsgRule(), _SecurityList(), _DefaultSecurityList())

@@ -23,7 +23,7 @@ from nat_pod.lab.region.kinds import (
     VNIC,
 )
 from nat_pod.lab.region.refusals import conflict, invalid, network, over_limit
-from nat_pod.lab.region.resource import Kind, Resource
+from nat_pod.lab.region.resource import ObjectKind, Resource
 from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 
 _VCNS = 'OCI docs, "VCNs and Subnets"'
@@ -94,7 +94,7 @@ class _Vcn(Resource):
         children = store.in_vcn(record.ocid, SUBNET, LPG, NSG, ROUTE_TABLE, SECURITY_LIST)
         if children:
             raise conflict(
-                f"VCN {record.ocid} cannot be deleted, it is associated with {children[0].ocid}"
+                f"VCN {record.ocid} cannot be deleted: it is associated with {children[0].ocid}"
                 + (f" and {len(children) - 1} more" if len(children) > 1 else ""),
                 _VCNS,
             )
@@ -222,4 +222,4 @@ def refuse_overlap(cidrs: Iterable[IPNetwork], vcn: str, other: Record) -> None:
                 raise invalid(f"VCN {vcn} {cidr} and VCN {other.ocid} {text} overlap and cannot be peered", _PEERING)
 
 
-KINDS: tuple[Kind, ...] = (_Vcn(), _Subnet())
+KINDS: tuple[ObjectKind, ...] = (_Vcn(), _Subnet())

@@ -11,7 +11,7 @@ from nat_pod.lab.region.inputs import UNKNOWN, InputRules, Inputs
 from nat_pod.lab.region.kinds import INSTANCE, NSG, PRIVATE_IP, ROUTE_TABLE, SUBNET, VNIC, VNIC_ATTACHMENT
 from nat_pod.lab.region.private_ip import claim, ip_facts
 from nat_pod.lab.region.refusals import invalid, not_simulated, over_limit
-from nat_pod.lab.region.resource import Kind, Query, Resource
+from nat_pod.lab.region.resource import ObjectKind, Query, Resource
 from nat_pod.lab.region.store import Record, Store, refuse_other_vcn
 
 _VNICS = 'OCI docs, "Managing VNICs"'
@@ -36,7 +36,7 @@ FIXED_VNIC_INPUTS = frozenset(
 )
 
 
-class _Vnic(Kind):
+class _Vnic(ObjectKind):
     """It comes with an attachment and ends with it."""
 
     kind = VNIC
@@ -268,4 +268,4 @@ def _get_vnic(store: Store, args: Inputs) -> Inputs:
     }
 
 
-KINDS: tuple[Kind, ...] = (_Vnic(), _VnicAttachment())
+KINDS: tuple[ObjectKind, ...] = (_Vnic(), _VnicAttachment())

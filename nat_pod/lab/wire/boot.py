@@ -245,7 +245,9 @@ def start(name: str) -> int:
     seconds = int(unit.get("Service", "TimeoutStartSec")[0]) if unit.get("Service", "TimeoutStartSec") else 90
     for command in unit.get("Service", "ExecStart"):
         if command[:1] in "-@:+!|" or "$" in command or "%" in command:
-            raise BootError(f"{name}: ExecStart={command}: the lab expands and excuses nothing in a command line")
+            raise BootError(
+                f"{name}: ExecStart={command}: the lab supports neither prefixes nor variables in a command line"
+            )
         try:
             status = _run_service(shlex.split(command), seconds, on_console=bool(output))
         except subprocess.TimeoutExpired:

@@ -2,8 +2,9 @@
 
 `sandbox.start` runs it as pid 1 of a pid namespace; its end is the lab's end, so nothing in here cleans up.
 
-Standard input has the topology and is then the bond to the caller; standard output tells him, in lines of JSON, how
-building goes.  Requests come by the socket whose descriptor is the only argument.
+Standard input carries the topology; after that its end is the end of the lab, unless the caller has said `stay`.
+Standard output tells the caller how building goes, in lines of JSON.  Requests come by the socket whose descriptor is
+the only argument.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from nat_pod.lab.wire.fabric import (
 )
 from nat_pod.lab.wire.load import Load
 from nat_pod.lab.wire.netns import LabError
-from nat_pod.lab.wire.probe import Flow, Prober, Servers
+from nat_pod.lab.wire.probe import Probe, Prober, Servers
 from nat_pod.trace.topology import VM_NAT, Topology
 
 _TMPFS = "/run"
@@ -75,7 +76,7 @@ class Operations:
     def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
         """Send flows; see `probe.Prober.probe`."""
         with self._turn:
-            answers = self._prober.probe([Flow(**flow) for flow in flows], seconds, capture)
+            answers = self._prober.probe([Probe(**flow) for flow in flows], seconds, capture)
         return [asdict(answer) for answer in answers]
 
     def drops(self, vcn: str) -> list[tuple[str, int]]:
@@ -128,7 +129,7 @@ class Operations:
     def load(self, action: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON, as the action takes and gives it
         """Flows that stay open: `load.Load`'s open, close, mark or report."""
         if action not in ("open", "close", "mark", "report"):
-            raise LabError(f"flows cannot be told to {action}")
+            raise LabError(f"open flows have no {action}")
         if self._load is None:
             self._load = Load(self._topology)
             self._load.start()
@@ -212,7 +213,7 @@ class Operations:
             try:
                 status = process.wait(max(0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                raise LabError(f"{name}: no end of its boot after {_BOOT_SECONDS} s:\n{_tail(name)}") from None
+                raise LabError(f"{name}: its boot did not end within {_BOOT_SECONDS} s:\n{_tail(name)}") from None
             if status:
                 raise LabError(f"{name}: its boot failed with exit status {status}:\n{_tail(name)}")
         for name in names:
@@ -240,7 +241,7 @@ class Operations:
     def _disk(self, vm: str) -> Path:
         disk = _HOME / "disks" / vm_namespace(vm)
         if not disk.is_dir():
-            raise LabError(f"{vm} is no NAT VM of this lab")
+            raise LabError(f"{vm} is not a NAT VM of this lab")
         return disk
 
     def _known(self, name: str, among: dict[str, Any]) -> None:
@@ -260,7 +261,7 @@ def _finished(command: list[str], seconds: float) -> dict[str, Any]:
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, text=True
         )
     except subprocess.TimeoutExpired:
-        raise LabError(f"{' '.join(command)}: no end after {seconds:g} s") from None
+        raise LabError(f"{' '.join(command)}: did not end within {seconds:g} s") from None
     return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 
 
@@ -304,7 +305,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     listener.listen(32)
     _tell({"ready": True})
-    with (_HOME / "logs" / "holder.log").open("ab") as log:  # the caller's pipes end with him
+    with (_HOME / "logs" / "holder.log").open("ab") as log:  # the caller's pipes end with it
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     while True:

@@ -30,7 +30,7 @@ _ANSWER = struct.Struct("!III4s48x")  # the same, the server's number, the sourc
 
 
 @dataclass(kw_only=True)
-class _Flow:
+class _OpenFlow:
     """A client's side of a flow."""
 
     number: int
@@ -54,7 +54,7 @@ class Load(Thread):
         super().__init__(name="load", daemon=True)
         self._selector = selectors.DefaultSelector()
         self._lock = RLock()
-        self._flows: dict[int, _Flow] = {}
+        self._flows: dict[int, _OpenFlow] = {}
         self._hosts = [vm.name for vm in topology.vms.values() if vm.kind == VM_HOST]
         for index, name in enumerate(self._hosts):
             for kind, serve in ((socket.SOCK_STREAM, self._accept), (socket.SOCK_DGRAM, self._echo)):
@@ -73,7 +73,7 @@ class Load(Thread):
             for given in flows:
                 kind = socket.SOCK_STREAM if given["protocol"] == TCP else socket.SOCK_DGRAM
                 client = open_socket(vm_namespace(given["sender"]), socket.AF_INET, kind)
-                flow = _Flow(number=given["number"], protocol=given["protocol"], socket=client, open=False)
+                flow = _OpenFlow(number=given["number"], protocol=given["protocol"], socket=client, open=False)
                 self._flows[flow.number] = flow
                 status = client.connect_ex((given["destination"], PORT))
                 if status not in (0, errno.EINPROGRESS):
@@ -148,7 +148,7 @@ class Load(Thread):
         flow.open = True
         self._selector.modify(client, selectors.EVENT_READ, (self._read, number))
 
-    def _send(self, flow: _Flow) -> None:
+    def _send(self, flow: _OpenFlow) -> None:
         try:
             flow.socket.send(_RECORD.pack(flow.number, flow.sent))
             flow.sent += 1
@@ -183,7 +183,7 @@ class Load(Thread):
             if sequence >= flow.marked:
                 flow.answers.add((self._hosts[server], socket.inet_ntoa(seen)))
 
-    def _fail(self, flow: _Flow, reason: str) -> None:
+    def _fail(self, flow: _OpenFlow, reason: str) -> None:
         flow.error = reason
         self._selector.unregister(flow.socket)  # also a sign for `close`
 

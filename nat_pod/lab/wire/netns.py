@@ -47,7 +47,7 @@ def run(arguments: Sequence[str], namespace: str | None = None, stdin: str = "",
     except FileNotFoundError:
         raise LabError(f"{command[0]}: no such program") from None
     except subprocess.TimeoutExpired:
-        raise LabError(f"{shlex.join(command)}: no end after {seconds:g} seconds") from None
+        raise LabError(f"{shlex.join(command)}: did not end within {seconds:g} s") from None
     if done.returncode:
         complaint = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise LabError(f"{shlex.join(command)}: exit status {done.returncode}: {complaint}")

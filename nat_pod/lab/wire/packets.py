@@ -1,7 +1,7 @@
 """Packets as bytes: those that a probe writes itself, and those that a capture shows.
 
 A crafted packet can be what no well-behaved machine sends: with another's source address, the answer to nothing, in
-fragments, or an ICMP redirect.  What they are for stands in `Flow` of `probe.py`.
+fragments, or an ICMP redirect.  What they are for stands in `Probe` of `probe.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FIRST_FRAGMENT = 48  # bytes: a multiple of 8 that takes the longest transport 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Packet:
+class CapturedPacket:
     """A captured packet.  `token` is "" when its payload has none; the rest is set for TCP only."""
 
     when: int
@@ -47,7 +47,7 @@ class Packet:
     syn: bool = False
 
 
-def parse(data: bytes, when: int, vm: str, nic: str, direction: str) -> Packet | None:
+def parse(data: bytes, when: int, vm: str, nic: str, direction: str) -> CapturedPacket | None:
     """An IPv4 packet that may be one of ours, else None."""
     if len(data) < 28:
         return None
@@ -61,12 +61,12 @@ def parse(data: bytes, when: int, vm: str, nic: str, direction: str) -> Packet |
     later_fragment = bool(struct.unpack("!H", data[6:8])[0] & 0x1FFF)
     if later_fragment or protocol != HTTP or len(body) < 20:
         request = later_fragment or protocol != ICMP or body[0] == _ECHO_REQUEST
-        return Packet(
+        return CapturedPacket(
             when=when, vm=vm, nic=nic, direction=direction, src=src, dst=dst, protocol=protocol, token=token,
             request=request,
         )  # fmt: skip
     sport, dport, sequence, acknowledged, _, flags = struct.unpack("!HHIIBB", body[:14])
-    return Packet(
+    return CapturedPacket(
         when=when, vm=vm, nic=nic, direction=direction, src=src, dst=dst, protocol=protocol, token=token,
         sport=sport, dport=dport, sequence=sequence, acknowledged=acknowledged,
         syn=bool(flags & _SYN) and not flags & _ACK,

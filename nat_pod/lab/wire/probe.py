@@ -39,7 +39,7 @@ from nat_pod.lab.wire.packets import (
     SHAPES,
     TOKEN,
     UDP,
-    Packet,
+    CapturedPacket,
     crafted,
     echo_request,
     parse,
@@ -65,8 +65,8 @@ _SO_TIMESTAMPNS = 35
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Flow:
-    """A probe: from a VM to an address.
+class Probe:
+    """Packets to send, from a VM to an address.
 
     source_address: the address to send from; None lets the VM choose.  With `forged` it is written into the packet
     though the VM does not have it; no answer can come back then, and `ok` means that the packet reached some host.
@@ -220,7 +220,7 @@ class _Tap:
         self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)  # reading resets
         self._filter(0xFFFF)
 
-    def stop(self) -> Iterator[Packet]:
+    def stop(self) -> Iterator[CapturedPacket]:
         """Take no more and return the rest.  Raises LabError when packets were lost: the record has gaps."""
         self._filter(0)
         yield from self.packets()
@@ -228,7 +228,7 @@ class _Tap:
         if lost:
             raise LabError(f"the capture on {self.vm} lost {lost} packets; probe fewer flows at a time")
 
-    def packets(self) -> Iterator[Packet]:
+    def packets(self) -> Iterator[CapturedPacket]:
         """Those that wait, if any."""
         while True:
             try:
@@ -255,13 +255,13 @@ class _Attempt:
     """A flow on its way."""
 
     number: int
-    flow: Flow
+    flow: Probe
     token: str
     deadline: float
     socket: socket.socket | None = None
     port: int = 0  # the local TCP port
     answer: Answer | None = None
-    packets: list[Packet] = field(default_factory=list)
+    packets: list[CapturedPacket] = field(default_factory=list)
 
     @property
     def request(self) -> bytes:
@@ -277,7 +277,7 @@ class Prober:
         self._taps = {name: _Tap(name) for name in fabric.vms}
         self._numbers = itertools.count(int.from_bytes(os.urandom(2), "big"))
 
-    def probe(self, flows: Sequence[Flow], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
+    def probe(self, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
         """Send every flow, many at a time, and wait for each answer up to `seconds`.
 
         With `capture`, `Answer.packets` has every packet on every NIC of every VM.
@@ -315,9 +315,9 @@ class _Round:
         self.forging: dict[str, socket.socket] = {}  # whole packets, by VM
         self.pending: dict[str, _Attempt] = {}  # by token
         self.asking = 0  # pending ones that an answer comes back to; a forged packet is followed by none
-        self.packets: list[Packet] = []
+        self.packets: list[CapturedPacket] = []
 
-    def run(self, flows: Sequence[Flow], seconds: float, capture: bool) -> list[Answer]:
+    def run(self, flows: Sequence[Probe], seconds: float, capture: bool) -> list[Answer]:
         attempts: list[_Attempt] = []
         waiting = iter(flows)
         try:
@@ -354,7 +354,7 @@ class _Round:
 
     # --- sending -----------------------------------------------------------------------------------------------
 
-    def begin(self, flow: Flow, seconds: float) -> _Attempt:
+    def begin(self, flow: Probe, seconds: float) -> _Attempt:
         number = next(self.numbers)
         token = f"natpod-{os.urandom(4).hex()}{number & 0xFFFFFFFF:08x}"
         attempt = _Attempt(number=number, flow=flow, token=token, deadline=time.monotonic() + seconds)
@@ -434,7 +434,7 @@ class _Round:
             else:
                 key.data(key.fileobj)
 
-    def take(self, packets: Iterable[Packet]) -> None:
+    def take(self, packets: Iterable[CapturedPacket]) -> None:
         """Keep captured packets.  A forged one that reaches another host is the answer to its flow.
 
         Another: with a source address that the sender does have, the echo of its own packet comes back to it.
@@ -447,7 +447,7 @@ class _Round:
             if self.arrived(packet, reply=attempt.flow.shape == REPLY):
                 self.finish(attempt, Answer(ok=True, answered_by=packet.vm, seen=packet.src))
 
-    def arrived(self, packet: Packet, *, reply: bool = False) -> bool:
+    def arrived(self, packet: CapturedPacket, *, reply: bool = False) -> bool:
         """Whether a packet came in at a host, other than as its answer unless it was sent as one."""
         return packet.direction == "in" and (packet.request or reply) and packet.vm in self.hosts
 

@@ -38,7 +38,7 @@ from types import TracebackType
 from typing import Any
 
 from nat_pod.lab.wire.netns import LabError
-from nat_pod.lab.wire.probe import Answer, Flow
+from nat_pod.lab.wire.probe import Answer, Probe
 from nat_pod.trace.topology import Topology
 
 _ROOT = Path(__file__).resolve().parents[3]  # what must be in PYTHONPATH to import nat_pod
@@ -144,7 +144,7 @@ def start(
         _build(process, topology, report)
         pid = find(key)
         if pid is None:
-            raise LabError("the lab ended as soon as it stood")
+            raise LabError("the lab ended as soon as it was up")
         holder = Holder(key=key, pid=pid, process=process)
         if stay:
             holder.stay()
@@ -174,14 +174,14 @@ def call(key: str, operation: str, **arguments: object) -> Any:  # noqa: ANN401 
         stream.flush()
         line = stream.readline()
     if not line:
-        raise LabError(f"{operation}: the lab ended meanwhile")
+        raise LabError(f"{operation}: the lab went down meanwhile")
     answer = json.loads(line)
     if "error" in answer:
         raise LabError(answer["error"])
     return answer["result"]
 
 
-def probe(key: str, flows: Sequence[Flow], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
+def probe(key: str, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
     """Send flows in a lab; `probe.Prober.probe` has the details."""
     answers = call(key, "probe", flows=[asdict(flow) for flow in flows], seconds=seconds, capture=capture)
     return [Answer.from_dict(answer) for answer in answers]
@@ -195,7 +195,7 @@ def drops(key: str, vcn: str) -> list[tuple[str, int]]:
 def enter(pid: int, arguments: Sequence[str]) -> int:
     """Run a program in the holder's namespaces with this terminal; returns its exit status."""
     flags = ["--mount", "--net", "--pid"]
-    # Nobody can enter the user namespace he is in already.
+    # A process cannot enter the user namespace that it is in already.
     if Path(f"/proc/{pid}/ns/user").readlink() != Path("/proc/self/ns/user").readlink():
         # Our own uid is root in there; nsenter would also give up our groups, which the kernel allows nobody here.
         flags += ["--user", "--preserve-credentials"]
@@ -259,7 +259,7 @@ class Lab:
         """Ask for any operation."""
         return call(self.key, operation, **arguments)
 
-    def probe(self, flows: Sequence[Flow], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
+    def probe(self, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
         """Send flows."""
         return probe(self.key, flows, seconds, capture)
 
