@@ -11,9 +11,10 @@ import pytest
 import yaml
 from test_config import changed
 
-from nat_pod.config.address_book import Entry, edit, read, settle, write
+from nat_pod.config.address_book import Entry, edit, settle
 from nat_pod.config.addressing import Slot
 from nat_pod.config.model import PodConfig, read_draft
+from nat_pod.config.whole_file import ChangedError, read, replace
 from nat_pod.errors import NatPodError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -415,7 +416,7 @@ def test_a_file_is_replaced_with_its_permissions_and_line_ends(tmp_path):
     path = tmp_path / "Pulumi.x.yaml"
     path.write_bytes(b"old\r\n")
     path.chmod(0o640)
-    write(path, read(path) + "new\r\n")
+    replace(path, read(path) + "new\r\n", "old\r\n")
     assert path.read_bytes() == b"old\r\nnew\r\n"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [entry.name for entry in tmp_path.iterdir()] == ["Pulumi.x.yaml"]
@@ -426,9 +427,21 @@ def test_a_link_stays_a_link(tmp_path):
     real.write_text("old\n")
     link = tmp_path / "Pulumi.x.yaml"
     link.symlink_to(real)
-    write(link, "new\n")
+    replace(link, "new\n", "old\n")
     assert link.is_symlink()
     assert real.read_text() == "new\n"
+
+
+def test_what_was_saved_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "Pulumi.x.yaml"
+    path.write_text("somebody's\n")
+    with pytest.raises(ChangedError) as refused:
+        replace(path, "new\n", "old\n")
+    assert str(refused.value) == (
+        "Pulumi.x.yaml: was changed by somebody else meanwhile; try again (nothing was changed)"
+    )
+    assert path.read_text() == "somebody's\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["Pulumi.x.yaml"]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod", "mkstemp"])
@@ -441,7 +454,7 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path, mon
 
     monkeypatch.setattr(*{"fsync": (os, "fsync"), "mkstemp": ("tempfile.mkstemp",)}.get(step, (Path, step)), fail)
     with pytest.raises(NatPodError) as refused:
-        write(path, "new\n")
+        replace(path, "new\n", "old\n")
     monkeypatch.undo()
     assert str(refused.value) == ("Pulumi.x.yaml: cannot be written: No space left on device (nothing was changed)")
     assert path.read_text() == "old\n"
@@ -457,7 +470,7 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write(path, "new\n")
+        replace(path, "new\n", "old\n")
     assert path.read_text() == "old\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["Pulumi.x.yaml"]
 

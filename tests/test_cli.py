@@ -18,6 +18,7 @@ from conftest import real_stack
 
 import nat_pod
 from nat_pod.commands.cli import main
+from nat_pod.config import address_book
 from nat_pod.config.model import PodConfig
 from nat_pod.names import Side
 from nat_pod.rules.compiler import compile_rules
@@ -616,6 +617,33 @@ def test_allocate_gives_slots_prints_them_and_has_nothing_to_do_the_second_time(
     assert run("plan", "dev")[0] == 0
     assert run("allocate", "dev") == (0, "Pulumi.dev.yaml: every member has a slot; nothing to do\n", "")
     assert (project / "Pulumi.dev.yaml").read_text(encoding="utf-8") == after
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_an_edit_that_is_saved_while_allocate_runs_is_not_lost(run, project, monkeypatch, saves):
+    """Somebody saves the file after it was read and before it is replaced, so often; the third time it gives up."""
+    text = edit(project, ("{vm2: 10.0.1.100}", "{vm2: 10.0.1.100, web: 10.0.1.9}"))
+    path = project / "Pulumi.dev.yaml"
+    settle, saved = address_book.settle, []
+
+    def meanwhile(*arguments, **options):
+        if len(saved) < saves:
+            saved.append(f"# note {len(saved)}\n")
+            path.write_text(text + saved[-1], encoding="utf-8")
+        return settle(*arguments, **options)
+
+    monkeypatch.setattr(address_book, "settle", meanwhile)
+    status, out, err = run("allocate", "dev")
+    after = path.read_text(encoding="utf-8")
+    assert saved[-1] in after
+    if saves < 3:
+        assert (status, err) == (0, "")
+        assert "    customer2/web: {natVm1: 198.18.0.4, natVm2: 198.18.0.132}\n" in after
+        assert run("check", "dev")[0] == 0
+    else:
+        sentence = "Pulumi.dev.yaml: was changed by somebody else meanwhile; try again (nothing was changed)\n"
+        assert (status, out, err, after) == (1, "", sentence, text + saved[-1])
+    assert sorted(entry.name for entry in project.iterdir()) == ["Pulumi.dev.yaml", "Pulumi.yaml"]
 
 
 def test_allocate_json_lists_the_changes(run, project):

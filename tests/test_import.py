@@ -18,8 +18,8 @@ from conftest import REPOSITORY, stack_mapping
 
 from bench.pods import full_pod
 from nat_pod.commands.cli import main
-from nat_pod.config.address_book import create
 from nat_pod.config.model import PodConfig
+from nat_pod.config.whole_file import create
 from nat_pod.errors import NatPodError
 from nat_pod.names import Side
 from nat_pod.plan.planner import plan_pod

@@ -4,13 +4,17 @@ Address plan: dev has 198.18.0.0/22 (the article's, conftest.py), ten has 198.18
 """
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, real_stack
 from netaddr import IPNetwork
 
+from nat_pod.commands import new_pod
 from nat_pod.commands.cli import main
+from nat_pod.config.pods import read_pods
 from nat_pod.config.ranges import free_ranges
 
 DEV = real_stack("dev")
@@ -332,21 +336,41 @@ def test_while_a_range_cannot_be_read_none_is_handed_out(run, project, text):
 
 def test_a_file_that_cannot_be_written_is_a_sentence_and_no_half_file(run, project, monkeypatch):
     before = files(project)
-    where = Path.open
 
-    def full(path, *arguments, **options):
-        stream = where(path, *arguments, **options)
-        if "x" in arguments:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
 
-            def refuse(_):
-                raise OSError(28, "No space left on device")
-
-            monkeypatch.setattr(stream, "write", refuse, raising=False)
-        return stream
-
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(os, "fsync", full)
     status, out, err = run("new-pod", "prod")
     assert (status, out) == (1, "")
     assert err == "Pulumi.prod.yaml: cannot be written: No space left on device (nothing was changed)\n"
     monkeypatch.undo()
     assert files(project) == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_new_file_has_the_permissions_of_any_new_file(run, project, mask):
+    before = os.umask(mask)
+    try:
+        run("new-pod", "prod")
+    finally:
+        os.umask(before)
+    assert (project / "Pulumi.prod.yaml").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_two_new_pods_at_once_get_a_range_each(project, monkeypatch):
+    """The second begins while the first has looked at the directory and not written yet."""
+    second = threading.Thread(target=main, args=(["new-pod", "b"],))
+
+    def slowly(directory):
+        found = read_pods(directory)
+        if not second.ident:
+            second.start()
+            second.join(0.5)
+        return found
+
+    monkeypatch.setattr(new_pod, "read_pods", slowly)
+    assert main(["new-pod", "a"]) == 0
+    second.join()
+    pods = read_pods(project)
+    assert [str(pods[name].cidr) for name in ("a", "b")] == ["198.18.8.0/22", "198.18.12.0/22"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.config import address_book as book
+from nat_pod.config import whole_file
+from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError
 
@@ -20,14 +22,30 @@ def add(commands: Subparsers) -> None:
     add_json(parser)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    stack = read_stack(Path.cwd(), arguments.stack)
+_TRIES = 3
+
+
+def _allocate(name: str, *, reuse: bool) -> tuple[PodConfig, book.Settled]:
+    """Settle the stack's book and write it.  Raises ChangedError when the file was saved by somebody else meanwhile."""
+    stack = read_stack(Path.cwd(), name)
+    before = whole_file.read(stack.path)
     config, problems, _ = stack.draft()
     if config is None:
         raise ConfigError(stack.path.name, problems)
-    settled = book.settle(config, reuse=arguments.reuse)
+    settled = book.settle(config, reuse=reuse)
     if settled.changed:
-        book.write(stack.path, book.edit(book.read(stack.path), config, settled))
+        whole_file.replace(stack.path, book.edit(before, config, settled), before)
+    return config, settled
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for left in reversed(range(_TRIES)):
+        try:
+            config, settled = _allocate(arguments.stack, reuse=arguments.reuse)
+            break
+        except whole_file.ChangedError:
+            if not left:
+                raise
     changes = {
         "added": settled.added,
         "returned": settled.returned,
@@ -44,5 +62,5 @@ def _run(arguments: argparse.Namespace) -> int:
             pair = "" if entry is None else " / ".join(config.layout.addresses(entry.slot))
             print(f"{word:9} {name}  {pair}".rstrip())
     if not settled.changed:
-        print(f"{stack.path.name}: every member has a slot; nothing to do")
+        print(f"Pulumi.{arguments.stack}.yaml: every member has a slot; nothing to do")
     return OK

@@ -9,7 +9,7 @@ from pathlib import Path
 from netaddr import IPNetwork
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, read_bytes
-from nat_pod.config import address_book as book
+from nat_pod.config import whole_file
 from nat_pod.config.neighbours import is_customer_name
 from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name
 from nat_pod.errors import NatPodError
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
     pod = reconstruct(tables, vnics)
     found = draft(pod, customers, arguments.stack or "new") if pod.flows and pod.pairs else None
     if found is not None and arguments.stack:
-        book.create(path, found.text())
+        whole_file.create(path, found.text())
     if arguments.json:
         print_json(import_dict(pod, found, path.name if found is not None and arguments.stack else None))
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nat_pod import limits
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print_json, stack_name
+from nat_pod.config import whole_file
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.pods import claimed, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges
@@ -33,8 +34,10 @@ def _prefix(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    new = new_pod(Path.cwd(), arguments.name, arguments.size)
-    write_new(new)
+    directory = Path.cwd()
+    with whole_file.alone(directory):
+        new = new_pod(directory, arguments.name, arguments.size)
+        whole_file.create(new.path, new.text)
     if arguments.json:
         print_json({"file": new.path.name, "cidr": new.cidr, "slots": new.slots, "fillIn": list(new.fill_in)})
         return OK
@@ -127,17 +130,3 @@ def _empty(text: str) -> Iterator[str]:
     loaded = load_text(text)
     assert isinstance(loaded, dict)
     return walk("", loaded["config"])
-
-
-def write_new(new: NewPod) -> None:
-    """Write the file, which must not be there.  Raises NatPodError when it cannot be written; then there is none."""
-    try:
-        with new.path.open("x", encoding="utf-8") as stream:
-            try:
-                stream.write(new.text)
-                stream.flush()
-            except BaseException:
-                new.path.unlink()
-                raise
-    except OSError as error:
-        raise NatPodError(f"{new.path.name}: cannot be written: {error.strerror} (nothing was changed)") from None

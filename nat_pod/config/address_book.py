@@ -7,10 +7,7 @@ line of the file stays as it is, comments included.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -145,51 +142,6 @@ def _edited_text(text: str, loaded: dict[str, Any], config: PodConfig, settled: 
     else:
         new_lines = _edited(lines, block, loaded["config"][KEY], config, settled)
     return "".join(line if line.endswith(("\n", "\r")) else f"{line}{newline}" for line in new_lines)
-
-
-def read(path: Path) -> str:
-    """A stack file's text with its own line ends."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return stream.read()
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file in one step: a crash or a full disk leaves the old one.
-
-    Raises NatPodError when the file cannot be written.
-    """
-    path = path.resolve()  # the file itself, not a symbolic link to it
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).chmod(path.stat().st_mode & 0o777)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
-
-
-def create(path: Path, text: str) -> None:
-    """Write a new file; one that is there stays as it is.  Raises NatPodError when it cannot be written."""
-    try:
-        with path.open("x", encoding="utf-8", newline="") as stream:
-            try:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-    except FileExistsError:
-        raise NatPodError(f"{path.name}: is there already and stays as it is; take another name") from None
-    except OSError as error:
-        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
 
 
 def _nodes(text: str) -> tuple[yaml.MappingNode, yaml.Node | None]:

@@ -1,0 +1,81 @@
+"""Stack files are written whole or not at all, and never over what somebody else has written meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nat_pod.errors import NatPodError
+
+
+class ChangedError(NatPodError):
+    """The file is no longer what was read."""
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Waits until no other nat-pod writes into this directory: of two `new-pod` at once each needs its own range.
+
+    The lock goes with the process, however that ends, and leaves no file behind.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system without locks: then as before there were any
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> str:
+    """A stack file's text with its own line ends."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return stream.read()
+
+
+def replace(path: Path, text: str, before: str) -> None:
+    """Replace a file in one step: a crash or a full disk leaves the old one.
+
+    before: what was read, and is to be replaced.  Raises ChangedError when something else stands there by now, an edit
+    that was saved in an editor, and NatPodError when the file cannot be written.
+    """
+    path = path.resolve()  # the file itself, not a symbolic link to it
+    with _written(path, text) as temporary, alone(path.parent):
+        temporary.chmod(path.stat().st_mode & 0o777)
+        if read(path) != before:
+            raise ChangedError(f"{path.name}: was changed by somebody else meanwhile; try again (nothing was changed)")
+        temporary.replace(path)
+
+
+def create(path: Path, text: str) -> None:
+    """Write a new file; one that is there stays as it is.  Raises NatPodError when it cannot be written."""
+    with _written(path, text) as temporary:
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        try:
+            path.hardlink_to(temporary)  # fails where a file is, which a rename would not
+        except FileExistsError:
+            raise NatPodError(f"{path.name}: is there already and stays as it is; take another name") from None
+
+
+@contextmanager
+def _written(path: Path, text: str) -> Iterator[Path]:
+    """A file beside `path` that has the text, on the disk; taken away in the end if it is still there."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise NatPodError(f"{path.name}: cannot be written: {error.strerror} (nothing was changed)") from None
