@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Self, assert_never
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
+_PARTS = re.compile(r"(\D*)(\d*)")
 """What a realm, a host and a server can be called."""
 
 NAMESPACE = "nat-pod"
@@ -130,3 +131,13 @@ ROUTE_TABLES = (*SIDES, LPGS)
 
 ANYWHERE = "0.0.0.0/0"
 SSH = 22
+
+
+def natural(name: str) -> list[tuple[str, int]]:
+    """Sorts names as people do, n2 before n10: letters as letters, numbers by their value."""
+    return [(letters, int(digits or 0)) for letters, digits in _PARTS.findall(name)]
+
+
+def servers_first(member: MemberName) -> tuple[bool, list[tuple[str, int]]]:
+    """Sorts members as texts list them: the servers, then the hosts, each in natural order."""
+    return not member.is_server, natural(member)

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any
 
 from nat_pod.limits import FLOWS_PER_ADDRESS
+from nat_pod.names import MemberName
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 
 ROUND_SECONDS = 15
@@ -137,7 +138,7 @@ class MemberUse:
     forwarding.  `received` is the flows that others opened to it.
     """
 
-    name: str
+    name: MemberName
     tried: int | None = None
     opened: int | None = None
     received: int | None = None

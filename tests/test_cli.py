@@ -292,7 +292,7 @@ DEAD = {
         ("management/mgmt", "customer1/10.0.0.77"),
         (
             "no-mapping",
-            "customer1/10.0.0.77 owns no slot, so the other side has no address for it; "
+            "customer1/10.0.0.77 has no slot, so the other side has no address for it; "
             "name it in the stack file and run: python -m nat_pod allocate dev",
         ),
     ),
@@ -348,8 +348,8 @@ MEMBERS = "management/mgmt, customer1/vm1, customer1/vm2, customer2/vm2"
 @pytest.mark.parametrize(
     ("sender", "receiver", "sentence"),
     [
-        ("mgmt", "customer1/vm1", "mgmt: is no member; did you mean management/mgmt?"),
-        ("customer1/vm1", "vm2", "vm2: is no member; did you mean customer1/vm2 or customer2/vm2?"),
+        ("mgmt", "customer1/vm1", "mgmt: is not a member; did you mean management/mgmt?"),
+        ("customer1/vm1", "vm2", "vm2: is not a member; did you mean customer1/vm2 or customer2/vm2?"),
         (
             "customer3/vm1",
             "management/mgmt",
@@ -680,6 +680,43 @@ def test_what_plan_tells_to_run_is_what_helps(run, project):
     command = err.splitlines()[-1].removeprefix("    run: python -m nat_pod ")
     assert run(*command.split())[0] == 0
     assert run("plan", "dev")[0] == 0
+
+
+# --- natural order ---------------------------------------------------------------------------------------------------
+
+MANY_HOSTS = ("hosts: {vm2: 10.0.1.100}", "hosts: {vm2: 10.0.1.100, n10: 10.0.1.10, n9: 10.0.1.9, n1: 10.0.1.8}")
+IN_ORDER = ["customer2/n1", "customer2/n9", "customer2/n10"]
+
+
+@pytest.fixture
+def many(run, project):
+    """Names whose order by letters is not the one that people expect, allocated."""
+    edit(project, MANY_HOSTS)
+    status, out, _ = run("allocate", "dev")
+    assert status == 0
+    return out
+
+
+def test_allocate_lists_new_members_in_natural_order(many):
+    assert [line.split()[1] for line in many.splitlines()] == IN_ORDER
+
+
+def test_plan_lists_members_in_natural_order(run, many):
+    members = [line.split()[0] for line in run("plan", "dev")[1].splitlines() if line.startswith("  customer2/")]
+    assert members == [*IN_ORDER, "customer2/vm2"]
+
+
+def test_the_order_of_a_text_changes_neither_slots_nor_rules(run, many):
+    """They are in the order of the plan, and a rule that moves is a change on both VMs."""
+    slots = list(json.loads(run("plan", "dev", "--json")[1])["slots"])
+    assert slots[-4:] == ["customer2/n1", "customer2/n10", "customer2/n9", "customer2/vm2"]
+
+
+def test_check_lists_stacks_in_natural_order(run, project):
+    for name in ("dev10", "dev9"):
+        edit(project, stack=name)
+    shown = [line.split(":")[0] for line in run("check")[1].splitlines() if line.startswith("Pulumi.")]
+    assert shown == ["Pulumi.dev.yaml", "Pulumi.dev9.yaml", "Pulumi.dev10.yaml"]
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

@@ -464,7 +464,7 @@ def test_a_revision_that_is_none_is_one_sentence(checkout, capsys, revision):
     status = main(["diff", "dev", f"--base={revision}"])
     assert status == 1
     assert capsys.readouterr().err == (
-        f"--base: {revision}: is no revision of this checkout, e.g. main, HEAD~1 or v1.0; "
+        f"--base: {revision}: is not a revision of this checkout, e.g. main, HEAD~1 or v1.0; "
         "in a shallow clone, run: git fetch --unshallow\n"
     )
 
@@ -476,7 +476,7 @@ def test_no_checkout_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status, out, err = diff(capsys, "dev", "--base", "main")
     assert (status, out) == (1, "")
-    assert err == f"{tmp_path} is no git checkout, so there is no main to compare with\n"
+    assert err == f"{tmp_path} is not a git checkout, so there is no main to compare with\n"
 
 
 @pytest.mark.runs_commands

@@ -388,7 +388,7 @@ def test_options_that_do_not_go_together_are_a_wrong_command_line(run, arguments
 def test_a_flow_of_somebody_unknown_writes_no_file(run, tmp_path):
     path = tmp_path / "pod.svg"
     members = "management/mgmt, customer1/vm1, customer1/vm2, customer2/vm2"
-    sentence = f"--flow: customer1/vm9: is no member of this POD ({members})\n"
+    sentence = f"--flow: customer1/vm9: is not a member of this POD ({members})\n"
     assert run("plan", "dev", "--svg", str(path), "--flow", "customer1/vm9", "management/mgmt") == (1, "", sentence)
     assert not path.exists()
 

@@ -223,7 +223,7 @@ def test_when_the_pod_asks_the_page_names_the_customers_lpg(run):
     mapping = stack_mapping("dev")
     mapping["customers"]["customer1"]["peerId"] = "ocid1.localpeeringgateway.oc1..customer1"
     sheet = handover(planned(mapping), "x", "customer1")
-    assert "The POD asks, of your LPG `ocid1.localpeeringgateway.oc1..customer1`;" in sheet_markdown(sheet)
+    assert "from your LPG `ocid1.localpeeringgateway.oc1..customer1`;" in " ".join(sheet_markdown(sheet).split())
     assert sheet_dict(sheet)["peering"]["requestor"] == "pod"
 
 
@@ -250,13 +250,13 @@ def test_no_sheet_is_written_on_rules_that_do_not_do_what_it_would_say(dev):
     nat = replace(nat, chains=tuple(replace(chain, rules=()) for chain in nat.chains))
     without = Ruleset(nat=nat, filter=plan.vms[1].rules.filter)
     broken = replace(plan, vms=(plan.vms[0], replace(plan.vms[1], rules=without)))
-    with pytest.raises(NatPodError, match=r"^no sheet: the rules do not deliver customer1/vm1 to management/mgmt: "):
+    with pytest.raises(NatPodError, match=r"^no page was written: the rules do not deliver customer1/vm1 to m"):
         handover(broken, "x", "customer1")
 
 
 @pytest.mark.parametrize("realm", ["customer9", "customer1/vm1", "pod", ""])
 def test_somebody_who_is_no_neighbour_is_answered_with_those_that_are(run, realm):
-    sentence = f"{realm}: is no neighbour of POD dev; known are customer1, customer2, management\n"
+    sentence = f"{realm}: is not a neighbour of POD dev; its neighbours are customer1, customer2, management\n"
     assert run("handover", "dev", realm) == (1, "", sentence)
 
 
@@ -294,13 +294,13 @@ def test_outputs_of_another_state_of_the_stack_file_are_told(run, tmp_path, curr
     assert "**Not deployed yet**" in run("handover", "dev", "customer1", "--outputs", str(path))[1]
 
 
-NOT_JSON, NO_OCID = "is not JSON: ", "has no OCID lpgIds.customer1; it is what `pulumi stack output --json` prints"
+NOT_JSON, NO_OCID = "is not JSON: ", "has no OCID at lpgIds.customer1; give the output of `pulumi stack output --json`"
 BAD_OUTPUTS = {
     "a torn file": (
         "{",
-        f"{NOT_JSON}Expecting property name enclosed in double quotes: line 1 column 2 (char 1); it is",
+        f"{NOT_JSON}Expecting property name enclosed in double quotes: line 1 column 2 (char 1); give",
     ),
-    "bytes": (b"\xff", f"{NOT_JSON}'utf-8' codec can't decode byte 0xff in position 0: invalid start byte; it is"),
+    "bytes": (b"\xff", f"{NOT_JSON}'utf-8' codec can't decode byte 0xff in position 0: invalid start byte; give"),
     "nested beyond reason": ("[" * 100_000, NOT_JSON),
     "a list": ("[]", NO_OCID),
     "another stack's": ('{"lpgIds": {"customer7": "ocid1.a.b"}}', NO_OCID),

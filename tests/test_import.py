@@ -522,12 +522,12 @@ def test_what_is_no_list_of_vnics_is_answered_with_a_sentence(run, directory, co
 def test_a_customer_that_is_no_name_with_a_network_is_a_wrong_command_line(run, option):
     status, out, err = run(GOOD["article"], "--customer", option)
     assert (status, out) == (2, "")
-    assert f"{option} is no name with a network, e.g. customer1=10.0.0.0/24" in err
+    assert f"{option} is not a name and a network, e.g. customer1=10.0.0.0/24" in err
 
 
 def test_a_customer_given_twice_is_refused(run):
     status, out, err = run(GOOD["article"], "--customer", "a=10.0.0.0/24", "--customer", "a=10.0.1.0/24")
-    assert (status, out, err) == (1, "", "--customer: a name stands there twice; a customer has one network\n")
+    assert (status, out, err) == (1, "", "--customer: a name was given twice; a customer has one network\n")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "-x", "x/y"])
@@ -633,7 +633,7 @@ def test_members_without_a_slot_get_one_by_allocate(run, directory, dev, capsys)
 
 def test_a_stack_file_that_is_there_stays(run, directory):
     (directory / "Pulumi.x.yaml").write_text("mine\n", encoding="utf-8")
-    sentence = "Pulumi.x.yaml: is there already and stays as it is; take another name\n"
+    sentence = "Pulumi.x.yaml: exists already; import writes new files only (nothing was changed)\n"
     assert run(GOOD["article"], "--stack", "x") == (1, "", sentence)
     assert (directory / "Pulumi.x.yaml").read_text(encoding="utf-8") == "mine\n"
 
@@ -642,7 +642,7 @@ def test_a_file_that_appears_meanwhile_stays_too(directory):
     (directory / "Pulumi.x.yaml").write_text("mine\n", encoding="utf-8")
     with pytest.raises(NatPodError) as refused:
         create(directory / "Pulumi.x.yaml", "import's\n")
-    assert str(refused.value) == "Pulumi.x.yaml: is there already and stays as it is; take another name"
+    assert str(refused.value) == "Pulumi.x.yaml: exists already; choose another name (nothing was changed)"
     assert (directory / "Pulumi.x.yaml").read_text(encoding="utf-8") == "mine\n"
 
 

@@ -3,10 +3,11 @@
 import copy
 import json
 import pickle
+from itertools import permutations
 
 import pytest
 
-from nat_pod.names import MANAGEMENT, SIDES, MemberName, Side
+from nat_pod.names import MANAGEMENT, SIDES, MemberName, Side, natural, servers_first
 
 GOOD = ("management/mgmt", "customer1/vm1", "a/b", "a-b/c", "a/b-c", "customer-2/stranger")
 WRONG = (
@@ -61,3 +62,24 @@ def test_a_nat_vm_has_one_name_for_sentences_one_for_keys_one_for_traces():
         ("NAT VM1", "natVm1", "nat_vm1", "natVm2"),
         ("NAT VM2", "natVm2", "nat_vm2", "natVm1"),
     ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["n1", "n2", "n10", "n11", "n100"],
+        ["customer2/vm1", "customer2/vm9", "customer2/vm10", "customer10/vm1"],
+        ["a", "a1", "a1b", "a2", "b"],
+        ["", "dev", "prod"],
+        ["pod-2", "pod-02x", "pod-10"],
+    ],
+)
+def test_natural_order_is_that_of_people(names):
+    for order in permutations(names):
+        assert sorted(order, key=natural) == names
+
+
+def test_servers_come_first_then_hosts_each_in_natural_order():
+    names = ["management/s2", "management/s10", "acme/n2", "acme/n10", "zeta/n1"]
+    members = [MemberName.parse(name) for name in reversed(names)]
+    assert sorted(members, key=servers_first) == names

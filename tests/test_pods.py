@@ -298,7 +298,10 @@ REFUSED = {
         ["../dev"],
         "../dev: a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
     ),
-    "a name that is empty": ([""], ": a stack's name is letters, digits, dots, dashes and underscores, e.g. prod"),
+    "a name that is empty": (
+        [""],
+        ": a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
+    ),
     "a name that begins with a dot": (
         [".x"],
         ".x: a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
@@ -326,8 +329,8 @@ def test_while_a_range_cannot_be_read_none_is_handed_out(run, project, text):
     assert run("new-pod", "prod") == (
         1,
         "",
-        "the range of Pulumi.torn.yaml cannot be read, and might be the next one; "
-        "put that right first, run: python -m nat_pod check\n",
+        "the range of Pulumi.torn.yaml cannot be read, and it might be the next free one; "
+        "correct that first, run: python -m nat_pod check\n",
     )
     assert files(project) == before
     put(project, "torn", "encryptionsalt: v1:xxxx\n")  # what `pulumi stack init` writes claims no range

@@ -401,7 +401,7 @@ WRONG = {
     "a file that is not there": (
         ["--report", "natVm1=none.json"], 1, "none.json: cannot be read: No such file or directory\n",
     ),
-    "the other VM's": (["--report", "natVm1=two.json"], 1, "--report natVm1: that is a report of natVm2\n"),
+    "the other VM's": (["--report", "natVm1=two.json"], 1, "--report natVm1: this is a report of natVm2\n"),
     "one twice": (
         ["--report", "natVm1=one.log", "--report", "natVm1=one.log"], 1,
         "--report: one for each NAT VM, and only one of them from standard input\n"),

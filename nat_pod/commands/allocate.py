@@ -11,6 +11,7 @@ from nat_pod.config import whole_file
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError
+from nat_pod.names import natural
 
 
 def add(commands: Subparsers) -> None:
@@ -18,7 +19,7 @@ def add(commands: Subparsers) -> None:
     words = "give new members a slot in the address book of the stack file"
     parser = add_parser(commands, "allocate", words, _run)
     add_stack(parser)
-    parser.add_argument("--reuse", action="store_true", help="hand out slots that are kept as released")
+    parser.add_argument("--reuse", action="store_true", help="also hand out slots that were released and kept back")
     add_json(parser)
 
 
@@ -57,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print_json({word: list(names) for word, names in changes.items()})
         return OK
     for word, names in changes.items():
-        for name in names:
+        for name in sorted(names, key=natural):
             entry = settled.entries.get(name)
             pair = "" if entry is None else " / ".join(config.layout.addresses(entry.slot))
             print(f"{word:9} {name}  {pair}".rstrip())

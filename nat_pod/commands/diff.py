@@ -12,7 +12,7 @@ from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_par
 from nat_pod.commands.stack import load
 from nat_pod.config.stack_file import file_at, read_stack_at
 from nat_pod.errors import ConfigError
-from nat_pod.names import NAT_VM1, NAT_VM2
+from nat_pod.names import NAT_VM1, NAT_VM2, natural
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -24,8 +24,10 @@ def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "diff", "show the flows gained, lost and renumbered since a git revision", _run)
     add_stack(parser)
-    parser.add_argument("--base", metavar="REV", required=True, help="the git revision to compare with: main, HEAD~1")
-    parser.add_argument("--markdown", action="store_true", help="for a pull request")
+    parser.add_argument(
+        "--base", metavar="REV", required=True, help="the git revision to compare with, e.g. main or HEAD~1"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, for a pull request")
     add_json(parser)
 
 
@@ -114,12 +116,14 @@ def difference_markdown(difference: Difference, stack: str, base: str) -> str:
 def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """The lists that are not empty: title, header, rows."""
     tables: list[tuple[str, Sequence[str], list[list[str]]]] = []
-    for name, flows in _flow_lists(difference):
+    for name, changes in _flow_lists(difference):
+        flows = sorted(changes, key=lambda flow: (natural(flow.sender), natural(flow.receiver)))
         if name == "rerouted":
             tables.append(("Rerouted flows", ("from", "to", "what changes"), [_rerouted_row(flow) for flow in flows]))
         else:
             tables.append((f"{name.capitalize()} flows", _FLOW_HEADER, [_flow_row(flow) for flow in flows]))
-    for name, slots in _slot_lists(difference):
+    for name, moved in _slot_lists(difference):
+        slots = sorted(moved, key=lambda slot: natural(slot.member))
         tables.append((_SLOT_TITLES[name], _SLOT_HEADER, [[slot.member, slot.nat_vm1, slot.nat_vm2] for slot in slots]))
     return [entry for entry in tables if entry[2]]
 

@@ -18,7 +18,9 @@ def add(commands: Subparsers) -> None:
     parser = add_parser(commands, "handover", words, _run)
     add_stack(parser)
     parser.add_argument("neighbour", metavar="CUSTOMER", help="a customer of the stack file, or `management`")
-    parser.add_argument("--outputs", metavar="FILE", type=Path, help="what `pulumi stack output --json` printed: OCIDs")
+    parser.add_argument(
+        "--outputs", metavar="FILE", type=Path, help="output of `pulumi stack output --json`; adds the OCIDs"
+    )
     add_json(parser)
 
 

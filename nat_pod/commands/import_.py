@@ -26,14 +26,14 @@ from nat_pod.text import count, table
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    words = "make a stack file of a POD that was built by hand, and list what does not fit"
+    words = "make a stack file from a POD that was built by hand, and list what does not fit"
     parser = add_parser(commands, "import", words, _run)
     for number, whom in ((1, "the customers"), (2, "management")):
         parser.add_argument(
             f"--vm{number}",
             metavar="FILE",
             required=True,
-            help=f"output of iptables-save, or the iptables commands, of the NAT VM that faces {whom}",
+            help=f"output of iptables-save on the NAT VM that faces {whom}, or the iptables commands typed there",
         )
     for number in (1, 2):
         parser.add_argument(
@@ -42,7 +42,7 @@ def add(commands: Subparsers) -> None:
             action="append",
             default=[],
             help=f"JSON of /opc/v2/vnics/ on NAT VM{number}, of `oci compute instance list-vnics` or of "
-            "`oci network private-ip list`; more than once for several",
+            "`oci network private-ip list`; repeat it for several files",
         )
     parser.add_argument(
         "--customer",
@@ -50,7 +50,7 @@ def add(commands: Subparsers) -> None:
         type=_customer_network,
         action="append",
         default=[],
-        help="a customer and its network, which rules do not say; once for each",
+        help="a customer and its network, which rules do not tell; repeat it for each customer",
     )
     parser.add_argument(
         "--stack",
@@ -68,7 +68,7 @@ def _customer_network(text: str) -> tuple[str, IPNetwork]:
     except ValueError:
         cidr = None
     if not is_customer_name(name) or cidr is None or str(cidr) != written:
-        raise argparse.ArgumentTypeError(f"{text} is no name with a network, e.g. customer1=10.0.0.0/24")
+        raise argparse.ArgumentTypeError(f"{text} is not a name and a network, e.g. customer1=10.0.0.0/24")
     return name, cidr
 
 
@@ -81,7 +81,7 @@ def _stack_name(text: str) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     path = Path.cwd() / f"Pulumi.{arguments.stack}.yaml"
     if arguments.stack and path.exists():
-        raise NatPodError(f"{path.name}: is there already and stays as it is; take another name")
+        raise NatPodError(f"{path.name}: exists already; import writes new files only (nothing was changed)")
     tables: dict[Side, SavedTable] = {
         vm: read_saved(_read(file), file) for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
     }
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     customers = dict(arguments.customer)
     if len(customers) < len(arguments.customer):
-        raise NatPodError("--customer: a name stands there twice; a customer has one network")
+        raise NatPodError("--customer: a name was given twice; a customer has one network")
     pod = reconstruct(tables, vnics)
     found = draft(pod, customers, arguments.stack or "new") if pod.flows and pod.pairs else None
     if found is not None and arguments.stack:

@@ -17,13 +17,17 @@ from nat_pod.names import SIDES
 
 def add(commands: Subparsers) -> None:
     """The command's parser, with one more for each action."""
-    words = "bring a stack up on this machine: simulated region, real rules, real packets"
+    words = "run a stack on this machine: simulated region, real rules, real packets"
     actions = add_parser(commands, "lab", words).add_subparsers(required=True, metavar="ACTION")
     for name, run, words in (
         ("up", _up, "deploy the stack into the simulated region and build it from network namespaces"),
-        ("check", _check, "send packets for every mapping and every refusal, and compare each hop with the tracer"),
-        ("shell", _shell, "a shell on one machine of the lab"),
-        ("down", _down, "take the lab away"),
+        (
+            "check",
+            _check,
+            "send packets for every mapping and every refusal, and compare each hop with what the tracer predicts",
+        ),
+        ("shell", _shell, "open a shell on one machine of the lab"),
+        ("down", _down, "tear the lab down"),
         ("demo", _demo, "up, check and down in one go"),
     ):
         action = add_parser(actions, name, words, run)
@@ -62,7 +66,7 @@ def _down(arguments: argparse.Namespace) -> int:
     from nat_pod.lab import commands
 
     if not commands.down(Path.cwd(), arguments.stack):
-        print(f"no lab of {arguments.stack} was up", file=sys.stderr)
+        print(f"the lab of {arguments.stack} was not up", file=sys.stderr)
     return OK
 
 

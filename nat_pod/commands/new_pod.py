@@ -57,13 +57,13 @@ config:
   nat-pod:compartmentId:                   # FILL IN: the OCID of the compartment that the POD is made in
   nat-pod:cidr: {cidr:<26} # this POD's own range, {slots} slots
   nat-pod:natVm:
-    shape:                                 # FILL IN: its VNICs are the limit, {pairs} use the range to the full
+    shape:                                 # FILL IN: its VNICs limit the slots; {pairs} use the whole range
     imageId:                               # FILL IN: the OCID of an Oracle Linux or Ubuntu platform image
     sshPublicKey:                          # FILL IN: one line of an authorized_keys file
   nat-pod:management:
     cidr:                                  # FILL IN: the management VCN's network
     vrouter: {vrouter:<29} # the vRouter's floating IP in this POD; its subnet is {subnet}
-    servers:                               # FILL IN, one a line:
+    servers:                               # FILL IN, one per line:
       # mgmt: 10.0.0.100
   nat-pod:customers:                       # FILL IN, one after the other:
     # customer1:
@@ -99,8 +99,8 @@ def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
     unknown = [f"Pulumi.{other}.yaml" for other in range_unknown(pods)]
     if unknown:
         raise NatPodError(
-            f"the range of {', '.join(unknown)} cannot be read, and might be the next one; "
-            "put that right first, run: python -m nat_pod check"
+            f"the range of {', '.join(unknown)} cannot be read, and it might be the next free one; "
+            "correct that first, run: python -m nat_pod check"
         )
     cidr = next(free_ranges(claimed(pods).values(), prefix), None)
     if cidr is None:

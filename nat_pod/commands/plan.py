@@ -12,7 +12,7 @@ from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_s
 from nat_pod.commands.stack import load
 from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
-from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, ROUTE_TABLES
+from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, ROUTE_TABLES, natural, servers_first
 from nat_pod.pages import drawing, mermaid
 from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan, SlotPlan
@@ -25,15 +25,15 @@ def add(commands: Subparsers) -> None:
     add_stack(parser)
     parser.add_argument("--flow", nargs=2, metavar=("FROM", "TO"), help="the flow in the picture (default: the first)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="for a document or a pull request, with Mermaid pictures")
-    form.add_argument("--svg", metavar="FILE", type=Path, help="draw the POD and the way of a flow into a file")
+    form.add_argument("--markdown", action="store_true", help="print Markdown, with Mermaid pictures")
+    form.add_argument("--svg", metavar="FILE", type=Path, help="draw the POD and the path of a flow into FILE")
     add_json(form)
     parser.set_defaults(wrong=parser.error)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.flow and not (arguments.markdown or arguments.svg):
-        arguments.wrong("argument --flow: is for a picture: give --markdown or --svg FILE too")
+        arguments.wrong("argument --flow: needs a picture: add --markdown or --svg FILE")
     _, plan = load(arguments.stack)
     if arguments.json:
         print_json(plan_dict(plan))
@@ -64,7 +64,7 @@ def _flow(plan: PodPlan, names: Sequence[str] | None) -> Journey | None:
     for name in names:
         if name not in slots:
             known = ", ".join(list(slots)[:6]) + (" ..." if len(slots) > 6 else "")
-            raise NatPodError(f"--flow: {name}: is no member of this POD ({known})")
+            raise NatPodError(f"--flow: {name}: is not a member of this POD ({known})")
     return journey(plan, slots[names[0]], slots[names[1]])
 
 
@@ -160,7 +160,7 @@ def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
         (
             "slots",
             f"{capacity.used} of {capacity.slots} used, {capacity.free} free "
-            f"({limits.SLOTS_PER_PAIR} a VNIC pair; {capacity.vnics_used} of {capacity.vnics_limit} VNICs a VM)",
+            f"({limits.SLOTS_PER_PAIR} per VNIC pair; {capacity.vnics_used} of {capacity.vnics_limit} VNICs per VM)",
         ),
         ("flows", f"{limits.FLOWS_PER_ADDRESS} at a time to one server and port, {shared}"),
         ("rules", ", ".join(f"{vm.rules.rule_count()} on {vm.key}" for vm in plan.vms)),
@@ -170,6 +170,8 @@ def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
 def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Title, header, rows."""
     subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
+    slots = sorted(plan.slots, key=lambda slot: servers_first(slot.member))
+    neighbours = sorted(plan.neighbours, key=lambda name: (name == MANAGEMENT, natural(name)))
     return [
         (
             "VNICs (source/destination check off)",
@@ -183,7 +185,7 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
         (
             "Mappings: customers reach a server at its address on NAT VM1, management a host at its address on NAT VM2",
             ["member", "real address", "on NAT VM1", "on NAT VM2"],
-            [[slot.member, slot.real, slot.nat_vm1, slot.nat_vm2] for slot in plan.slots],
+            [[slot.member, slot.real, slot.nat_vm1, slot.nat_vm2] for slot in slots],
         ),
         (
             "Route rules of the POD",
@@ -199,8 +201,8 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
             ["in the VCN of", "destination", "target"],
             [
                 [name, destination, "the vRouter" if name == MANAGEMENT else "its LPG to the POD"]
-                for name, destinations in plan.neighbours.items()
-                for destination in destinations
+                for name in neighbours
+                for destination in plan.neighbours[name]
             ],
         ),
     ]

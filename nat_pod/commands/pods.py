@@ -24,7 +24,7 @@ PREFIXES = (22, 21)
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    words = "list the PODs of this directory, what is left in each, and the next free range"
+    words = "list the PODs of this directory, the capacity left in each, and the next free range"
     add_json(add_parser(commands, "pods", words, _run))
 
 
@@ -96,11 +96,11 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
         lines.append(f"examples (made-up compartment), their ranges free: {', '.join(examples)}")
     if unknown := range_unknown(pods):
         files = ", ".join(f"Pulumi.{visible(name)}.yaml" for name in unknown)
-        lines.append(f"not counted, for its range cannot be read: {files}")
+        lines.append(f"not counted, because the range cannot be read: {files}")
     if wrong := _wrong(pods):
         # What is no stack's name is not for a command line; without names, all are checked.
         names = wrong if all(is_stack_name(name) for name in wrong) else []
-        lines.append(" ".join(["what is wrong, with its rule: python -m nat_pod check", *names]))
+        lines.append(" ".join(["to see what is wrong, run: python -m nat_pod check", *names]))
     return "\n".join(lines)
 
 

@@ -15,7 +15,11 @@ def add(commands: Subparsers) -> None:
     parser = add_parser(commands, "rules", "print the rule set of a NAT VM", _run)
     add_stack(parser)
     parser.add_argument("--vm", choices=SIDES, required=True, help="which NAT VM")
-    parser.add_argument("--article", action="store_true", help="the same mappings as the article's iptables lines")
+    parser.add_argument(
+        "--article",
+        action="store_true",
+        help="print the same mappings as the article writes them, as iptables commands",
+    )
     add_json(parser)
 
 

@@ -13,23 +13,23 @@ from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_par
 from nat_pod.commands.lab import reports
 from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError
-from nat_pod.names import SIDES
+from nat_pod.names import SIDES, servers_first
 from nat_pod.rules.compiler import FORWARD, INPUT
 from nat_pod.status import MemberUse, Status, VmReport, duration
 from nat_pod.text import count, table, wrapped
 
 _HOW_TO_FETCH = """\
-a NAT VM's report from its serial console, without any way into the VM; it may
-be 15 minutes old:
+To fetch a NAT VM's report from its serial console, with no access to the VM; it
+may be 15 minutes old:
   oci compute console-history capture --instance-id OCID
   oci compute console-history get-content --length 1048576 --file one.log \\
       --instance-console-history-id OCID
-or, where ssh leads to the VM itself, as it is now:
+Or by ssh, where it reaches the VM; it is as of now:
   ssh opc@198.18.0.130 sudo nat-pod-agent status > two.json
-then:
+Then:
   python -m nat_pod status dev --report natVm1=one.log --report natVm2=two.json
 
-exit status 0: both run what the stack file says; 1: findings"""
+Exit status 0: both run what the stack file says; 1: findings"""
 
 
 def add(commands: Subparsers) -> None:
@@ -44,9 +44,11 @@ def add(commands: Subparsers) -> None:
         action="append",
         type=_report_source,
         default=[],
-        help="what natVm1 or natVm2 reported; - is standard input (default: ask the stack's lab)",
+        help="a report of natVm1 or natVm2; - reads standard input (default: ask the stack's lab)",
     )
-    parser.add_argument("--outputs", metavar="FILE", help="what `pulumi stack output --json` printed: what is deployed")
+    parser.add_argument(
+        "--outputs", metavar="FILE", help="output of `pulumi stack output --json`; says what is deployed"
+    )
     add_json(parser)
 
 
@@ -83,7 +85,7 @@ def _report_of(vm: str, text: str | None) -> VmReport | str:
     except (ValueError, RecursionError) as error:
         return str(error)
     if found.vm not in (None, vm):
-        raise NatPodError(f"--report {vm}: that is a report of {found.vm}")
+        raise NatPodError(f"--report {vm}: this is a report of {found.vm}")
     return found
 
 
@@ -152,7 +154,20 @@ def status_text(status: Status, stack: str) -> str:
         lines += [wrapped(f"{vm}, note: {note}") for note in (report.notes if report is not None else ())]
     header = ["member", "tried", "opened", "received", "open now", "packets", "bytes"]
     title = "Flows by member since its NAT VM booted, and those open now"
-    return "\n".join([*lines, "", title, table(header, [_member_row(member) for member in status.members])])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            title,
+            table(
+                header,
+                [
+                    _member_row(member)
+                    for member in sorted(status.members, key=lambda member: servers_first(member.name))
+                ],
+            ),
+        ]
+    )
 
 
 def _vm_rows(status: Status) -> list[list[object]]:

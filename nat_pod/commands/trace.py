@@ -26,12 +26,16 @@ def add(commands: Subparsers) -> None:
     words = "follow a packet through both NAT VMs and back, and say where it dies"
     parser = add_parser(commands, "trace", words, _run)
     add_stack(parser)
-    parser.add_argument("sender", metavar="FROM", nargs="?", help="customer1/vm1, or customer1/10.0.0.77")
-    parser.add_argument("receiver", metavar="TO", nargs="?", help="the same, or an address to send to: 198.18.0.9")
-    parser.add_argument("--steps", action="store_true", help="every step, in the form of packet-tracer")
-    parser.add_argument("--all", action="store_true", help="every packet instead of one: what is not as declared")
-    parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default icmp")
-    parser.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default 80)")
+    parser.add_argument("sender", metavar="FROM", nargs="?", help="the sender: customer1/vm1, or customer1/10.0.0.77")
+    parser.add_argument(
+        "receiver", metavar="TO", nargs="?", help="the receiver in the same form, or an address to send to: 198.18.0.9"
+    )
+    parser.add_argument("--steps", action="store_true", help="show every step, as a firewall's packet-tracer does")
+    parser.add_argument(
+        "--all", action="store_true", help="trace every packet instead of one, and list what is not as declared"
+    )
+    parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default: icmp")
+    parser.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default: 80)")
     add_json(parser)
     parser.set_defaults(wrong=parser.error)
 
@@ -46,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.all and (arguments.sender is not None or arguments.steps):
         arguments.wrong("--all traces every packet: it takes no FROM, no TO and no --steps")
     if not arguments.all and arguments.receiver is None:
-        arguments.wrong("FROM and TO are missing, or --all")
+        arguments.wrong("FROM and TO are missing; give both, or --all")
     _, plan = load(arguments.stack)
     if arguments.all:
         return _trace_all(plan, arguments)
@@ -95,7 +99,7 @@ def _destination(receiver: str, sender: MemberName, plan: PodPlan) -> tuple[str 
 def _no_address(arguments: argparse.Namespace) -> int:
     """TO is in no address book: there is no packet that could be sent to it."""
     why = (
-        f"{arguments.receiver} owns no slot, so the other side has no address for it; "
+        f"{arguments.receiver} has no slot, so the other side has no address for it; "
         f"name it in the stack file and run: python -m nat_pod allocate {arguments.stack}"
     )
     if arguments.json:
@@ -118,7 +122,7 @@ def _unlisted(name: str, plan: PodPlan) -> tuple[MemberName, str]:
         raise NatPodError(f"{name}: that is {owner}; use its name")
     namesakes = [member for member in members if member.short == name]
     if namesakes:
-        raise NatPodError(f"{name}: is no member; did you mean {' or '.join(namesakes)}?")
+        raise NatPodError(f"{name}: is not a member; did you mean {' or '.join(namesakes)}?")
     known = ", ".join(members[:6]) + (" ..." if len(members) > 6 else "")
     raise NatPodError(
         f"{name}: is neither a member ({known}) nor REALM/ADDRESS with a realm of this POD, "

@@ -129,7 +129,7 @@ def _server_list(reader: Reader, path: str, value: object, written: Written) -> 
     known = sorted(name.short for name in written.names if name.is_server)
     for name in value:
         if name not in known and MANAGEMENT not in written.unknown:
-            reader.add(path, name, f"is no server of management.servers; known are {listed(tuple(known)) or 'none'}")
+            reader.add(path, name, f"is not a server of management.servers; known are {listed(tuple(known)) or 'none'}")
     for name in sorted({name for name in value if value.count(name) > 1}):
         reader.add(path, name, "stands in the list twice")
     return tuple(sorted(set(value)))

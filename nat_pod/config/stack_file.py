@@ -20,7 +20,7 @@ import yaml
 from nat_pod.config.model import SETTINGS, PodConfig, read_draft
 from nat_pod.config.places import Places
 from nat_pod.errors import ConfigError, NatPodError, Problem, SlotTwice, visible
-from nat_pod.names import NAMESPACE
+from nat_pod.names import NAMESPACE, natural
 
 _STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _BASE_BRANCHES = ("origin/HEAD", "main", "master")
@@ -105,10 +105,9 @@ class Stack:
 
 
 def stack_names(directory: Path) -> list[str]:
-    """The stacks that have a file in `directory`, sorted."""
-    return sorted(
-        path.name[len("Pulumi.") : -len(".yaml")] for path in directory.glob("Pulumi.*.yaml") if path.is_file()
-    )
+    """The stacks that have a file in `directory`, in natural order: pod2 before pod10."""
+    names = [path.name[len("Pulumi.") : -len(".yaml")] for path in directory.glob("Pulumi.*.yaml") if path.is_file()]
+    return sorted(names, key=natural)
 
 
 def is_stack_name(name: str) -> bool:
@@ -154,9 +153,9 @@ def file_at(directory: Path, name: str, revision: str) -> str | None:
     commit = _git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         if _git(directory, "rev-parse", "--git-dir") is None:
-            raise NatPodError(f"{directory} is no git checkout, so there is no {revision} to compare with")
+            raise NatPodError(f"{directory} is not a git checkout, so there is no {revision} to compare with")
         raise NatPodError(
-            f"--base: {revision}: is no revision of this checkout, e.g. main, HEAD~1 or v1.0; "
+            f"--base: {revision}: is not a revision of this checkout, e.g. main, HEAD~1 or v1.0; "
             "in a shallow clone, run: git fetch --unshallow"
         )
     return _git(directory, "show", f"{commit.strip()}:./{name}")

@@ -60,7 +60,7 @@ def create(path: Path, text: str) -> None:
         try:
             path.hardlink_to(temporary)  # fails where a file is, which a rename would not
         except FileExistsError:
-            raise NatPodError(f"{path.name}: is there already and stays as it is; take another name") from None
+            raise NatPodError(f"{path.name}: exists already; choose another name (nothing was changed)") from None
 
 
 @contextmanager

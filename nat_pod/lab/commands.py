@@ -21,6 +21,7 @@ from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.scratch import remove_leftovers, scratch_folder
 from nat_pod.lab.surroundings import bring_up, prepare
 from nat_pod.lab.wire import sandbox
+from nat_pod.names import natural
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.topology import VM_NAT, Topology
@@ -38,7 +39,7 @@ def up(directory: Path, stack: str) -> None:
     _, deployed = _deploy(directory, stack, say)
     key = sandbox.lab_key(stack, directory)
     if sandbox.stop(key):
-        say("the lab that was up is gone")
+        say("the lab that was up is down")
     sandbox.start(key, deployed, say, stay=True)
     say(f"up; next: python -m nat_pod lab check {stack}")
 
@@ -63,7 +64,8 @@ def shell(directory: Path, stack: str, member: str) -> int:
     pid = _holder(stack, key)
     machines = sandbox.call(key, "status")["vms"]
     if member not in machines:
-        raise NatPodError(f"{member} is not a machine of this lab; its machines are {', '.join(sorted(machines))}")
+        known = ", ".join(sorted(machines, key=natural))
+        raise NatPodError(f"{member} is not a machine of this lab; its machines are {known}")
     status = "`nat-pod-agent status`, " if machines[member] == VM_NAT else ""
     print(f"{member}: {status}`ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
     return sandbox.enter(pid, sandbox.call(key, "command", vm=member, argv=_shell_command(stack, member)))
@@ -112,7 +114,7 @@ def demo(directory: Path, stack: str) -> bool:
         report = _probe(key, plan, deployed, say)
     finally:
         holder.stop()
-    say("the lab is gone")
+    say("the lab is down")
     print(f"\n{checks.report_text(report)}")
     return report.passed
 

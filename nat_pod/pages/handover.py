@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netaddr import IPNetwork
 
 from nat_pod.errors import NatPodError
-from nat_pod.names import MANAGEMENT, VROUTER, MemberName
+from nat_pod.names import MANAGEMENT, VROUTER, MemberName, natural
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, security_rule
@@ -101,9 +101,9 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
     """
     if realm not in plan.realms:
         known = ", ".join(plan.realms)
-        raise NatPodError(f"{realm}: is no neighbour of POD {stack}; known are {known}")
-    near = [slot for slot in plan.slots if slot.member.realm == realm]
-    far = plan.hosts if realm == MANAGEMENT else plan.servers
+        raise NatPodError(f"{realm}: is not a neighbour of POD {stack}; its neighbours are {known}")
+    near = _listed(slot for slot in plan.slots if slot.member.realm == realm)
+    far = _listed(plan.hosts if realm == MANAGEMENT else plan.servers)
     network = IPNetwork(next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER))
     sees = _Seen(plan)
     near_sheet = tuple(_near(sees, slot, far) for slot in near)
@@ -127,6 +127,10 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
     )
 
 
+def _listed(slots: Iterable[SlotPlan]) -> list[SlotPlan]:
+    return sorted(slots, key=lambda slot: natural(slot.member))
+
+
 class _Seen:
     """Who sees whom as what, traced through the compiled rules."""
 
@@ -146,7 +150,7 @@ class _Seen:
         traced = self._tracer.trace(flow.sender, Packet(src=flow.source, dst=flow.destination), flow.receiver)
         if traced.disposition is not Disposition.DELIVERED:
             raise NatPodError(
-                f"no sheet: the rules do not deliver {flow.sender} to {flow.receiver}: "
+                f"no page was written: the rules do not deliver {flow.sender} to {flow.receiver}: "
                 f"{traced.disposition}: {traced.why}; see python -m nat_pod trace"
             )
         return traced.request.hops[-1].src
@@ -245,7 +249,7 @@ def _policies(realm: str, *, pod_asks: bool) -> tuple[tuple[str, tuple[str, ...]
             f"Endorse group {asks} to associate local-peering-gateways in compartment {realm} "
             "with local-peering-gateways in tenancy isv",
         )
-    return (("in one tenancy with the POD", same), ("in a tenancy of your own, your side of it", own))
+    return (("in the same tenancy as the POD", same), ("in a tenancy of your own (your side)", own))
 
 
 # --- the stack's outputs ---------------------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ def with_outputs(sheet: Sheet, plan: PodPlan, outputs: Path) -> Sheet:
 
     outputs: a file with what `pulumi stack output --json` prints.  Raises NatPodError for any other.
     """
-    what = "it is what `pulumi stack output --json` prints"
+    what = "give the output of `pulumi stack output --json`"
     try:
         loaded = json.loads(outputs.read_text(encoding="utf-8"))
     except OSError as error:
@@ -269,7 +273,7 @@ def with_outputs(sheet: Sheet, plan: PodPlan, outputs: Path) -> Sheet:
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, str) or not _OCID.fullmatch(value):
         raise NatPodError(
-            f"--outputs {outputs}: has no OCID {'.'.join(place)}; {what}, and the POD is of another state without it"
+            f"--outputs {outputs}: has no OCID at {'.'.join(place)}; {what} of a POD that was deployed with it"
         )
     generations = {vm.key: vm.generation for vm in plan.vms}
     return replace(sheet, ocid=value, deployed=loaded.get("generations") == generations)

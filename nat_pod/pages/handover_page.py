@@ -22,21 +22,23 @@ def sheet_markdown(sheet: Sheet) -> str:
         f"# {sheet.realm}: the way through POD `{sheet.stack}`",
         _wrap(
             f"Your VCN, {sheet.cidr}, and {others} talk through the POD's VCN, {sheet.pod}. The networks at both ends "
-            "may overlap: each side knows the other by addresses of the POD, those below, and by no others."
+            "may overlap: each side knows the other by the POD's addresses listed below, and by no others."
         ),
     ]
     if sheet.deployed is False:
         parts.append(
-            _wrap("**Not deployed yet**: what runs is another state of the stack file. `pulumi up` comes first.")
+            _wrap(
+                "**Not deployed yet**: what runs now comes from another state of the stack file. Run `pulumi up` first."
+            )
         )
     parts.append(f"## 1. {'The vRouter' if management else 'The peering'}")
     parts.append(_vrouter(sheet) if management else _peering(sheet))
     for case, statements in sheet.policies:
         block = "\n".join(["```", *statements, "```"])
-        parts += [_wrap(f"IAM, {case}; groups, compartments and tenancies by your names:"), block]
+        parts += [_wrap(f"IAM, {case}; put in your own names for groups, compartments and tenancies:"), block]
     parts += [
         "## 2. Route rules",
-        _wrap(f"In the route table of every subnet with one of the {members} of section 5:"),
+        _wrap(f"In the route table of every subnet that holds one of the {members} of section 5:"),
         markdown_table(["destination", "target"], [[cidr, sheet.target] for cidr in sheet.destinations]),
         "## 3. Security rules",
         _wrap(
@@ -72,13 +74,16 @@ def _protocol(rule: SecurityRule) -> str:
 def _peering(sheet: Sheet) -> str:
     shown = _ocid(sheet, "lpgIds")
     if sheet.peer_id is not None:
-        first = f"The POD asks, of your LPG `{sheet.peer_id}`; your side accepts by policy. The POD's LPG: {shown}."
+        first = (
+            f"The POD requests the peering from your LPG `{sheet.peer_id}`; your side accepts it by policy. The POD's "
+            f"LPG: {shown}."
+        )
     else:
         first = (
             "Make a local peering gateway (LPG) in your VCN, and establish the peering from it: you are the "
             f"requestor. The POD's LPG: {shown}."
         )
-    return _wrap(f"{first} Both LPGs show *Peered* when it stands.")
+    return _wrap(f"{first} Once the peering is up, both LPGs show *Peered*.")
 
 
 def _vrouter(sheet: Sheet) -> str:
@@ -89,7 +94,7 @@ def _vrouter(sheet: Sheet) -> str:
             f"Attach a VNIC of each vRouter to the POD's subnet {sheet.vrouter_subnet}, with its source/destination "
             f"check skipped. Its OCID: {_ocid(sheet, 'vrouterSubnetId')}.",
             f"Give the active one the private IP {address} there; the POD routes {sheet.cidr} to it.",
-            f"In its guest, route {sheet.pod} by that VNIC, gateway {gateway}, and forward.",
+            f"In its operating system, route {sheet.pod} by that VNIC, gateway {gateway}, and enable forwarding.",
         )
     )
 
@@ -141,6 +146,6 @@ def _refusals(sheet: Sheet, members: str, others: str) -> list[str]:
     if sheet.realm != MANAGEMENT:
         closed = [far.member.short for far in sheet.far if far.address is None]
         lines += [f"From your hosts to {', '.join(closed)}: not in your list of servers."] if closed else []
-        lines.append("Between you and other customers, by whatever address.")
-    lines.append("The POD drops all this without an answer: ping and curl time out.")
+        lines.append("Between you and other customers, by any address.")
+    lines.append("The POD drops all of this without an answer: ping and curl time out.")
     return lines

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nat_pod.names import MANAGEMENT, Side
+from nat_pod.names import MANAGEMENT, Side, natural
 from nat_pod.pages import columns
 from nat_pod.pages.journey import Journey
 from nat_pod.pages.svg import mono, width
@@ -44,7 +44,8 @@ class Layout:
         self.vnics = self._vnics()
 
     def _realm(self, realm: str, most: int) -> Realm:
-        members = [slot for slot in self.plan.slots if slot.member.realm == realm]
+        owned = (slot for slot in self.plan.slots if slot.member.realm == realm)
+        members = sorted(owned, key=lambda slot: natural(slot.member))
         kept = {slot.member for slot in (members if len(members) <= most else members[: max(0, most - 1)])}
         shown = tuple(slot for slot in members if slot.member in kept | self.touched)
         return Realm(shown, len(members) - len(shown))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, natural
 from nat_pod.pages.journey import Journey, Machine
 from nat_pod.plan.model import PodPlan, VnicPlan
 from nat_pod.text import count
@@ -60,7 +60,8 @@ def _network(key: str, name: str, cidr: str, node: str, members: Sequence[str]) 
 
 
 def _members(plan: PodPlan, realm: str) -> list[str]:
-    lines = [f"{slot.member.short} {slot.real}" for slot in plan.slots if slot.member.realm == realm]
+    slots = sorted((slot for slot in plan.slots if slot.member.realm == realm), key=lambda slot: natural(slot.member))
+    lines = [f"{slot.member.short} {slot.real}" for slot in slots]
     if realm != MANAGEMENT and len(plan.slots) > _MOST_HOSTS:
         return [count(len(lines), "host")]
     return _cut(lines, _MOST_MEMBERS) or ["nobody yet"]
