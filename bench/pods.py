@@ -83,9 +83,10 @@ def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
     pod["addresses"] = {}
     for name, entry in settle(config, reuse=reuse).entries.items():
         one, two = config.layout.addresses(entry.slot)
-        pod["addresses"][name] = {NAT_VM1: one, NAT_VM2: two}
+        key = str(name)  # a stack file is YAML, which knows plain strings alone
+        pod["addresses"][key] = {str(NAT_VM1): one, str(NAT_VM2): two}
         if entry.released:
-            pod["addresses"][name]["released"] = True
+            pod["addresses"][key]["released"] = True
 
 
 def shuffle_slots(pod: dict[str, Any], dice: random.Random) -> None:
