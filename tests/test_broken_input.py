@@ -92,13 +92,8 @@ def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_hold
         if status == cli.OK:
             settled += 1
             status, left = run(capsys, "check", "dev")
-            # The region is nothing that slots could be missing for.
-            assert status == cli.OK or [without_line(line) for line in left.splitlines()[1:]] == [
-                "  oci:region: is empty; e.g. oci:region: uk-london-1"
-            ], (
-                case,
-                left,
-            )
+            # Slots have nothing to do with the place where the POD is made.
+            assert status == cli.OK or all(map(of_the_place, left.splitlines()[1:])), (case, left)
         else:
             assert said, case
             assert path.read_bytes() == case
@@ -111,6 +106,10 @@ def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_hold
 
 def without_line(line: str) -> str:
     return re.sub(r"^  Pulumi\.dev\.yaml:[0-9]+: ", "  ", line)
+
+
+def of_the_place(line: str) -> bool:
+    return "oci:region" in line or " is in realm " in line
 
 
 def has_no_namespace(line: str) -> bool:

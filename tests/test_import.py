@@ -195,7 +195,7 @@ def test_what_is_wrong_with_a_pod_is_what_is_listed(run, directory, entry):
     status, out, err = run(files, "--json", *entry.get("options", ()))
     found = json.loads(out)["findings"]
     assert [shown(finding) for finding in found] == entry["findings"]
-    harmless = all(finding["kind"] in ("unmet", "others", "exchanged") for finding in found)
+    harmless = all(finding["kind"] in ("unmet", "others") for finding in found)
     assert (status, err) == (0 if harmless else 1, "")
     for finding in found:
         if finding["line"] is not None:
@@ -308,8 +308,8 @@ def test_what_iptables_save_printed_on_vms_with_docker_is_imported_and_says_what
     notes = [shown(finding) for finding in answer["findings"] if finding["vm"] == "natVm1"]
     assert notes == [
         "others: natVm1: table filter: 1 rule, not read; nat-pod brings its own guard",
-        "others: natVm1: chain DOCKER is of Docker: 2 rules, not followed",
-        "others: natVm1 line 27: is of a container or VM host, by its interface",
+        "others: natVm1: chain DOCKER belongs to Docker: 2 rules, not followed",
+        "others: natVm1 line 27: belongs to a container or VM host, judging by its interface",
     ]
 
 
@@ -350,10 +350,10 @@ HOSTILE = {
     ),
     "a stack file": (
         (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8"),
-        f"vm1: has no rule of a nat table; {HOW}",
+        f"vm1: has no rules in a nat table; {HOW}",
     ),
-    "no nat table": ("*filter\n-A FORWARD -j DROP\nCOMMIT\n", f"vm1: has no rule of a nat table; {HOW}"),
-    "an empty nat table": ("*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n", f"vm1: has no rule of a nat table; {HOW}"),
+    "no nat table": ("*filter\n-A FORWARD -j DROP\nCOMMIT\n", f"vm1: has no rules in a nat table; {HOW}"),
+    "an empty nat table": ("*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n", f"vm1: has no rules in a nat table; {HOW}"),
     "cut off": (
         f"*nat\n-A PREROUTING -d 198.18.0.2 {DNAT} 198.18.0.130\n",
         "vm1: ends inside table nat, before its COMMIT: a part of the file is missing",
@@ -364,7 +364,7 @@ HOSTILE = {
     ),
     "two VMs in one file": (
         f"*nat\n-A PREROUTING -d 198.18.0.2 {DNAT} 198.18.0.130\nCOMMIT\n*nat\nCOMMIT\n",
-        "vm1: line 4: a second nat table; give one file of one VM",
+        "vm1: line 4: begins a second nat table; give one file per VM",
     ),
     "rules that iptables cannot show": (
         f"# Table `nat' is incompatible, use 'nft' tool.\n{ARTICLE}",
@@ -374,7 +374,7 @@ HOSTILE = {
         "*nat\n:A - [0:0]\n:B - [0:0]\n-A PREROUTING -j A\n-A A -g B\n-A B -j A\nCOMMIT\n",
         "vm1: chain A leads back to itself; no kernel has such rules",
     ),
-    "chains without end": (chains(2000), "vm1: its chains lead more than 100 deep; import gives up"),
+    "chains without end": (chains(2000), "vm1: its chains are nested more than 100 deep; import gives up"),
     "ways without number": (
         "*nat\n:C - [0:0]\n"
         + "".join(
@@ -421,7 +421,7 @@ def test_files_of_two_different_pods_give_no_stack_and_say_so(run, directory):
     other = GOOD["article"]["natVm2"].replace("198.18.", "198.19.")
     status, out, err = run({"natVm1": ARTICLE, "natVm2": other}, "--stack", "x")
     assert (status, err) == (1, f"{NO_FLOW}\n")
-    assert "dead: natVm1 line 1: NAT VM2 translates 198.18.0.130 for nobody" in out
+    assert "dead: natVm1 line 1: NAT VM2 does not translate 198.18.0.130" in out
     status, out, err = run({"natVm1": ARTICLE, "natVm2": other}, "--json")
     assert (status, json.loads(out)["config"], err) == (1, None, f"{NO_FLOW}\n")
     assert not (directory / "Pulumi.x.yaml").exists()
@@ -455,9 +455,15 @@ def test_exchanged_files_without_names_are_suspected_by_their_numbers(run):
     files = {"natVm1": GOOD["article"]["natVm2"], "natVm2": GOOD["article"]["natVm1"]}
     status, out, _ = run(files, "--json")
     assert (status, [shown(finding) for finding in json.loads(out)["findings"]]) == (
-        0,
-        ["exchanged: 3 servers and 1 hosts: are --vm1 and --vm2 exchanged?"],
+        1,
+        [
+            "exchanged: --vm1 and --vm2 look exchanged: 1 host behind --vm1, 3 servers behind --vm2; "
+            "--vm1 is the NAT VM that faces the customers"
+        ],
     )
+    _, out, err = run(files)
+    assert "\nLook at this first (1)\n  exchanged: " in err
+    assert "harmless" not in err
 
 
 def test_a_tangle_of_chains_is_walked_once(run):
@@ -477,7 +483,7 @@ def test_a_file_that_cannot_be_read_is_named(directory, capsys, name):
 
 
 VNIC_FORMS = (
-    "is no list of VNICs; give the JSON of http://169.254.169.254/opc/v2/vnics/, of "
+    "is not a list of VNICs; give the JSON of http://169.254.169.254/opc/v2/vnics/, of "
     "`oci compute instance list-vnics` or of `oci network private-ip list`"
 )
 
@@ -489,13 +495,13 @@ VNIC_FORMS = (
         ("[]", f"v: {VNIC_FORMS}"),
         ('{"data": []}', f"v: {VNIC_FORMS}"),
         ("[" * 100_000, f"v: {VNIC_FORMS}"),
-        ("[1]", "v: entry 1 is no VNIC and no private IP: "),
+        ("[1]", "v: entry 1 is neither a VNIC nor a private IP: "),
         (
             '[{"privateIp": "x", "subnetCidrBlock": "y"}]',
-            "v: entry 1 is no VNIC and no private IP: x is no IPv4 address",
+            "v: entry 1 is neither a VNIC nor a private IP: x is not an IPv4 address",
         ),
-        ('{"data": [{"private-ip": null}]}', "v: entry 1 is no VNIC and no private IP: "),
-        ('{"data": [{"id": "ocid1"}]}', "v: entry 1 is no VNIC and no private IP: 'ip-address'"),
+        ('{"data": [{"private-ip": null}]}', "v: entry 1 is neither a VNIC nor a private IP: "),
+        ('{"data": [{"id": "ocid1"}]}', "v: entry 1 is neither a VNIC nor a private IP: 'ip-address'"),
     ],
 )
 def test_what_is_no_list_of_vnics_is_answered_with_a_sentence(run, directory, content, sentence):
@@ -546,9 +552,9 @@ def test_damaged_files_never_end_in_a_traceback(run):
     statuses = set()
     for _ in range(300):
         changed = []
-        for _ in VMS:
-            lines = random.choice(files).splitlines()
-            for _ in range(random.randint(1, 4)):
+        for first in range(len(VMS)):
+            lines = random.choice(files[first::2]).splitlines()
+            for _ in range(random.randint(0, 4)):
                 at = random.randrange(len(lines))
                 parts = lines[at].split(" ")
                 parts[random.randrange(len(parts))] = random.choice(words)
@@ -606,9 +612,7 @@ def test_check_asks_for_exactly_what_is_to_be_filled_in(run, capsys):
     assert main(["check", "old", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["old"]["problems"]
     assert [(problem["path"], problem["value"]) for problem in problems] == [
-        (path, "FILL-IN")
-        for path in json.loads(run(GOOD["article"], "--json")[1])["toFillIn"]
-        if path != "oci:region"  # Pulumi's own
+        (path, "FILL-IN") for path in json.loads(run(GOOD["article"], "--json")[1])["toFillIn"]
     ]
 
 
@@ -619,10 +623,10 @@ def test_members_without_a_slot_get_one_by_allocate(run, directory, dev, capsys)
     path = directory / "Pulumi.old.yaml"
     text = path.read_text(encoding="utf-8")
     for gap in (
-        dev["compartmentId"], dev["natVm"]["shape"], dev["natVm"]["imageId"], dev["natVm"]["sshPublicKey"],
-        "198.18.0.167", "198.18.0.160/28",
+        "uk-london-1", dev["compartmentId"], dev["natVm"]["shape"], dev["natVm"]["imageId"],
+        dev["natVm"]["sshPublicKey"], "198.18.0.167", "198.18.0.160/28",
     ):  # fmt: skip
-        at = text.index(": FILL-IN", text.index("nat-pod:"))
+        at = text.index(": FILL-IN", text.index("config:"))
         text = f"{text[:at]}: {gap}{text[at + len(': FILL-IN') :]}"
     path.write_text(text, encoding="utf-8")
     assert main(["check", "old"]) == 1

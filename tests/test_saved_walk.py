@@ -92,12 +92,12 @@ def test_a_target_makes_of_an_address(target, address, expected):
 
 
 UNREAD = {
-    "PREROUTING ! -s 10.0.0.1,10.0.0.2 -j ACCEPT": "! -s with a list is none that iptables takes",
+    "PREROUTING ! -s 10.0.0.1,10.0.0.2 -j ACCEPT": "iptables does not take a list after ! -s",
     "PREROUTING -s 10.0.0.0/255.0.255.0 -j ACCEPT": "10.0.0.0/255.0.255.0 has a mask with holes",
-    "PREROUTING -s 10.0.0.256 -j ACCEPT": "10.0.0.256 is no IPv4 address or network",
-    "PREROUTING -s 10.0.0.0/33 -j ACCEPT": "10.0.0.0/33 is no IPv4 network",
-    "PREROUTING -s mgmt.example.com -j ACCEPT": "mgmt.example.com is no IPv4 address or network",
-    "PREROUTING -s 10.0.0.1 -s 10.0.0.2 -j ACCEPT": "-s stands here twice",
+    "PREROUTING -s 10.0.0.256 -j ACCEPT": "10.0.0.256 is not an IPv4 address or network",
+    "PREROUTING -s 10.0.0.0/33 -j ACCEPT": "10.0.0.0/33 is not an IPv4 network",
+    "PREROUTING -s mgmt.example.com -j ACCEPT": "mgmt.example.com is not an IPv4 address or network",
+    "PREROUTING -s 10.0.0.1 -s 10.0.0.2 -j ACCEPT": "has -s twice",
     "PREROUTING -s": "-s has no value",
     "PREROUTING !": "ends with !",
     "PREROUTING -j DNAT": "-j DNAT takes --to-destination",

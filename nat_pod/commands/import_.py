@@ -16,7 +16,7 @@ from nat_pod.errors import NatPodError
 from nat_pod.handbuilt.draft import ASSUMED, Draft, draft
 from nat_pod.handbuilt.numeric import as_network, network
 from nat_pod.handbuilt.reconstruct import Handbuilt, reconstruct
-from nat_pod.handbuilt.remarks import NOTES, Remark
+from nat_pod.handbuilt.remarks import NOTES, Remark, RemarkKind
 from nat_pod.handbuilt.saved_rules import MOST_BYTES, read_saved
 from nat_pod.handbuilt.saved_table import SavedTable
 from nat_pod.handbuilt.vnic_list import VnicList, read_vnics
@@ -153,8 +153,14 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
         ]
         sections += ["", f"Assumed ({len(rows)})", table(["setting", "value", "because"], rows)]
     remarks = pod.remarks if draft is None else draft.remarks
-    for title, notes in (("Does not fit", False), ("Left out, and harmless", True)):
-        listed = [remark for remark in remarks if (remark.kind in NOTES) is notes]
+    exchanged = [remark for remark in remarks if remark.kind is RemarkKind.EXCHANGED]
+    notes = [remark for remark in remarks if remark.kind in NOTES]
+    unfit = [remark for remark in remarks if remark.kind not in (RemarkKind.EXCHANGED, *NOTES)]
+    for title, listed in (
+        ("Look at this first", exchanged),
+        ("Does not fit", unfit),
+        ("Left out, and harmless", notes),
+    ):
         if listed:
             sections += ["", f"{title} ({len(listed)})", *(line for remark in listed for line in _remark(remark))]
     return "\n".join(sections)

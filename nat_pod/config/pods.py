@@ -14,11 +14,10 @@ from pathlib import Path
 from netaddr import IPNetwork
 
 from nat_pod.config.model import PodConfig
+from nat_pod.config.placement import placement_problems
 from nat_pod.config.stack_file import Stack, read_stack, stack_names
 from nat_pod.config.subnets import claimed_range
 from nat_pod.errors import ConfigError, NatPodError, Problem
-
-_REGION = "oci:region"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,8 @@ class Pod:
         if self.stack is None:
             return None, self.unreadable
         config, problems, unsettled = self.stack.draft()
-        # "" is what `pulumi stack init` makes of an empty key.
-        region = self.stack.config.get(_REGION, "elsewhere")
-        empty = [] if region else self.stack.located([Problem(_REGION, None, f"is empty; e.g. {_REGION}: uk-london-1")])
-        return config, (*empty, *problems, *unsettled)
+        elsewhere = self.stack.located(placement_problems(self.stack.config))
+        return config, (*elsewhere, *problems, *unsettled)
 
 
 def read_pods(directory: Path) -> dict[str, Pod]:

@@ -16,6 +16,7 @@ from netaddr import IPNetwork
 
 from nat_pod.config.addressing import default_layout, overlap
 from nat_pod.config.model import read_draft
+from nat_pod.config.placement import FILL_IN, REGION
 from nat_pod.handbuilt.flows import SavedFlow
 from nat_pod.handbuilt.member_names import named
 from nat_pod.handbuilt.networks import FoundCustomer, find_customers, management_network, pod_range
@@ -27,7 +28,6 @@ from nat_pod.limits import MAX_VNICS
 from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, MemberName, Side
 from nat_pod.text import count
 
-FILL_IN = "FILL-IN"
 ASSUMED = "ASSUMED"
 _HEAD = [
     "A POD built by hand, read from the nat tables of its two NAT VMs by `python -m nat_pod import`.",
@@ -49,7 +49,7 @@ class Draft:
     @property
     def to_fill_in(self) -> list[str]:
         """The paths that read FILL-IN, the region's too."""
-        return ["oci:region", *_fill_ins(self.config, "")]
+        return [REGION, *_fill_ins(self.config, "")]
 
     @property
     def without_slot(self) -> list[str]:
@@ -218,7 +218,7 @@ def _unknown(pod: Handbuilt, hosts: Sequence[int]) -> Iterator[Remark]:
             (flow.request for flow in pod.flows if host in (flow.request.caller, flow.receiver)),
             key=lambda request: (request.vm, request.rule.line),
         )
-        why = f"{dotted(host)} is in the network of no --customer"
+        why = f"{dotted(host)} is in no network given by --customer"
         yield Remark(kind=RemarkKind.UNKNOWN_NETWORK, vm=request.vm, at=request.rule, why=why)
 
 

@@ -90,8 +90,8 @@ def _why_lost(
     if delivery is not None:
         to = translated(delivery, request.transit, 0)
         if never_a_vm(to):
-            return f"{other} translates {transit} to {dotted(to)}, which is no VM's"
+            return f"{other} translates {transit} to {dotted(to)}, which no VM can have"
         return f"{other} leads {transit} back into the POD"
     if found.candidates[request.vm.other].have(request.transit):
         return f"{other} translates {transit}, but not for packets from {dotted(hidden)}, as they arrive there"
-    return f"{other} translates {transit} for nobody"
+    return f"{other} does not translate {transit}"

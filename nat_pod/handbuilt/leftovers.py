@@ -54,7 +54,7 @@ def _of_others(vm: SavedVm) -> Iterator[Remark]:
     for chain, rules in vm.table.chains.items():
         owner = owner_of_chain(chain)
         if owner and rules:
-            why = f"chain {chain} is of {owner}: {count(len(rules), 'rule')}, not followed"
+            why = f"chain {chain} belongs to {owner}: {count(len(rules), 'rule')}, not followed"
             yield Remark(kind=RemarkKind.OTHERS, vm=vm.side, why=why)
         for rule in () if owner else rules:
             theirs = owner_of_rule(rule)
@@ -63,7 +63,7 @@ def _of_others(vm: SavedVm) -> Iterator[Remark]:
                     why = f"{chain} of the nat table is for the NAT VM's own packets"
                     yield Remark(kind=RemarkKind.UNMET, vm=vm.side, at=rule, why=why)
             elif theirs and rule.action in TRANSLATING:
-                why = f"is of {theirs}, by its interface"
+                why = f"belongs to {theirs}, judging by its interface"
                 yield Remark(kind=RemarkKind.OTHERS, vm=vm.side, at=rule, why=why)
 
 
@@ -129,10 +129,10 @@ def _without_packets(vm: Side, rule: SavedRule, way: Packets, arrivals: Mapping[
         kind, why = RemarkKind.UNMET, "no flow of the POD needs it"
     elif not in_pod_space(destination):
         kind = RemarkKind.UNKNOWN_NETWORK
-        why = f"{dotted(destination)} is no unique address; those of PODs are in {POD_SPACE}"
+        why = f"{dotted(destination)} is not one of a POD's unique addresses, which are in {POD_SPACE}"
     elif rule.to is not None and in_pod_space(rule.to[0]):
         who = "anybody" if is_many(way.sources) else cidr(way.sources)
-        kind, why = RemarkKind.WIDE, f"admits {who}, of whom no host is known"
+        kind, why = RemarkKind.WIDE, f"admits {who}, but no host there is known"
     elif destination in arrivals:
         arriving = ", ".join(dotted(source) for source in sorted(arrivals[destination])[:3])
         kind = RemarkKind.DEAD

@@ -50,7 +50,10 @@ def find_members(vms: SavedVms, flows: Sequence[SavedFlow], layout: VnicPairs) -
         )
     remarks = [*about_servers, *about_hosts, *_unused(vms, (*hosts.values(), *servers.values()), layout)]
     if len(servers) > len(hosts):
-        why = f"{len(servers)} servers and {len(hosts)} hosts: are --vm1 and --vm2 exchanged?"
+        why = (
+            f"--vm1 and --vm2 look exchanged: {count(len(hosts), 'host')} behind --vm1, "
+            f"{count(len(servers), 'server')} behind --vm2; --vm1 is the NAT VM that faces the customers"
+        )
         remarks.append(Remark(kind=RemarkKind.EXCHANGED, why=why))
     return SavedMembers(hosts=hosts, servers=servers, remarks=tuple(remarks))
 
@@ -77,7 +80,8 @@ def _members_called_by(
     for caller in sorted(set(first_call) - set(reached)):
         members[caller] = None
         call = first_call[caller]
-        why = f"{dotted(caller)} calls, but {whom} cannot call it; every one of nat-pod's {kind} has a slot"
+        why = f"{dotted(caller)} calls, but {whom} cannot call it; "
+        why += f"in nat-pod all {kind} can be called"
         remarks.append(Remark(kind=RemarkKind.ONE_WAY, vm=call.vm, at=call.rule, why=why))
     return members, remarks
 

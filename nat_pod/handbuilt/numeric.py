@@ -29,7 +29,7 @@ def network(text: str) -> Range:
             raise ValueError(f"{text} has a mask with holes")
     else:
         if not re.fullmatch(r"[0-9]{1,2}", prefix) or int(prefix) > 32:
-            raise ValueError(f"{text} is no IPv4 network")
+            raise ValueError(f"{text} is not an IPv4 network")
         host_bits = 2 ** (32 - int(prefix)) - 1
     return value & ~host_bits, value | host_bits
 
@@ -37,7 +37,7 @@ def network(text: str) -> Range:
 def _address(text: str, whole: str) -> int:
     parts = text.split(".")
     if len(parts) != 4 or not all(part.isascii() and part.isdigit() and int(part) < 256 for part in parts):
-        raise ValueError(f"{whole} is no IPv4 address or network")
+        raise ValueError(f"{whole} is not an IPv4 address or network")
     first, second, third, fourth = map(int, parts)
     return first << 24 | second << 16 | third << 8 | fourth
 

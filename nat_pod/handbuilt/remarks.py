@@ -31,14 +31,14 @@ class RemarkKind(StrEnum):
     LAYOUT = "layout"
     GAINED = "gained"  # a flow that the stack file adds
     REFUSED = "refused"  # what `check` will say about the stack file
-    EXCHANGED = "exchanged"
+    EXCHANGED = "exchanged"  # --vm1 is NAT VM2, and the other way round
     UNUSED = "unused"  # private IPs that no mapping needs
     UNMET = "unmet"
     OTHERS = "others"
 
 
 NOTES = (  # said, but nothing to do about them
-    RemarkKind.EXCHANGED, RemarkKind.UNUSED, RemarkKind.UNMET, RemarkKind.OTHERS,
+    RemarkKind.UNUSED, RemarkKind.UNMET, RemarkKind.OTHERS,
 )  # fmt: skip
 
 

@@ -105,18 +105,18 @@ def _request(vm: Side, caller: int, used: int, rule: SavedRule) -> SavedRequest 
     if never_a_vm(transit):
         return Remark(kind=RemarkKind.FORBIDDEN, vm=vm, at=rule, why=why_never(transit))
     if not in_pod_space(used):
-        why = f"{dotted(used)} is no unique address; those of PODs are in {POD_SPACE}"
+        why = f"{dotted(used)} is not one of a POD's unique addresses, which are in {POD_SPACE}"
         return Remark(kind=RemarkKind.UNKNOWN_NETWORK, vm=vm, at=rule, why=why)
     if in_pod_space(transit):
         return SavedRequest(vm=vm, caller=caller, used=used, transit=transit, rule=rule)
     if is_single(rule.source):
         why = (
-            f"leads from {dotted(caller)} to {dotted(transit)} on {vm.prose} alone; nat-pod connects customers with "
-            "management through both NAT VMs, and nobody else"
+            f"leads from {dotted(caller)} to {dotted(transit)} through {vm.prose} alone; nat-pod connects "
+            "customers and management through both NAT VMs, and nobody else"
         )
     else:
         why = (
-            f"takes packets from anywhere, {dotted(caller)} too, which so reaches {dotted(transit)} on {vm.prose} "
-            "alone; nat-pod takes them from the other NAT VM only"
+            f"takes packets from anywhere, so {dotted(caller)} reaches {dotted(transit)} through {vm.prose} alone; "
+            "nat-pod takes them from the other NAT VM only"
         )
     return Remark(kind=RemarkKind.DIRECT, vm=vm, at=rule, why=why)

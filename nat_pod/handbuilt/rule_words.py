@@ -6,7 +6,6 @@ with it in `narrow`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nat_pod.handbuilt.numeric import ANY, Range, network
@@ -24,31 +23,11 @@ _LOGGING = ("LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "TRACE", "SET", "AUDIT",
 _MODULES = ("comment", "conntrack", "state")
 
 
-@dataclass(frozen=True, slots=True)
-class ListedRule:
-    """A rule as written: with lists behind `-s` or `-d` it is several, as iptables itself makes of it.
+def read_rule(line: int, text: str, words: list[str]) -> list[SavedRule]:
+    """The rule of these words: several when `-s` or `-d` lists several networks, as iptables itself makes of it.
 
-    sources, destinations: pairs of (inside, not inside).
+    line, text: where it stands and how.  Raises ValueError with the reason.
     """
-
-    rule: SavedRule
-    sources: Sequence[tuple[Range, Range | None]]
-    destinations: Sequence[tuple[Range, Range | None]]
-
-    def __len__(self) -> int:
-        return len(self.sources) * len(self.destinations)
-
-    def rules(self) -> list[SavedRule]:
-        """One for each source and destination."""
-        return [
-            replace(self.rule, source=source, not_source=not_from, destination=destination, not_destination=not_to)
-            for source, not_from in self.sources
-            for destination, not_to in self.destinations
-        ]
-
-
-def read_rule(line: int, text: str, words: list[str]) -> ListedRule:
-    """The rule of these words; line, text: where it stands and how.  Raises ValueError with the reason."""
     options = _options(words)
     narrow = options.narrow
     protocol = options.values.get("-p", ("all", False))
@@ -67,7 +46,11 @@ def read_rule(line: int, text: str, words: list[str]) -> ListedRule:
         comment=options.values.get("--comment", ("", False))[0],
         narrow=" ".join(narrow),
     )
-    return ListedRule(rule, _networks("-s", options.values.get("-s")), _networks("-d", options.values.get("-d")))
+    return [
+        replace(rule, source=source, not_source=not_from, destination=destination, not_destination=not_to)
+        for source, not_from in _networks("-s", options.values.get("-s"))
+        for destination, not_to in _networks("-d", options.values.get("-d"))
+    ]
 
 
 @dataclass(slots=True)
@@ -106,7 +89,7 @@ def _options(words: list[str]) -> _Options:
             if attached not in _MODULES:
                 found.narrow.append(f"-m {attached}")
         elif option in found.values:
-            raise ValueError(f"{option} stands here twice")
+            raise ValueError(f"has {option} twice")
         else:
             found.values[option] = (attached, negated)
     return found
@@ -152,7 +135,7 @@ def _without_address(rule: SavedRule, name: str, to: dict[str, str], narrow: lis
     if name == "REDIRECT":
         raise ValueError("REDIRECT leads to the NAT VM itself; nat-pod has no such rule")
     if set(to) - ({"--to-ports"} if masquerades else set()):
-        raise ValueError(f"-j {name} with {next(iter(to))} is no target that import knows")
+        raise ValueError(f"-j {name} with {next(iter(to))} is not a target that import knows")
     if to:
         narrow.append(f"--to-ports {to['--to-ports']}")
     if masquerades:
@@ -174,6 +157,6 @@ def _networks(option: str, value: tuple[str, bool] | None) -> list[tuple[Range, 
     text, negated = value
     if negated:
         if "," in text:
-            raise ValueError(f"! {option} with a list is none that iptables takes")
+            raise ValueError(f"iptables does not take a list after ! {option}")
         return [(ANY, network(text))]
     return [(network(part), None) for part in text.split(",")]

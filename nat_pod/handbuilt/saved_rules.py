@@ -17,7 +17,7 @@ from nat_pod.handbuilt.saved_table import Action, SavedRule, SavedTable, Unread
 MOST_BYTES = 16_000_000
 MOST_RULES = 100_000  # a POD of 696 hosts in the article's form has some 11,000
 _DEEPEST = 100
-_LONGEST = 2_000  # a comment has 256 characters at most
+_LONGEST = 2_000  # a comment has 256 characters at most; address lists of this length make some 10,000 rules
 
 # What `rules STACK --vm` prints above the rules: the agent enters our chains from the built-in ones.
 _OWN_HOOK = re.compile(r"# (\w+): (\w+) enters (\S+) first")
@@ -70,7 +70,7 @@ class _Reader:
                 raise self.refuse(number, f"{line} stands inside table {self.inside}; is a COMMIT missing?")
             self.inside = line[1:]
             if self.inside == "nat" and any(rules for rules in self.table.chains.values()):
-                raise self.refuse(number, "a second nat table; give one file of one VM")
+                raise self.refuse(number, "begins a second nat table; give one file per VM")
         elif line == "COMMIT" and self.inside is not None:
             self.inside = None
         elif line.startswith(":") and self.inside is not None:
@@ -97,7 +97,7 @@ class _Reader:
             if name != "nat":
                 self.table.other_tables[name] = self.table.other_tables.get(name, 0) + 1
             else:
-                made = _apply(self.table, number, line, words, most=MOST_RULES - self.rules)
+                made = _apply(self.table, number, line, words)
         except ValueError as error:
             self.table.unread.append(Unread(number, line, str(error)))
         self.rules += max(made, 1)
@@ -117,7 +117,7 @@ class _Reader:
         for builtin, hook in reversed(self.hooks):
             self.table.chains.setdefault(builtin, []).insert(0, hook)
         if not any(rules for rules in self.table.chains.values()):
-            raise NatPodError(f"{self.source}: has no rule of a nat table; {_HOW}")
+            raise NatPodError(f"{self.source}: has no rules in a nat table; {_HOW}")
         _resolve(self.table, self.source)
         return self.table
 
@@ -172,11 +172,8 @@ def _table_of(words: list[str]) -> tuple[str, list[str]]:
 _SHORT = {"--append": "-A", "--insert": "-I", "--new-chain": "-N", "--new": "-N", "--flush": "-F"}
 
 
-def _apply(table: SavedTable, number: int, text: str, words: list[str], *, most: int) -> int:
-    """One iptables command on the nat table; iptables-save writes `-A` only.
-
-    Returns how many rules it makes; if that is more than `most`, it makes none of them.
-    """
+def _apply(table: SavedTable, number: int, text: str, words: list[str]) -> int:
+    """One iptables command on the nat table; iptables-save writes `-A` only.  Returns how many rules it makes."""
     while words and words[0] in ("-w", "--wait", "-v", "--verbose"):
         words = words[1:]
     command = _SHORT.get(words[0], words[0]) if words else ""
@@ -199,10 +196,9 @@ def _apply(table: SavedTable, number: int, text: str, words: list[str], *, most:
         place = 0
         if rest and rest[0].isdigit():
             place, rest = max(0, int(rest[0]) - 1), rest[1:]
-    listed = read_rule(number, text, rest)
-    if len(listed) <= most:
-        table.chains[chain][place:place] = listed.rules()
-    return len(listed)
+    rules = read_rule(number, text, rest)
+    table.chains[chain][place:place] = rules
+    return len(rules)
 
 
 # --- chains --------------------------------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ def _resolve(table: SavedTable, source: str) -> None:
         table.chains[name] = kept
     table.unread.sort(key=lambda unread: unread.line)
     if max(_depths(table, source).values()) > _DEEPEST:
-        raise NatPodError(f"{source}: its chains lead more than {_DEEPEST} deep; import gives up")
+        raise NatPodError(f"{source}: its chains are nested more than {_DEEPEST} deep; import gives up")
 
 
 def _depths(table: SavedTable, source: str) -> dict[str, int]:

@@ -51,9 +51,7 @@ class SavedWalk:
         """`decide` for PREROUTING, which is asked about the same packets again and again.  Raises NatPodError."""
         if (source, destination) not in self._asked:
             if len(self._asked) >= _MOST_PACKETS:
-                raise NatPodError(
-                    f"these rules are about more than {_MOST_PACKETS} pairs of addresses; import gives up"
-                )
+                raise NatPodError(f"these rules match more than {_MOST_PACKETS} pairs of addresses; import gives up")
             self._asked[source, destination] = self.decide(PREROUTING, source, destination)
         return self._asked[source, destination]
 

@@ -55,7 +55,7 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
                     first = False
                     all_addresses = True
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise NatPodError(f"{name}: entry {number + 1} is no VNIC and no private IP: {error}") from None
+                raise NatPodError(f"{name}: entry {number + 1} is neither a VNIC nor a private IP: {error}") from None
             addresses.add(address)
             primary = address if first else primary
             if not any(known[0] <= address <= known[1] for known in subnets):
@@ -72,7 +72,7 @@ def _entries(name: str, data: bytes) -> list[Any]:
         loaded = loaded.get("data")
     if not isinstance(loaded, list) or not loaded:
         raise NatPodError(
-            f"{name}: is no list of VNICs; give the JSON of http://169.254.169.254/opc/v2/vnics/, of "
+            f"{name}: is not a list of VNICs; give the JSON of http://169.254.169.254/opc/v2/vnics/, of "
             "`oci compute instance list-vnics` or of `oci network private-ip list`"
         )
     return loaded

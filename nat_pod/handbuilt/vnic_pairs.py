@@ -41,7 +41,7 @@ def find_pairs(vms: SavedVms, found: SavedRequests) -> VnicPairs:
         first = pairs[0][number][0] + RESERVED_LOW if pairs else 0
         primary[side] = evidence[side] or first
         if pairs and primary[side] != first:
-            why = f"the primary address of {side.prose} is {dotted(primary[side])}; nat-pod's has {dotted(first)}"
+            why = f"the primary address of {side.prose} is {dotted(primary[side])}; in nat-pod it is {dotted(first)}"
             remarks.append(Remark(kind=RemarkKind.LAYOUT, vm=side, why=why))
         remarks += _odd_subnets(vms, side)
     return VnicPairs(pairs=tuple(pairs), primary=primary, remarks=tuple(remarks))
