@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nat_pod.commands.cli import main
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 MAY_RUN_COMMANDS = ("lab", "runs_commands", "vm")
@@ -94,6 +96,32 @@ def stack_mapping(name: str) -> dict[str, object]:
     config = yaml.safe_load((REPOSITORY / f"Pulumi.{name}.yaml").read_text(encoding="utf-8"))["config"]
     prefix = "nat-pod:"
     return copy.deepcopy({key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)})
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command runs: empty, on a terminal of 100 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture
+def run_import(directory: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`run_import({"natVm1": text, "natVm2": text}, "--json")`: exit status, standard output, standard error."""
+
+    def call(rules: dict[str, str | bytes], *options: str) -> tuple[int, str, str]:
+        for number, vm in enumerate(("natVm1", "natVm2"), 1):
+            data = rules[vm]
+            (directory / f"vm{number}").write_bytes(data.encode() if isinstance(data, str) else data)
+        try:
+            status = main(["import", "--vm1", "vm1", "--vm2", "vm2", *options])
+        except SystemExit as end:
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture
