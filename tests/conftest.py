@@ -142,3 +142,38 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == expected, "\n".join(difference)
 
     return compare
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the project file and the article's POD, no example here, as the current one."""
+    (tmp_path / "Pulumi.yaml").write_bytes((REPOSITORY / "Pulumi.yaml").read_bytes())
+    (tmp_path / "Pulumi.dev.yaml").write_text(real_stack("dev"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture
+def run(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`run("check", "dev")`: exit status, standard output, standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # argparse: --help, or a wrong command line
+            status = end.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def edit(project: Path, *changes: tuple[str, str], stack: str = "dev") -> str:
+    """Replace text in a copy of the article's POD; each piece stands there exactly once."""
+    text = real_stack("dev")
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (project / f"Pulumi.{stack}.yaml").write_text(text, encoding="utf-8")
+    return text

@@ -215,17 +215,30 @@ def all_words(svg: ET.Element) -> str:
     return "\n".join(words for words, _ in texts(svg))
 
 
-def test_all_of_a_small_pod_is_in_its_drawing(plans):
-    words = all_words(picture(plans, "dev", ()))
+@pytest.fixture
+def small(plans) -> str:
+    """The words of the drawing of the article's POD."""
+    return all_words(picture(plans, "dev", ()))
+
+
+def test_all_members_of_a_small_pod_are_in_its_drawing(plans, small):
+    parts = [part for slot in plans["dev"].slots for part in (slot.real, slot.member.short)]
+    assert [part for part in parts if part not in small] == []
+
+
+def test_all_networks_of_a_small_pod_are_in_its_drawing(plans, small):
     plan = plans["dev"]
-    for slot in plan.slots:
-        assert slot.real in words
-        assert slot.member.short in words
-    for part in (*(subnet.cidr for subnet in plan.subnets), *plan.customer_cidrs, *plan.customer_cidrs.values()):
-        assert part in words
-    for part in ("198.18.0.2, .3", "198.18.0.130, .131", "198.18.0.34", "198.18.0.66", "198.18.0.167", "10.0.0.0/16"):
-        assert part in words
-    assert words.split("\n").count("LPG") == 2 * len(plan.customer_cidrs)
+    parts = [*(subnet.cidr for subnet in plan.subnets), *plan.customer_cidrs, *plan.customer_cidrs.values()]
+    assert [part for part in [*parts, "10.0.0.0/16"] if part not in small] == []
+
+
+def test_all_addresses_of_the_nat_vms_and_the_vrouter_are_in_a_small_drawing(small):
+    parts = ["198.18.0.2, .3", "198.18.0.130, .131", "198.18.0.34", "198.18.0.66", "198.18.0.167"]
+    assert [part for part in parts if part not in small] == []
+
+
+def test_each_customer_of_a_small_pod_has_an_lpg_at_both_ends(plans, small):
+    assert small.split("\n").count("LPG") == 2 * len(plans["dev"].customer_cidrs)
 
 
 @pytest.mark.parametrize(("name", "names"), PICTURES, ids=str)
@@ -293,19 +306,45 @@ def test_a_pod_without_anybody_has_a_drawing_without_a_flow(plans):
 # --- mermaid ---------------------------------------------------------------------------------------------------------
 
 
+def flowchart(plan: PodPlan) -> list[str]:
+    return mermaid.networks(plan, 'a"b;<x>#&`').split("\n")
+
+
+def nodes_of(lines: list[str]) -> list[str]:
+    nodes = [found[1] for line in lines if (found := re.fullmatch(r'    (\w+)\["[^"]*"\]', line))]
+    return nodes + [found[1] for line in lines if (found := re.fullmatch(r'  (vr)\(\["[^"]*"\]\)', line))]
+
+
+def edges_of(lines: list[str]) -> list[tuple[str, ...]]:
+    return [found.groups() for line in lines if (found := re.fullmatch(r"  (\w+) <--(?: LPG --|)> (\w+)", line))]
+
+
 @pytest.mark.parametrize("name", MAPPINGS)
-def test_a_flowchart_defines_what_it_connects_and_closes_what_it_opens(plans, name):
-    lines = mermaid.networks(plans[name], 'a"b;<x>#&`').split("\n")
-    assert lines[0] == "flowchart LR"
+def test_a_flowchart_closes_each_network_that_it_opens(plans, name):
+    lines = flowchart(plans[name])
     opened = [line for line in lines if line.startswith("  subgraph ")]
     assert len(opened) == lines.count("  end") == len(plans[name].customer_cidrs) + 2
-    nodes = [found[1] for line in lines if (found := re.fullmatch(r'    (\w+)\["[^"]*"\]', line))]
-    nodes += [found[1] for line in lines if (found := re.fullmatch(r'  (vr)\(\["[^"]*"\]\)', line))]
-    edges = [found.groups() for line in lines if (found := re.fullmatch(r"  (\w+) <--(?: LPG --|)> (\w+)", line))]
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_a_flowchart_connects_each_node_that_it_defines_and_no_other(plans, name):
+    lines = flowchart(plans[name])
+    nodes = nodes_of(lines)
     assert len(nodes) == len(set(nodes)) == len(plans[name].customer_cidrs) + 4
-    assert {end for edge in edges for end in edge} == set(nodes)
-    assert len(lines) == 1 + 2 * len(opened) + len(nodes) + len(edges)
-    labels = "".join(re.findall(r'"([^"]*)"', "\n".join(lines))).replace("<br>", "")
+    assert {end for edge in edges_of(lines) for end in edge} == set(nodes)
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_a_flowchart_has_no_line_of_another_kind(plans, name):
+    lines = flowchart(plans[name])
+    assert lines[0] == "flowchart LR"
+    opened = lines.count("  end")
+    assert len(lines) == 1 + 2 * opened + len(nodes_of(lines)) + len(edges_of(lines))
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_a_flowchart_has_no_label_that_mermaid_or_html_would_read(plans, name):
+    labels = "".join(re.findall(r'"([^"]*)"', "\n".join(flowchart(plans[name])))).replace("<br>", "")
     assert not re.search(r"[<>`&]|#(?!\d+;)|(?<!\d);", labels)
 
 

@@ -5,6 +5,8 @@ Address plan: the article's (conftest.py), and ten's own.
 
 import json
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 
 import pytest
 from conftest import REPOSITORY, stack_mapping
@@ -227,21 +229,32 @@ def test_when_the_pod_asks_the_page_names_the_customers_lpg(run):
     assert sheet_dict(sheet)["peering"]["requestor"] == "pod"
 
 
-def test_a_customer_who_may_call_nobody_and_one_without_hosts_have_sheets_too():
+@pytest.fixture
+def apart() -> PodPlan:
+    """customer1 may call nobody, customer2 has no hosts."""
     mapping = stack_mapping("dev")
     mapping["customers"]["customer1"]["servers"] = []
     mapping["customers"]["customer2"]["hosts"] = {}
     del mapping["addresses"]["customer2/vm2"]
-    plan = planned(mapping)
-    called = sheet_markdown(handover(plan, "x", "customer1"))
-    assert "| mgmt | not for you | 198.18.0.2 |" in called
-    assert "| vm1 | 10.0.0.100 | 198.18.0.130 | - |" in called
-    assert called.count("ping -c 3") == 1
-    assert "From your hosts to mgmt: not in your list of servers." in called
-    assert check_each_line(plan, "customer1") == 2
-    empty = sheet_markdown(handover(plan, "x", "customer2"))
-    assert "ping -c 3" not in empty
-    assert "## 6. What does not work" in empty
+    return planned(mapping)
+
+
+def test_a_customer_who_may_call_nobody_is_told_so_and_by_whom_it_is_called(apart):
+    page = sheet_markdown(handover(apart, "x", "customer1"))
+    assert "| mgmt | not for you | 198.18.0.2 |" in page
+    assert "| vm1 | 10.0.0.100 | 198.18.0.130 | - |" in page
+    assert "From your hosts to mgmt: not in your list of servers." in page
+
+
+def test_a_customer_who_may_call_nobody_has_one_call_to_try_and_a_sheet_that_holds(apart):
+    assert sheet_markdown(handover(apart, "x", "customer1")).count("ping -c 3") == 1
+    assert check_each_line(apart, "customer1") == 2
+
+
+def test_a_customer_without_hosts_has_nothing_to_try(apart):
+    page = sheet_markdown(handover(apart, "x", "customer2"))
+    assert "ping -c 3" not in page
+    assert "## 6. What does not work" in page
 
 
 def test_no_sheet_is_written_on_rules_that_do_not_do_what_it_would_say(dev):
@@ -282,10 +295,18 @@ def test_with_the_outputs_the_page_names_what_is_deployed(run, tmp_path, current
     assert (status, err) == (0, "")
     assert f"The POD's LPG: `{LPG}`." in page.replace("\n", " ")
     assert "Not deployed" not in page
-    sheet = json.loads(run("handover", "dev", "customer1", "--outputs", str(path), "--json")[1])
-    assert (sheet["peering"]["lpgId"], sheet["deployed"]) == (LPG, True)
-    sheet = json.loads(run("handover", "dev", MANAGEMENT, "--outputs", str(path), "--json")[1])
-    assert (sheet["vrouter"]["subnet"]["id"], sheet["deployed"]) == (SUBNET, True)
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "path_to_it", "ocid"),
+    [("customer1", ("peering", "lpgId"), LPG), (MANAGEMENT, ("vrouter", "subnet", "id"), SUBNET)],
+)
+def test_with_the_outputs_json_has_the_ocid(run, tmp_path, current, neighbour, path_to_it, ocid):
+    path = tmp_path / "outputs.json"
+    path.write_text(json.dumps(current), encoding="utf-8")
+    sheet = json.loads(run("handover", "dev", neighbour, "--outputs", str(path), "--json")[1])
+    assert sheet["deployed"] is True
+    assert reduce(getitem, path_to_it, sheet) == ocid
 
 
 def test_outputs_of_another_state_of_the_stack_file_are_told(run, tmp_path, current):

@@ -150,13 +150,18 @@ def test_an_example_is_checked_alone_and_called_one(run, examples):
         "Pulumi.ten.yaml: fine, an example, 65 of 435 slots used\n",
         "",
     )
+
+
+def test_check_json_says_which_pods_are_examples(run, examples):
+    put(examples, "prod", DEV)
     check = json.loads(run("check", "--json")[1])
     assert {name: entry["example"] for name, entry in check.items()} == {"dev": True, "prod": False, "ten": True}
+
+
+def test_an_example_whose_range_cannot_be_read_puts_nobodys_range_in_doubt(run, examples):
     text = (examples / "Pulumi.dev.yaml").read_text(encoding="utf-8")
     put(examples, "dev", text.replace("198.18.0.0/22 ", "198.18.0.0/33 "))
-    assert run("check", "dev")[0] == 1
-    assert run("pods")[0] == 1
-    assert run("new-pod", "next")[0] == 0  # nobody's range is in doubt
+    assert [run("check", "dev")[0], run("pods")[0], run("new-pod", "next")[0]] == [1, 1, 0]
 
 
 def test_a_copy_of_an_example_is_a_pod_as_soon_as_it_has_a_compartment(run, examples):
@@ -260,16 +265,29 @@ def test_check_names_the_same_after_pulumi_has_been_over_the_file(run, project):
     assert all("e.g. " in problem["rule"] for problem in problems)
 
 
-def test_a_new_file_filled_in_is_allocated_and_fine(run, project):
+@pytest.fixture
+def filled(run, project) -> Path:
+    """The file of new-pod with a value wherever one is to be filled in."""
     run("new-pod", "prod")
     path = project / "Pulumi.prod.yaml"
     path.write_text(filled_in(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return path
+
+
+def test_a_new_file_filled_in_lacks_nothing_but_slots(run, filled):
     status, out, _ = run("check", "prod")
     assert (status, out.count("has no slot"), out.count("\n  nat-pod:")) == (1, 2, 2)
+
+
+def test_a_new_file_filled_in_and_allocated_is_fine(run, filled):
     assert run("allocate", "prod")[0] == 0
     assert run("check", "prod") == (0, "Pulumi.prod.yaml: fine, 2 of 435 slots used\n", "")
     assert run("trace", "prod", "customer1/vm1", "management/mgmt")[0] == 0
-    assert "FILL IN: the OCID of the compartment" in path.read_text(encoding="utf-8")
+
+
+def test_allocate_leaves_the_comments_of_a_new_file(run, filled):
+    assert run("allocate", "prod")[0] == 0
+    assert "FILL IN: the OCID of the compartment" in filled.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("size", range(16, 26))

@@ -1,0 +1,126 @@
+"""`check`: problems, their places, and ranges of PODs against one another."""
+
+import json
+
+import pytest
+from conftest import edit
+
+
+def test_check_reports_problems_on_standard_output_and_ends_with_1(run, project):
+    edit(project, ("sourceNat: masquerade", "sourceNat: snat"))
+    problem = '  Pulumi.dev.yaml:23: nat-pod:sourceNat: "snat": must be masquerade or static\n'
+    assert run("check", "dev") == (1, f"Pulumi.dev.yaml: 1 problem\n{problem}", "")
+    status, out, err = run("check", "--json")
+    assert (status, err) == (1, "")
+    assert json.loads(out) == {
+        "dev": {
+            "problems": [
+                {
+                    "path": "nat-pod:sourceNat",
+                    "line": 23,
+                    "value": "snat",
+                    "rule": "must be masquerade or static",
+                    "command": None,
+                }
+            ],
+            "example": False,
+        }
+    }
+
+
+def test_check_reports_a_file_that_is_not_yaml_beside_one_that_is_fine(run, project):
+    (project / "Pulumi.torn.yaml").write_text("config: [\n")
+    status, out, err = run("check")
+    assert (status, err) == (1, "")
+    assert out == (
+        "Pulumi.dev.yaml: fine, 3 of 58 slots used\n"
+        "Pulumi.torn.yaml: 1 problem\n"
+        "  line 2, column 1: is not YAML that can be read: expected the node content, but found '<stream end>'\n"
+    )
+
+
+# The lines of Pulumi.dev.yaml, by what is wrong in which.
+PLACES = [
+    (("shape: VM.Standard2.24", "shape: VM.Standard2.99"), 8, "nat-pod:natVm.shape:"),
+    (("    shape: VM.Standard2.24\n", ""), 7, "nat-pod:natVm.shape: is missing"),
+    (("vm2: 10.0.0.130", "vm2: 10.0.9.9"), 19, "nat-pod:customers.customer1.hosts.vm2:"),
+    (("198.18.0.128/27, 198.18.0.64/27", "198.18.0.128/27, 198.18.0.65/27"), 26, "nat-pod:subnets.natVm2[1]:"),
+    (
+        ("    customer1/vm1: {natVm1: 198.18.0.2,", "    customer1/vm1: {natVm1: x,"),
+        30,
+        'nat-pod:addresses["customer1/vm1"].',
+    ),
+    (
+        ("    customer1/vm1: {natVm1: 198.18.0.2, natVm2: 198.18.0.130}\n", ""),
+        28,
+        'nat-pod:addresses["customer1/vm1"]: has no',
+    ),
+    (("  nat-pod:sourceNat: masquerade", "  sourceNat: masquerade"), 23, "sourceNat: has no namespace"),
+    (
+        ("  nat-pod:sourceNat: masquerade", "  natpod:sourceNat: masquerade"),
+        23,
+        "natpod:sourceNat: is of another namespace",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "line", "start"), PLACES, ids=[start for _, _, start in PLACES])
+def test_a_problem_says_in_which_line_of_the_file_it_is(run, project, change, line, start):
+    edit(project, change)
+    status, out, _ = run("check", "dev")
+    assert (status, f"  Pulumi.dev.yaml:{line}: {start}" in out) == (1, True), out
+    assert json.loads(run("check", "dev", "--json")[1])["dev"]["problems"][0]["line"] == line
+
+
+def test_a_setting_that_is_nowhere_is_in_no_line(run, project):
+    edit(project, ("  nat-pod:cidr: 198.18.0.0/22              # this POD's own range, from 198.18.0.0/15\n", ""))
+    assert "\n  nat-pod:cidr: is missing; " in run("check", "dev")[1]
+
+
+def test_a_namespace_that_is_misspelt_is_asked_about_and_one_of_others_is_theirs(run, project):
+    for namespace in ("natpod", "nat_pod", "NAT-Pod", "nat-pods"):
+        edit(project, ("  nat-pod:sourceNat: masquerade", f"  {namespace}:sourceNat: static"))
+        asked = f"{namespace}:sourceNat: is of another namespace, which nobody reads; did you mean nat-pod:sourceNat?"
+        assert asked in run("check", "dev")[1]
+    for theirs in ("natpod:tags: 1", "network:cidr: 10.0.0.0/8", "nat-pod-lab:cidr: x", "natpod:cidr: 10.0.0.0/8"):
+        edit(project, ("  nat-pod:sourceNat: masquerade", f"  nat-pod:sourceNat: masquerade\n  {theirs}"))
+        assert run("check", "dev")[0] == 0, theirs
+
+
+def test_check_finds_a_range_that_two_pods_share_and_says_so_for_both(run, project):
+    edit(project, stack="prod")
+    clash = (
+        "Pulumi.{0}.yaml: 1 problem\n"
+        '  Pulumi.{0}.yaml:6: nat-pod:cidr: "198.18.0.0/22": overlaps 198.18.0.0/22 of Pulumi.{1}.yaml; each POD '
+        "has its own range\n"
+    )
+    assert run("check") == (1, clash.format("dev", "prod") + clash.format("prod", "dev"), "")
+    assert run("check", "prod") == (1, clash.format("prod", "dev"), "")
+
+
+def test_check_finds_a_range_inside_that_of_another_pod(run, project):
+    edit(project, ("198.18.0.0/22 ", "198.18.0.0/21 "), stack="large")
+    status, out, _ = run("check", "dev")
+    assert status == 1
+    assert 'nat-pod:cidr: "198.18.0.0/22": overlaps 198.18.0.0/21 of Pulumi.large.yaml' in out
+
+
+def test_check_finds_nothing_when_the_pods_have_ranges_of_their_own(run, project):
+    text = edit(project).replace("198.18.0.", "198.18.4.")
+    (project / "Pulumi.prod.yaml").write_text(text, encoding="utf-8")
+    fine = "Pulumi.dev.yaml: fine, 3 of 58 slots used\nPulumi.prod.yaml: fine, 3 of 58 slots used\n"
+    assert run("check") == (0, fine, "")
+    assert run("check", "prod", "prod") == (0, "Pulumi.prod.yaml: fine, 3 of 58 slots used\n", "")
+
+
+def test_check_without_any_stack_file_says_where_it_looked(run, project):
+    (project / "Pulumi.dev.yaml").unlink()
+    sentence = f"there is no Pulumi.<stack>.yaml in {project}; start from Pulumi.dev.yaml of nat-pod\n"
+    assert run("check") == (1, "", sentence)
+
+
+def test_check_lists_stacks_in_natural_order(run, project):
+    for name in ("dev10", "dev9"):
+        edit(project, stack=name)
+    shown = [line.split(":")[0] for line in run("check")[1].splitlines() if line.startswith("Pulumi.")]
+    assert shown == ["Pulumi.dev.yaml", "Pulumi.dev9.yaml", "Pulumi.dev10.yaml"]
