@@ -96,6 +96,11 @@ class Pod:
         assert ocid is not None, f"no {type_token} {key}"
         return ocid
 
+    def routes(self, key: str) -> list[Any]:
+        """The rules of a route table."""
+        found: list[Any] = self.region.read(self.find(ROUTE_TABLE, key))["routeRules"]
+        return found
+
     def standing(self) -> set[str]:
         """OCIDs of what carries flows."""
         return {record.ocid for record in self.region.all(VCN, SUBNET, INSTANCE, VNIC_ATTACHMENT, LPG, PRIVATE_IP)}
@@ -161,14 +166,48 @@ def planned(run: Run) -> dict[str, list[str]]:
     return {op: sorted(names) for op, names in found.items()}
 
 
+@dataclass
+class NewPod:
+    """dev from nothing to its second `up`, and what was planned and said on the way."""
+
+    pod: Pod
+    planned: Run
+    first: Run
+    routes_after_first: list[Any]
+    asked_again: Run
+    planned_second: Run
+    second: Run
+
+
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory, cli: Path) -> Pod:
-    """dev after the two `up` of a new POD."""
+def new_pod(tmp_path_factory: pytest.TempPathFactory, cli: Path) -> NewPod:
     pod = Pod.new(tmp_path_factory.mktemp("engine") / "pod", cli)
-    pod.engine.up()
+    planned, first = pod.engine.preview(), pod.engine.up()
+    routes, again = pod.routes("natVm2"), pod.engine.preview()
     pod.neighbours()
-    pod.engine.up()
-    return pod
+    return NewPod(pod, planned, first, routes, again, pod.engine.preview(), pod.engine.up())
+
+
+@pytest.fixture(scope="module")
+def standing(new_pod: NewPod) -> Pod:
+    """dev after the two `up` of a new POD."""
+    return new_pod.pod
+
+
+@dataclass
+class Applied:
+    """A change of a POD that stood: what was planned, what `up` did to the region, and what carried flows before."""
+
+    pod: Pod
+    before: set[str]
+    preview: Run
+    done: list[tuple[str, str]]
+
+    @classmethod
+    def to(cls, pod: Pod, **settings: Any) -> "Applied":
+        before = pod.standing()
+        pod.change(**settings)
+        return cls(pod, before, pod.engine.preview(), pod.apply())
 
 
 @pytest.fixture
@@ -176,29 +215,29 @@ def pod(standing: Pod, tmp_path: Path, cli: Path) -> Pod:
     return standing.copy(tmp_path / "pod", cli)
 
 
-def test_new_pod_gets_its_route_to_the_vrouter_at_the_second_up(tmp_path: Path, cli: Path) -> None:
-    pod = Pod.new(tmp_path, cli)
-    assert pod.engine.preview().counts == documented("new POD, first `up`")
+def test_a_new_pod_is_planned_as_documented(new_pod: NewPod) -> None:
+    assert new_pod.planned.counts == documented("new POD, first `up`")
 
-    first = pod.engine.up()
-    (warning,) = first.warnings
+
+def test_the_first_up_says_that_the_vrouter_is_not_there_and_makes_no_route_to_it(new_pod: NewPod) -> None:
+    (warning,) = new_pod.first.warnings
     assert "No private IP 198.18.0.167 in subnet nat-pod-dev-vrouter yet" in warning
     assert "then run `pulumi up` again" in warning
-    assert pod.region.read(pod.find(ROUTE_TABLE, "natVm2"))["routeRules"] == []
+    assert new_pod.routes_after_first == []
 
-    # Until then every preview says it again.
-    (warning,) = pod.engine.preview().warnings
+
+def test_until_the_vrouter_is_there_every_preview_says_it_again(new_pod: NewPod) -> None:
+    (warning,) = new_pod.asked_again.warnings
     assert "then run `pulumi up` again" in warning
 
-    pod.neighbours()
-    assert pod.engine.preview().counts == documented("its second `up`, vRouter there")
-    second = pod.engine.up()
-    assert planned(second) == {"update": ["natVm2"]}
-    assert not second.warnings
-    (rule,) = pod.region.read(pod.find(ROUTE_TABLE, "natVm2"))["routeRules"]
+
+def test_the_second_up_makes_the_route_to_the_vrouter_and_nothing_else(new_pod: NewPod) -> None:
+    assert new_pod.planned_second.counts == documented("its second `up`, vRouter there")
+    assert planned(new_pod.second) == {"update": ["natVm2"]}
+    assert not new_pod.second.warnings
+    (rule,) = new_pod.pod.routes("natVm2")
     assert rule["destination"] == "10.0.0.0/16"
-    assert pod.region.read(rule["networkEntityId"])["ipAddress"] == "198.18.0.167"
-    pod.engine.expect_no_changes()
+    assert new_pod.pod.region.read(rule["networkEntityId"])["ipAddress"] == "198.18.0.167"
 
 
 def test_the_route_stays_through_a_fail_over_and_follows_the_address(pod: Pod) -> None:
@@ -266,35 +305,47 @@ def test_added_host_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
     pod.engine.expect_no_changes()
 
 
-def test_added_server_and_its_removal_touch_metadata_and_its_own_addresses(pod: Pod) -> None:
-    before = pod.standing()
-    pod.change(
+@pytest.fixture(scope="module")
+def server_added(standing: Pod, tmp_path_factory: pytest.TempPathFactory, cli: Path) -> Applied:
+    return Applied.to(
+        standing.copy(tmp_path_factory.mktemp("server") / "pod", cli),
         management=lambda management: management["servers"].update(logs="10.0.0.200"),
         addresses=lambda book: book.update({"management/logs": {"natVm1": "198.18.0.5", "natVm2": "198.18.0.133"}}),
     )
-    preview = pod.engine.preview()
-    assert preview.counts == documented("server added")
-    assert planned(preview) == {"update": ["natVm1", "natVm2"], "create": ["198.18.0.133", "198.18.0.5"]}
-    pod.engine.up()
-    assert before < pod.standing()
-    pod.engine.expect_no_changes()
 
-    pod.change(
+
+def test_added_server_touches_metadata_and_its_own_addresses(server_added: Applied) -> None:
+    assert server_added.preview.counts == documented("server added")
+    assert planned(server_added.preview) == {
+        "update": ["natVm1", "natVm2"],
+        "create": ["198.18.0.133", "198.18.0.5"],
+    }
+
+
+def test_added_server_leaves_what_stands_and_nothing_to_do(server_added: Applied) -> None:
+    assert server_added.before < server_added.pod.standing()
+    server_added.pod.engine.expect_no_changes()
+
+
+def test_removed_server_touches_metadata_and_its_own_addresses(
+    server_added: Applied, tmp_path: Path, cli: Path
+) -> None:
+    removed = Applied.to(
+        server_added.pod.copy(tmp_path / "pod", cli),
         management=lambda management: management["servers"].pop("logs"),
         addresses=lambda book: book.pop("management/logs"),
     )
-    preview = pod.engine.preview()
-    assert preview.counts == documented("server removed")
-    assert planned(preview) == {"update": ["natVm1", "natVm2"], "delete": ["198.18.0.133", "198.18.0.5"]}
-    pod.engine.up()
-    assert pod.standing() == before
+    assert removed.preview.counts == documented("server removed")
+    assert planned(removed.preview) == {"update": ["natVm1", "natVm2"], "delete": ["198.18.0.133", "198.18.0.5"]}
+    assert removed.pod.standing() == server_added.before
 
 
-def test_hosts_that_fill_a_vnic_pair_bring_the_pair_and_take_it_along(pod: Pod) -> None:
-    before = pod.standing()
-    former = copy.deepcopy(pod.config)
+@pytest.fixture(scope="module")
+def pair_filled(standing: Pod, tmp_path_factory: pytest.TempPathFactory, cli: Path) -> Applied:
+    """29 hosts more, which take a VNIC pair of their own."""
     hosts = {f"new{number}": number for number in range(29)}
-    pod.change(
+    return Applied.to(
+        standing.copy(tmp_path_factory.mktemp("pair") / "pod", cli),
         subnets=lambda subnets: [
             subnets["natVm1"].append("198.18.0.192/27"),
             subnets["natVm2"].append("198.18.0.224/27"),
@@ -309,18 +360,24 @@ def test_hosts_that_fill_a_vnic_pair_bring_the_pair_and_take_it_along(pod: Pod) 
             }
         ),
     )
-    assert pod.engine.preview().counts == documented("29 hosts on a new VNIC pair")
-    pod.engine.up()
-    assert before < pod.standing()
-    attachment = pod.region.read(pod.find(VNIC_ATTACHMENT, "natVm1-vnic-3"))
-    assert attachment["createVnicDetails"]["privateIp"] == "198.18.0.194"
-    pod.engine.expect_no_changes()
 
-    pod.config = former
-    pod.save()
-    assert pod.engine.preview().counts == documented("these 29 removed")
-    pod.engine.up()
-    assert pod.standing() == before
+
+def test_hosts_that_fill_a_vnic_pair_bring_the_pair(pair_filled: Applied) -> None:
+    assert pair_filled.preview.counts == documented("29 hosts on a new VNIC pair")
+    assert pair_filled.before < pair_filled.pod.standing()
+    attachment = pair_filled.pod.region.read(pair_filled.pod.find(VNIC_ATTACHMENT, "natVm1-vnic-3"))
+    assert attachment["createVnicDetails"]["privateIp"] == "198.18.0.194"
+    pair_filled.pod.engine.expect_no_changes()
+
+
+def test_hosts_that_filled_a_vnic_pair_take_it_along(
+    pair_filled: Applied, standing: Pod, tmp_path: Path, cli: Path
+) -> None:
+    pod = pair_filled.pod.copy(tmp_path / "pod", cli)
+    pod.config = copy.deepcopy(standing.config)
+    removed = Applied.to(pod)
+    assert removed.preview.counts == documented("these 29 removed")
+    assert pod.standing() == pair_filled.before
     pod.engine.expect_no_changes()
 
 
@@ -364,29 +421,40 @@ def test_last_host_of_a_vnic_pair_takes_the_pair_along(pod: Pod) -> None:
     pod.engine.expect_no_changes()
 
 
-def test_added_customer_and_its_removal_leave_the_others_alone(pod: Pod) -> None:
-    before = pod.standing()
-    pod.change(
+@pytest.fixture(scope="module")
+def customer_added(standing: Pod, tmp_path_factory: pytest.TempPathFactory, cli: Path) -> Applied:
+    return Applied.to(
+        standing.copy(tmp_path_factory.mktemp("customer") / "pod", cli),
         customers=lambda customers: customers.update(customer3={"cidr": "10.0.2.0/24", "hosts": {"vm1": "10.0.2.5"}}),
         addresses=lambda book: book.update({"customer3/vm1": {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}}),
     )
-    preview = pod.engine.preview()
-    assert preview.counts == documented("customer added, one host")
-    assert planned(preview) == {
+
+
+def test_added_customer_brings_its_gateway_its_rules_and_its_routes(customer_added: Applied) -> None:
+    assert customer_added.preview.counts == documented("customer added, one host")
+    assert planned(customer_added.preview) == {
         "create": ["198.18.0.132", "198.18.0.4", "customer3", "natVm1-egress-customer3", "natVm1-ingress-customer3"],
         "update": ["natVm1", "natVm1"],
     }
-    assert paths(preview)["natVm1"] == {"routeRules", "metadata.nat-pod-rules"}
-    pod.engine.up()
-    assert before < pod.standing()
-    pod.engine.expect_no_changes()
+    assert paths(customer_added.preview)["natVm1"] == {"routeRules", "metadata.nat-pod-rules"}
 
-    pod.change(customers=lambda customers: customers.pop("customer3"), addresses=lambda book: book.pop("customer3/vm1"))
-    assert pod.engine.preview().counts == documented("customer removed")
-    done = pod.apply()
+
+def test_added_customer_leaves_the_others_alone_and_nothing_to_do(customer_added: Applied) -> None:
+    assert customer_added.before < customer_added.pod.standing()
+    customer_added.pod.engine.expect_no_changes()
+
+
+def test_removed_customer_leaves_the_others_alone(customer_added: Applied, tmp_path: Path, cli: Path) -> None:
+    removed = Applied.to(
+        customer_added.pod.copy(tmp_path / "pod", cli),
+        customers=lambda customers: customers.pop("customer3"),
+        addresses=lambda book: book.pop("customer3/vm1"),
+    )
+    assert removed.preview.counts == documented("customer removed")
     # OCI refuses to delete a gateway while a route points to it.
+    done = removed.done
     assert done.index(("update", "nat-pod-dev-natVm1")) < done.index(("delete", "nat-pod-dev-customer3"))
-    assert pod.standing() == before
+    assert removed.pod.standing() == customer_added.before
 
 
 def test_removed_customer_whose_gateway_is_peered(pod: Pod) -> None:
@@ -443,12 +511,14 @@ def test_changed_shape_is_refused_where_it_would_reboot_a_vm(pod: Pod) -> None:
         pod.engine.up()
 
 
-def test_changed_image_is_planned_in_place_and_a_changed_ssh_key_as_a_replacement(pod: Pod) -> None:
+def test_changed_image_is_planned_in_place(pod: Pod) -> None:
     pod.change(natVm=lambda vm: vm.update(imageId="ocid1.image.oc1.uk-london-1.another"))
     preview = pod.engine.preview()
     assert preview.counts == documented("image changed")
     assert paths(preview) == {"natVm1": {"sourceDetails.sourceId"}, "natVm2": {"sourceDetails.sourceId"}}
 
+
+def test_changed_ssh_key_is_planned_as_a_replacement(pod: Pod) -> None:
     pod.change(natVm=lambda vm: vm.update(sshPublicKey=f"{vm['sshPublicKey']}2"))
     preview = pod.engine.preview()
     assert preview.counts == documented("ssh key changed")
