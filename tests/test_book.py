@@ -173,6 +173,15 @@ def test_a_pod_takes_as_many_members_as_it_has_slots_and_not_one_more(dev):
     )
 
 
+def test_the_slot_of_the_primary_addresses_is_the_last_of_the_whole_pod(dev):
+    """A host that owns it gets the ssh that is meant for NAT VM1."""
+    mapping = full(dev, 54, addresses={})  # 58 slots, 58 members
+    settled = settle(draft(mapping))
+    assert [name for name in settled.added if settled.entries[name].slot == Slot(1, 2)] == [settled.added[-1]]
+    last_but_one = changed(mapping, {}, ["customers.customer2.hosts.vm2"])
+    assert Slot(1, 2) not in {entry.slot for entry in settle(draft(last_but_one)).entries.values()}
+
+
 def test_a_full_pod_says_how_many_slots_are_kept_as_released(dev):
     released = {"addresses.customer1/old": RELEASED["addresses.customer1/old"]}
     mapping = full(dev, 55, **released)
@@ -297,11 +306,11 @@ def without_book(text: str) -> str:
     return text[: text.index("  nat-pod:addresses:")]
 
 
-WHOLE_BOOK = [
-    "+    management/mgmt: {natVm1: 198.18.0.2, natVm2: 198.18.0.130}",
-    "+    customer1/vm1: {natVm1: 198.18.0.3, natVm2: 198.18.0.131}",
-    "+    customer1/vm2: {natVm1: 198.18.0.4, natVm2: 198.18.0.132}",
-    "+    customer2/vm2: {natVm1: 198.18.0.5, natVm2: 198.18.0.133}",
+WHOLE_BOOK = [  # .2/.130 are the primary addresses, and come last
+    "+    management/mgmt: {natVm1: 198.18.0.3, natVm2: 198.18.0.131}",
+    "+    customer1/vm1: {natVm1: 198.18.0.4, natVm2: 198.18.0.132}",
+    "+    customer1/vm2: {natVm1: 198.18.0.5, natVm2: 198.18.0.133}",
+    "+    customer2/vm2: {natVm1: 198.18.0.6, natVm2: 198.18.0.134}",
 ]
 
 

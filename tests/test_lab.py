@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, project_with
 
+from nat_pod.config import address_book
+from nat_pod.config.stack_file import read_stack
 from nat_pod.lab import checks
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
@@ -253,6 +255,43 @@ def test_management_reaches_the_ssh_of_nat_vm2_and_a_customer_does_not_reach_tha
             seconds=1.0,
         )
     assert [(answer.ok, answer.answered_by) for answer in answers] == [(True, "natVm2"), (False, None), (False, None)]
+
+
+def allocate(path: Path, text: str) -> None:
+    """Make a stack file of a text without a book, or with one that lags behind."""
+    path.write_text(text, encoding="utf-8")
+    config, *_ = read_stack(path.parent, "dev").draft()
+    path.write_text(address_book.edit(text, config, address_book.settle(config)), encoding="utf-8")
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+def test_the_way_in_to_nat_vm1_leads_through_nat_vm2_as_long_as_no_host_has_its_address(tmp_path, policy):
+    """Both TCP connections that `ssh -J` opens, in a POD whose book `allocate` has written and in the article's."""
+    legs = [
+        probe.Probe(source_vm="management/stranger", destination="198.18.0.130", protocol="http", port=22),
+        probe.Probe(source_vm="natVm2", destination="198.18.0.2", protocol="http", port=22),
+        # Where a host has the address, what NAT VM2 sends there ends at the host.
+        probe.Probe(source_vm="natVm2", destination="198.18.0.2", protocol="http", port=80),
+        # What a declared server sends to NAT VM2's is translated, also where nobody has the slot.
+        probe.Probe(source_vm="management/mgmt", destination="198.18.0.130", protocol="http", port=22),
+    ]
+
+    def answered(plan: PodPlan, topology: Topology) -> list[str | None]:
+        with sandbox.Lab(topology) as lab:
+            return [answer.answered_by for answer in lab.probe(legs, seconds=1.0)]
+
+    directory = project(tmp_path, sourceNat=policy)
+    assert answered(*deployed(directory, "dev")) == ["natVm2", None, "customer1/vm1", None]
+    path = directory / "Pulumi.dev.yaml"
+    text = path.read_text(encoding="utf-8")
+    servers = "    servers:\n      mgmt: 10.0.0.100\n"
+    assert servers in text
+    # The hosts first, or the server would have the slot, which is in nobody's way.
+    allocate(path, text[: text.index("  nat-pod:addresses:")].replace(servers, "    servers: {}\n"))
+    allocate(path, path.read_text(encoding="utf-8").replace("    servers: {}\n", servers))
+    plan, topology = deployed(directory, "dev")
+    assert plan.way_in == "198.18.0.2"
+    assert answered(plan, topology) == ["natVm2", "natVm1", None, "natVm1"]
 
 
 def test_a_changed_document_is_live_after_the_agent_s_next_poll_and_what_was_removed_is_gone(dev_deployed):

@@ -74,6 +74,7 @@ def plan_dict(plan: PodPlan) -> dict[str, object]:
         "cidr": plan.cidr,
         "sourceNat": plan.source_nat,
         "primary": {vm.key: vm.vnics[0].primary for vm in plan.vms},
+        "wayIn": {NAT_VM1: plan.way_in, NAT_VM2: plan.primary(NAT_VM2)},
         "slots": {slot.member: {NAT_VM1: slot.nat_vm1, NAT_VM2: slot.nat_vm2} for slot in plan.slots},
         "real": {slot.member: slot.real for slot in plan.slots},
         "capacity": {
@@ -164,7 +165,19 @@ def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
         ),
         ("flows", f"{limits.FLOWS_PER_ADDRESS} at a time to one server and port, {shared}"),
         ("rules", ", ".join(f"{vm.rules.rule_count()} on {vm.key}" for vm in plan.vms)),
+        ("way in", f"ssh to NAT VM2 at {plan.primary(NAT_VM2)}"),
+        ("", _way_in_to_nat_vm1(plan)),
     ]
+
+
+def _way_in_to_nat_vm1(plan: PodPlan) -> str:
+    """How it is reached, or whose the addresses are by which it was."""
+    if plan.way_in is not None:
+        return f"ssh to NAT VM1 at {plan.way_in}, through NAT VM2"
+    owners = {host.nat_vm1: host.member for host in plan.hosts}
+    first, *others = (f"{owners[vnic.primary]} has {vnic.primary}" for vnic in plan.vnics_on(NAT_VM1))
+    more = f", {others[0]}" if len(others) == 1 else f", and {len(others)} more hosts the others" if others else ""
+    return f"none to NAT VM1: {first}{more}"
 
 
 def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:

@@ -181,6 +181,17 @@ class PodPlan:
         return self.vnics_on(side)[0].primary
 
     @property
+    def way_in(self) -> str | None:
+        """The address at which NAT VM1 itself answers the ssh of its jump host, NAT VM2; None where none is left.
+
+        It is the first VNIC's whose primary address is no host's: what NAT VM2 sends to a host's address is translated,
+        and ends at the host.  NAT VM2 itself is reached at any of its primary addresses, because only what declared
+        servers send there is translated.
+        """
+        hosts = {host.nat_vm1 for host in self.hosts}
+        return next((vnic.primary for vnic in self.vnics_on(Side.NAT_VM1) if vnic.primary not in hosts), None)
+
+    @property
     def servers(self) -> tuple[SlotPlan, ...]:
         """The slots of management's members."""
         return tuple(slot for slot in self.slots if slot.member.is_server)
