@@ -17,11 +17,13 @@ from conftest import REPOSITORY
 from nat_pod.commands import diff as report
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
+from nat_pod.config.settings import settings
 from nat_pod.config.stack_file import read_stack
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.compiler import compile_rules
 from nat_pod.trace.diff import FlowChange, compare, delivered, with_user_data
+from nat_pod.trace.effects import Effect, Outcome, account
 
 MGMT = "management/mgmt"
 BOTH = "{0} > management/mgmt, management/mgmt > {0}"
@@ -34,6 +36,16 @@ BOOK = {
 
 def plan(mapping: dict) -> PodPlan:
     return plan_pod(PodConfig.from_mapping(mapping, "dev"), "dev")
+
+
+def judged(old: dict, new: dict) -> Outcome:
+    """What `diff` says of two stack files, from plan to effect."""
+    before, after = plan(old), plan(new)
+    return account(compare(before, after), before, after, keys(old), keys(new))
+
+
+def keys(mapping: dict) -> dict[tuple[str, ...], object]:
+    return settings({f"nat-pod:{key}": value for key, value in mapping.items()})
 
 
 def flows(text: str) -> set[tuple[str, str]]:
@@ -163,8 +175,7 @@ def test_an_edit_changes_exactly_its_flows(dev, edit):
     assert names(difference.lost) == lost
     assert names(difference.renumbered) == renumbered
     assert names(difference.rerouted) == rerouted
-    assert difference.ending == len(lost) + len(renumbered) + len(rerouted)
-    assert difference.harmless == (not lost and not renumbered)
+    assert difference.ended == lost | renumbered | rerouted
     assert difference.not_delivered == difference.not_declared == ()
 
 
@@ -179,8 +190,10 @@ def test_the_way_back_swaps_gained_and_lost(dev):
 
 def test_a_pod_that_was_not_there_gains_everything_and_ends_nothing(dev):
     difference = compare(None, plan(dev))
+    outcome = account(difference, None, plan(dev), {}, keys(dev))
     assert names(difference.gained) == flows(ALL)
-    assert (difference.ending, difference.harmless, difference.risks) == (0, True, ())
+    assert (outcome.ending, outcome.harmless, outcome.changes) == (set(), True, ())
+    assert report.headline(outcome) == "a new POD: no flow ends"
     assert [slot.member for slot in difference.taken] == ["customer1/vm1", "customer1/vm2", "customer2/vm2", MGMT]
 
 
@@ -215,14 +228,16 @@ def test_a_rule_set_that_lets_an_undeclared_flow_pass_shows_as_a_mistake(dev):
     wrong = replace(good, vms=tuple(replace(vm, rules=rules[vm.key]) for vm in good.vms))
     difference = compare(good, wrong)
     assert set(difference.not_declared) == {("customer1/vm1", MGMT), ("customer1/vm2", MGMT)}
-    assert not difference.harmless
-    assert (
-        "MISTAKE IN THE RULES: delivered, and not declared: customer1/vm1 to management/mgmt"
-        in report.difference_text(difference, "dev", "main")
+    outcome = account(difference, good, wrong, keys(dev), keys(dev))
+    assert not outcome.harmless
+    text = report.outcome_text(outcome, "dev", report.Base("main"))
+    assert text.splitlines()[1] == "  risk: nat-pod's rules have a mistake"
+    assert "MISTAKE IN THE RULES: delivered, and not declared: customer1/vm1 to management/mgmt" in " ".join(
+        text.split()
     )
     back = compare(wrong, replace(good, may_reach=plan(open_config).may_reach))
     assert set(back.not_delivered) == set(difference.not_declared)
-    assert not back.harmless
+    assert not account(back, wrong, good, keys(dev), keys(dev)).harmless
 
 
 # --- slots and capacity ----------------------------------------------------------------------------------------------
@@ -275,38 +290,15 @@ def another_primary(m: dict) -> None:
             pair["natVm1"] = {"198.18.0.2": "198.18.0.194", "198.18.0.3": "198.18.0.195"}[pair["natVm1"]]
 
 
-RISKS = {
-    "ssh key": (vm_edit(sshPublicKey="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEother ops"), True, "natVm.sshPublicKey"),
-    "availability domain": (vm_edit(availabilityDomain="abcd:UK-LONDON-1-AD-2"), True, "natVm.availabilityDomain"),
-    "primary address": (another_primary, True, "primary address of natVm1 198.18.0.2 -> 198.18.0.194"),
-    "shape": (vm_edit(shape="VM.Standard2.16"), False, "VM.Standard2.24 -> VM.Standard2.16: `pulumi up` is refused"),
-    "image": (vm_edit(imageId="ocid1.image.oc1.uk-london-1.other"), False, "new natVm.imageId: no new VM"),
-    "LPG deleted": (remove_customer, False, "LPG of customer2 is deleted"),
-    "LPG replaced": (
-        lambda m: m["customers"]["customer1"].update(peerId="ocid1.localpeeringgateway.oc1.uk-london-1.x"),
-        False,
-        "LPG of customer1 is replaced",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RISKS)
-def test_what_happens_to_machines_and_peerings_is_said(dev, name):
-    edit, replaced, words = RISKS[name]
-    old = plan(copy.deepcopy(dev))
-    edit(dev)
-    difference = compare(old, plan(dev))
-    text = report.difference_text(difference, "dev", "main")
-    assert words in text
-    assert text.splitlines()[1].startswith("  risk: both NAT VMs are replaced; 6" if replaced else "  risk: no VM is")
-    assert any(risk.replaces_vm for risk in difference.risks) == replaced
-
-
 def test_a_new_bootstrap_replaces_both_vms_and_ends_every_flow_but_loses_none(dev):
     new = plan(dev)
-    difference = compare(with_user_data(new, "H4sIother"), new)
-    assert (difference.ending, difference.harmless, len(difference.risks)) == (6, True, 1)
-    assert difference.risks[0].what == "new bootstrap (user_data)"
+    old = with_user_data(new, "H4sIother")
+    outcome = account(compare(old, new), old, new, keys(dev), keys(dev))
+    assert (len(outcome.ending), outcome.difference.ended, outcome.replaces_vms) == (6, set(), True)
+    assert [(change.path, change.effect) for change in outcome.changes] == [
+        ("the bootstrap (user_data)", Effect.REPLACES)
+    ]
+    assert report.headline(outcome) == "risk: 6 of 6 flows end; both NAT VMs are replaced"
 
 
 def test_a_rename_of_long_ago_is_none(dev):
@@ -325,9 +317,11 @@ def test_a_name_that_was_somebodys_already_is_no_rename(dev):
 
 
 def test_a_renamed_customer_keeps_its_peering_and_its_flows(dev):
-    old = plan(copy.deepcopy(dev))
+    old = copy.deepcopy(dev)
     rename_customer(dev)
-    assert compare(old, plan(dev)).risks == ()
+    outcome = judged(old, dev)
+    assert [change.path for change in outcome.changes] == ["customers.acme.formerly"]
+    assert outcome.harmless
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------
@@ -343,23 +337,29 @@ def much(mapping: dict) -> None:
     vm_edit(sshPublicKey="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEother ops")(mapping)
 
 
-@pytest.mark.parametrize("edit", [same, much, renumber_host], ids=lambda edit: edit.__name__)
+def another_vrouter(mapping: dict) -> None:
+    mapping["management"]["vrouter"] = "198.18.0.168"
+
+
+@pytest.mark.parametrize("edit", [same, much, renumber_host, another_vrouter], ids=lambda edit: edit.__name__)
 def test_the_three_forms_are_the_golden_ones(dev, golden, edit):
-    old = plan(copy.deepcopy(dev))
+    old = copy.deepcopy(dev)
     edit(dev)
-    difference = compare(old, plan(dev))
-    golden(f"diff-{edit.__name__}.txt", report.difference_text(difference, "dev", "main") + "\n")
-    golden(f"diff-{edit.__name__}.md", report.difference_markdown(difference, "dev", "main") + "\n")
-    golden(f"diff-{edit.__name__}.json", json.dumps(report.difference_dict(difference), indent=2) + "\n")
+    outcome = judged(old, dev)
+    golden(f"diff-{edit.__name__}.txt", report.outcome_text(outcome, "dev", report.Base("main")) + "\n")
+    golden(f"diff-{edit.__name__}.md", report.outcome_markdown(outcome, "dev", report.Base("main")) + "\n")
+    golden(f"diff-{edit.__name__}.json", json.dumps(report.outcome_dict(outcome), indent=2) + "\n")
 
 
 def test_the_markdown_of_a_large_difference_fits_into_a_comment(ten):
-    """GitHub takes 65,536 characters; the text form has every flow."""
+    """GitHub takes 65,536 characters; the text form has every member."""
     difference = compare(None, plan(ten))
     assert len(difference.gained) == 558
-    assert len(report.difference_markdown(difference, "ten", "main")) < 12_000
-    assert "and 498 more" in report.difference_markdown(difference, "ten", "main")
-    assert report.difference_text(difference, "ten", "main").count("198.18.") > 558
+    outcome = account(difference, None, plan(ten), {}, keys(ten))
+    assert len(report.outcome_markdown(outcome, "ten", report.Base("main"))) < 12_000
+    assert "Gained: 558 flows of 65 members" in report.outcome_markdown(outcome, "ten", report.Base("main"))
+    assert "and 5 more" in report.outcome_markdown(outcome, "ten", report.Base("main"))
+    assert report.outcome_text(outcome, "ten", report.Base("main")).count("\n") < 2 * 65 + 15
 
 
 def test_the_flows_of_ten_customers_are_found_in_seconds(ten):
@@ -410,14 +410,68 @@ def test_the_working_tree_is_compared_with_the_revision(checkout, capsys):
     assert diff(capsys, "dev", "--base", "first")[0] == 0
     change(checkout, "vm1: 10.0.0.100, ", "vm1: 10.0.0.101, ")
     status, out, _ = diff(capsys, "dev", "--base", "HEAD")
-    assert (status, "0 lost, 0 renumbered, 0 gained, 2 rerouted (of 6)" in out) == (0, True)
+    assert (status, "0 lost, 0 renumbered, 0 gained, 2 rerouted (of 6)" in out) == (1, True)
     commit(checkout, "second")
     assert "0 rerouted" in diff(capsys, "dev", "--base", "HEAD")[1]
     assert "2 rerouted" in diff(capsys, "dev", "--base", "first")[1]
 
 
 @pytest.mark.runs_commands
-def test_lost_or_renumbered_is_exit_status_1_in_every_form(checkout, capsys):
+def test_without_a_base_it_is_where_the_branch_left_the_default_one(checkout, capsys):
+    short = subprocess.run(["git", "rev-parse", "--short", "main"], cwd=checkout, capture_output=True, text=True).stdout
+    git(checkout, "switch", "--quiet", "-c", "change")
+    change(checkout, "vm1: 10.0.0.100, ", "vm1: 10.0.0.101, ")
+    commit(checkout, "mine")
+    git(checkout, "switch", "--quiet", "main")
+    change(checkout, "vm2: 10.0.1.100", "vm2: 10.0.1.200")
+    commit(checkout, "theirs")
+    git(checkout, "switch", "--quiet", "change")
+    status, out, _ = diff(capsys, "dev")
+    assert (status, out.splitlines()[0]) == (1, f"POD dev since {short.strip()} (the last commit shared with main)")
+    assert "0 gained, 2 rerouted" in out  # what main did meanwhile is not this branch's doing
+    markdown = diff(capsys, "dev", "--markdown")[1]
+    assert markdown.splitlines()[0] == f"### POD `dev` since `{short.strip()}` (the last commit shared with main)"
+
+
+@pytest.mark.runs_commands
+def test_the_remotes_default_branch_comes_first(checkout, capsys):
+    git(checkout, "update-ref", "refs/remotes/origin/trunk", "HEAD")
+    git(checkout, "symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/trunk")
+    assert "(the last commit shared with origin/trunk)" in diff(capsys, "dev")[1]
+
+
+@pytest.mark.runs_commands
+def test_no_default_branch_is_one_sentence(checkout, capsys):
+    git(checkout, "branch", "--quiet", "-m", "main", "work")
+    assert diff(capsys, "dev") == (
+        1,
+        "",
+        "--base: this checkout has no commit in common with origin/HEAD, main or master; name a revision, e.g. "
+        "--base HEAD~1; in a shallow clone, run: git fetch --unshallow\n",
+    )
+
+
+@pytest.mark.runs_commands
+def test_a_file_that_differs_in_form_alone_says_so(checkout, capsys):
+    change(checkout, "shape: VM.Standard2.24", "shape: {shape: VM.Standard2.24} # as before")
+    status, out, _ = diff(capsys, "dev")
+    assert status == 0
+    assert out.splitlines()[1:3] == [
+        "  no flow ends, and no VM is replaced; the stack file differs in comments, order",
+        "    or spelling alone",
+    ]
+    change(checkout, "config:\n", "environment: [other]\nconfig:\n")
+    status, out, _ = diff(capsys, "dev")
+    assert status == 1
+    assert out.splitlines()[1:4] == [
+        "  risk: the effect of 1 setting is not known",
+        "  beside config.environment",
+        "    effect not known: a key of the Pulumi CLI's, which nat-pod does not read",
+    ]
+
+
+@pytest.mark.runs_commands
+def test_a_flow_that_ends_is_exit_status_1_in_every_form(checkout, capsys):
     change(checkout, "natVm1: 198.18.0.3, natVm2: 198.18.0.131", "natVm1: 198.18.0.9, natVm2: 198.18.0.137")
     for form in ([], ["--markdown"], ["--json"]):
         assert diff(capsys, "dev", "--base", "main", *form)[0] == 1
@@ -429,9 +483,9 @@ def test_lost_or_renumbered_is_exit_status_1_in_every_form(checkout, capsys):
 def test_the_projects_defaults_are_those_of_the_revision(checkout, capsys):
     change(checkout, "  nat-pod:sourceNat: masquerade\n", "")
     commit(checkout, "default")
-    assert "source NAT" not in diff(capsys, "dev", "--base", "first")[1]
+    assert "sourceNat" not in diff(capsys, "dev", "--base", "first")[1]
     change(checkout, "default: masquerade", "default: static", "Pulumi.yaml")
-    assert "source NAT: masquerade -> static" in diff(capsys, "dev", "--base", "default")[1]
+    assert "sourceNat: masquerade -> static" in diff(capsys, "dev", "--base", "default")[1]
 
 
 @pytest.mark.runs_commands
@@ -516,5 +570,5 @@ def test_this_checkout_knows_the_bootstrap_of_the_revision(monkeypatch, capsys):
     monkeypatch.setattr("nat_pod.commands.diff.read_stack_at", lambda directory, name, revision: stack)
     monkeypatch.setattr("nat_pod.commands.diff.file_at", file_at)
     status, out, _ = diff(capsys, "dev", "--base", "main")
-    assert (status, asked) == (0, ["cloud-init/user-data.b64"])
-    assert "new bootstrap (user_data)" in out
+    assert (status, asked) == (1, ["cloud-init/user-data.b64"])
+    assert "the bootstrap (user_data)" in out

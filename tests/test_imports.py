@@ -50,7 +50,7 @@ THIRD_PARTY = {"pulumi", "pulumi_oci", "netaddr", "yaml"}
 PULUMI_PARTS = {"grpc", "google"}
 SPEAKS_TO_THE_ENGINE = {"language_host", "plugin", "provider", "run_program"}
 USES_PULUMI = {"inputs", "program", "provider", "run_program", "language_host"}
-STARTS_GIT = {"stack_file"}  # `diff` asks git for the stack file at an earlier revision
+STARTS_GIT = {"revisions"}  # `diff` asks git for the stack file at an earlier revision
 STARTS_PROGRAMS = {"boot", "engine", "holder", "imds", "language_host", "netns", "sandbox"}
 
 
@@ -182,7 +182,7 @@ def test_pulumi_is_in_the_component_in_the_program_and_in_the_labs_engine_room_o
 def test_programs_are_started_in_the_lab_only_but_for_git():
     starting = {"subprocess", "pty", "multiprocessing"}
     assert {path.stem for path in OUTSIDE_LAB if tops(imports(path)) & starting} == STARTS_GIT
-    runs = re.findall(r"subprocess\.\w+\((\[[^,]+)", (PACKAGE / "config" / "stack_file.py").read_text(encoding="utf-8"))
+    runs = re.findall(r"subprocess\.\w+\((\[[^,]+)", (PACKAGE / "config" / "revisions.py").read_text(encoding="utf-8"))
     assert runs == ['["git"']
     assert {path.stem for path in INSIDE_LAB if tops(imports(path)) & starting} <= STARTS_PROGRAMS
     calls = [

@@ -38,6 +38,7 @@ def output(tmp_path, monkeypatch) -> Callable[..., list[str]]:
     monkeypatch.chdir(tmp_path)
     # What git would find at the revision; the command must not start it here.
     monkeypatch.setattr("nat_pod.commands.diff.read_stack_at", lambda directory, stack, _: read_stack(directory, stack))
+    monkeypatch.setattr("nat_pod.commands.diff.file_at", lambda directory, name, _: (directory / name).read_text())
 
     def run(name: str, columns: str | None, encoding: str = "utf-8") -> list[str]:
         if columns is None:

@@ -1,56 +1,104 @@
-"""`diff`: the flows gained, lost and renumbered since a git revision."""
+"""`diff`: what a change of the stack file does to flows, since a git revision."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import assert_never
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
-from nat_pod.commands.stack import load
-from nat_pod.config.stack_file import file_at, read_stack_at
-from nat_pod.errors import ConfigError
-from nat_pod.names import NAT_VM1, NAT_VM2, natural
+from nat_pod.config.revisions import base_of, file_at
+from nat_pod.config.settings import Value, settings
+from nat_pod.config.stack_file import Stack, read_stack, read_stack_at
+from nat_pod.errors import ConfigError, shorten, visible
+from nat_pod.names import NAT_VM1, NAT_VM2, MemberName, natural
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.text import count, folded, table
-from nat_pod.trace.diff import Delivery, Difference, FlowChange, Pair, SlotChange, compare, with_user_data
+from nat_pod.text import count, folded, table, wrapped
+from nat_pod.trace.diff import (
+    Delivery,
+    Difference,
+    FlowChange,
+    MemberChange,
+    Pair,
+    SlotChange,
+    by_member,
+    compare,
+    with_user_data,
+)
+from nat_pod.trace.effects import Change, Effect, Outcome, account
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a stack is compared with: a git revision, and the branch that it is of when nobody named it."""
+
+    revision: str
+    branch: str | None = None
+
+    def shown(self, quote: str = "") -> str:
+        """`808e9f7 (the last commit shared with main)`."""
+        of = "" if self.branch is None else f" (the last commit shared with {self.branch})"
+        return f"{quote}{self.revision}{quote}{of}"
 
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    parser = add_parser(commands, "diff", "show the flows gained, lost and renumbered since a git revision", _run)
+    parser = add_parser(commands, "diff", "show what a change does to flows, since a git revision", _run)
     add_stack(parser)
     parser.add_argument(
-        "--base", metavar="REV", required=True, help="the git revision to compare with, e.g. main or HEAD~1"
+        "--base",
+        metavar="REV",
+        help="the git revision to compare with, e.g. main (default: where this branch left the default branch)",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a pull request")
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    base = _plan_at(Path.cwd(), arguments.stack, arguments.base)
-    _, plan = load(arguments.stack)
-    difference = compare(base, plan)
+    directory = Path.cwd()
+    base = _base(directory, arguments.base)
+    then = read_stack_at(directory, arguments.stack, base.revision)
+    old = None if then is None else _plan_of(then, directory, base.revision)
+    now = read_stack(directory, arguments.stack)
+    new = _checked(now)
+    before = {} if then is None else settings(then.config, then.beside)
+    outcome = account(compare(old, new), old, new, before, settings(now.config, now.beside))
+    if then is not None and not outcome.changes:
+        text = file_at(directory, now.path.name, base.revision) or ""
+        outcome = replace(outcome, other_text=text.splitlines() != now.text.splitlines())
     if arguments.json:
-        print_json(difference_dict(difference))
+        print_json(outcome_dict(outcome))
     elif arguments.markdown:
-        print(difference_markdown(difference, arguments.stack, arguments.base))
+        print(outcome_markdown(outcome, arguments.stack, base))
     else:
-        print(difference_text(difference, arguments.stack, arguments.base))
-    return OK if difference.harmless else FINDINGS
+        print(outcome_text(outcome, arguments.stack, base))
+    return OK if outcome.harmless else FINDINGS
 
 
-def _plan_at(directory: Path, name: str, revision: str) -> PodPlan | None:
-    """The plan of the stack file as it was at a git revision, with the bootstrap of then."""
-    stack = read_stack_at(directory, name, revision)
-    if stack is None:
-        return None
+def _base(directory: Path, revision: str | None) -> Base:
+    if revision is not None:
+        return Base(revision)
+    return Base(*base_of(directory))
+
+
+def _checked(stack: Stack) -> PodPlan:
+    config = stack.checked()
     try:
-        plan = plan_pod(stack.checked(), name)
+        return plan_pod(config, stack.name)
+    except ConfigError as error:
+        raise ConfigError(error.source, stack.located(error.problems)) from None
+
+
+def _plan_of(stack: Stack, directory: Path, revision: str) -> PodPlan:
+    """The plan of the stack file as it was at a git revision, with the bootstrap of then."""
+    try:
+        plan = plan_pod(stack.checked(), stack.name)
     except ConfigError as error:
         # Without the commands: they would change the file of today.
         problems = [replace(problem, command="") for problem in error.problems]
@@ -62,10 +110,27 @@ def _plan_at(directory: Path, name: str, revision: str) -> PodPlan | None:
     return plan if user_data is None else with_user_data(plan, user_data.strip())
 
 
-def difference_dict(difference: Difference) -> dict[str, object]:
+# --- for programs ----------------------------------------------------------------------------------------------------
+
+
+def outcome_dict(outcome: Outcome) -> dict[str, object]:
     """The form of `diff --json`."""
+    difference = outcome.difference
     before, after = difference.capacity
     return {
+        "worst": outcome.worst,
+        "changes": [
+            {
+                "path": change.path,
+                "before": change.old,
+                "after": change.new,
+                "effect": change.effect,
+                "flows": len(change.verdict.flows),
+                "until": change.verdict.until or None,
+                "why": change.verdict.why,
+            }
+            for change in outcome.changes
+        ],
         **{
             name: [
                 {
@@ -78,6 +143,19 @@ def difference_dict(difference: Difference) -> dict[str, object]:
             ]
             for name, flows in _flow_lists(difference)
         },
+        "members": {
+            name: [
+                {
+                    "member": group.member,
+                    "with": list(group.others),
+                    "flows": len(group.flows),
+                    "called": [{"before": was, "after": now} for was, now in group.called],
+                    "seen": [{"before": was, "after": now} for was, now in group.seen],
+                }
+                for group in by_member(difference, flows)
+            ]
+            for name, flows in _flow_lists(difference)
+        },
         "policy": {"before": difference.policy[0], "after": difference.policy[1]},
         "capacity": {
             name: None if value is None else {"slots": value.slots, "used": value.used, "free": value.free}
@@ -87,78 +165,160 @@ def difference_dict(difference: Difference) -> dict[str, object]:
             name: {slot.member: {NAT_VM1: slot.nat_vm1, NAT_VM2: slot.nat_vm2} for slot in slots}
             for name, slots in _slot_lists(difference)
         },
-        "vmsReplaced": any(risk.replaces_vm for risk in difference.risks),
-        "risks": [
-            {"what": risk.what, "means": risk.means, "replacesVm": risk.replaces_vm} for risk in difference.risks
-        ],
-        "flowsThatEnd": difference.ending,
+        "routes": {
+            realm: {"add": list(added), "takeOut": list(removed)}
+            for realm, (added, removed) in difference.routes.items()
+        },
+        "vmsReplaced": outcome.replaces_vms,
+        "flowsThatEnd": len(outcome.ending),
+        "flowsAtRisk": len(outcome.at_risk),
         "notDelivered": [list(pair) for pair in difference.not_delivered],
         "notDeclared": [list(pair) for pair in difference.not_declared],
     }
 
 
-def difference_text(difference: Difference, stack: str, base: str) -> str:
-    """`diff` for people."""
-    sections = [f"POD {stack} since {base}", *(f"  {line}" for line in _summary(difference))]
-    for title, header, rows in _tables(difference):
-        sections += ["", f"{title} ({len(rows)})", table(header, rows)]
-    return "\n".join(sections)
+def _way_dict(way: Delivery | None) -> dict[str, object] | None:
+    if way is None:
+        return None
+    return {
+        "address": way.address,
+        "seen": way.seen,
+        "hops": [{"at": hop.at, "src": hop.src, "dst": hop.dst} for hop in way.hops],
+    }
 
 
-def difference_markdown(difference: Difference, stack: str, base: str) -> str:
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def outcome_text(outcome: Outcome, stack: str, base: Base) -> str:
+    """`diff` for a terminal."""
+    lines = [f"POD {stack} since {base.shown()}", wrapped(headline(outcome))]
+    for words, why in _settings(outcome):
+        lines += [wrapped(words), *_indented(why)]
+    lines += [wrapped(line) for line in _summary(outcome.difference)]
+    for title, header, rows in _tables(outcome.difference):
+        lines += ["", title, table(header, rows)]
+    return "\n".join(lines)
+
+
+def outcome_markdown(outcome: Outcome, stack: str, base: Base) -> str:
     """`diff` for a pull request: what a reviewer must know first, the lists folded."""
-    parts = [f"### POD `{stack}` since `{base}`", "", *(f"- {line}" for line in _summary(difference))]
-    for title, header, rows in _tables(difference):
-        parts += ["", folded(f"{title} ({len(rows)})", header, rows)]
-    return "\n".join(parts)
+    lines = [f"### POD `{stack}` since {base.shown('`')}", "", f"**{headline(outcome)}**", ""]
+    lines += [f"- {words}. {why[0].upper()}{why[1:]}" for words, why in _settings(outcome, quote="`")]
+    lines += [f"- {line}" for line in _summary(outcome.difference)]
+    for title, header, rows in _tables(outcome.difference):
+        lines += ["", folded(title, header, rows)]
+    return "\n".join(lines)
 
 
-def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[str]]]]:
-    """The lists that are not empty: title, header, rows."""
-    tables: list[tuple[str, Sequence[str], list[list[str]]]] = []
-    for name, changes in _flow_lists(difference):
-        flows = sorted(changes, key=lambda flow: (natural(flow.sender), natural(flow.receiver)))
-        if name == "rerouted":
-            tables.append(("Rerouted flows", ("from", "to", "what changes"), [_rerouted_row(flow) for flow in flows]))
-        else:
-            tables.append((f"{name.capitalize()} flows", _FLOW_HEADER, [_flow_row(flow) for flow in flows]))
-    for name, moved in _slot_lists(difference):
-        slots = sorted(moved, key=lambda slot: natural(slot.member))
-        tables.append((_SLOT_TITLES[name], _SLOT_HEADER, [[slot.member, slot.nat_vm1, slot.nat_vm2] for slot in slots]))
-    return [entry for entry in tables if entry[2]]
+def headline(outcome: Outcome) -> str:
+    """The worst that can happen, in one line."""
+    all_flows = len(outcome.difference.before)
+    ending, at_risk = len(outcome.ending), len(outcome.at_risk)
+    parts = []
+    if ending:
+        parts.append(f"{ending} of {count(all_flows, 'flow')} {'ends' if ending == 1 else 'end'}")
+    if at_risk:
+        untils = dict.fromkeys(c.verdict.until for c in outcome.changes if c.effect is Effect.AT_RISK)
+        number = f"{at_risk} more" if ending else f"{at_risk} of {count(all_flows, 'flow')}"
+        parts.append(f"{number} {'is' if at_risk == 1 else 'are'} at risk {', and '.join(untils)}")
+    if any(change.effect is Effect.REFUSED for change in outcome.changes):
+        parts.append("`pulumi up` is refused")
+    unknown = sum(1 for change in outcome.changes if change.effect is Effect.UNKNOWN)
+    if unknown:
+        parts.append(f"the effect of {count(unknown, 'setting')} is not known")
+    if outcome.difference.not_delivered or outcome.difference.not_declared:
+        parts.append("nat-pod's rules have a mistake")
+    if not parts:
+        if outcome.new_pod:
+            return "a new POD: no flow ends"
+        form = "; the stack file differs in comments, order or spelling alone" if outcome.other_text else ""
+        return f"no flow ends, and no VM is replaced{form or ('' if outcome.changes else '; no setting differs')}"
+    if outcome.replaces_vms:
+        parts.append("both NAT VMs are replaced")
+    elif ending or at_risk:
+        parts.append("no VM is replaced")
+    return f"risk: {'; '.join(parts)}"
 
 
-_FLOW_HEADER = ("from", "to", "address used", "the far end sees")
+def _settings(outcome: Outcome, quote: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting that differs, and what that does; those of members are in the lists, but for what is alike."""
+    for change in outcome.changes:
+        if change.member is None:
+            yield f"{quote}{visible(change.path)}{quote}{_from_to(change)}", _effect(change)
+    quiet = {change.member for change in outcome.changes if change.member is not None} - _listed(outcome)
+    if quiet:
+        yield f"settings of {_some(sorted(quiet, key=natural))}", "no effect on flows"
 
 
-_SLOT_HEADER = ("member", "on NAT VM1", "on NAT VM2")
+def _listed(outcome: Outcome) -> set[MemberName]:
+    """The members of whom the lists say something."""
+    difference = outcome.difference
+    flows = [flow for _, flows in _flow_lists(difference) for flow in flows]
+    slots = [slot for _, slots in _slot_lists(difference) for slot in slots]
+    ends = {end for flow in flows for end in (flow.sender, flow.receiver)}
+    return ends | {slot.member for slot in slots}
 
 
-_SLOT_TITLES = {
-    "taken": "Slots taken",
-    "returned": "Slots returned to their members",
-    "released": "Slots released, and kept back",
-    "freed": "Slots free for others again",
-}
+def _from_to(change: Change) -> str:
+    if change.path.startswith(_NOT_SHOWN):
+        return ""
+    old, new = change.old, change.new
+    if old is not None and new is not None:
+        return f": {_value(old)} -> {_value(new)}"
+    if new is not None:
+        return f": {_value(new)} is new"
+    return "" if old is None else f": {_value(old)} is taken out"
+
+
+_NOT_SHOWN = ("natVm.sshPublicKey", "oci:private", "beside config")
+
+
+def _value(value: Value) -> str:
+    return visible(shorten(value).strip('"') if isinstance(value, str) else f"[{', '.join(value)}]")
+
+
+def _effect(change: Change) -> str:
+    verdict = change.verdict
+    flows = count(len(verdict.flows), "flow")
+    one = len(verdict.flows) == 1
+    match verdict.effect:
+        case Effect.REPLACES:
+            return verdict.why
+        case Effect.ENDS:
+            return f"{flows} {'ends' if one else 'end'}: {verdict.why}"
+        case Effect.AT_RISK:
+            return f"{flows} {'is' if one else 'are'} at risk {verdict.until}: {verdict.why}"
+        case Effect.REFUSED:
+            return f"refused: {verdict.why}"
+        case Effect.UNKNOWN:
+            return f"effect not known: {verdict.why}"
+        case Effect.NONE:
+            return f"no flow ends: {verdict.why}"
+        case _ as never:
+            assert_never(never)
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, 80, initial_indent="    ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _summary(difference: Difference) -> list[str]:
-    """The lines that everybody reads, the risk first."""
-    replaced = (
-        "both NAT VMs are replaced" if any(risk.replaces_vm for risk in difference.risks) else "no VM is replaced"
-    )
-    ending = f"{count(difference.ending, 'flow')} {'ends' if difference.ending == 1 else 'end'}"
-    lines = [f"risk: {replaced}; {ending}"]
-    lines += [f"risk: {risk.what}: {risk.means}" for risk in difference.risks]
-    lines += _mistakes("declared, and not delivered", difference.not_delivered)
+    """The lines that everybody reads."""
+    lines = _mistakes("declared, and not delivered", difference.not_delivered)
     lines += _mistakes("delivered, and not declared", difference.not_declared)
     counts = [f"{len(flows)} {name}" for name, flows in _flow_lists(difference)]
-    lines.append(f"flows: {', '.join(counts)} (of {difference.flows})")
+    lines.append(f"flows: {', '.join(counts)} (of {len(difference.before)})")
     policy_before, policy = difference.policy
     if policy_before is None:
         lines.append(f"a new POD, source NAT {policy}")
-    elif policy_before != policy:
-        lines.append(f"source NAT: {policy_before} -> {policy}")
+    for realm, (added, removed) in difference.routes.items():
+        if added:
+            lines.append(f"routes: {realm} has to send {', '.join(added)} to the POD, too")
+        if removed:
+            lines.append(f"routes: {realm} need not send {', '.join(removed)} to the POD any more")
     before, after = difference.capacity
     was = "" if before is None or before == after else f", before {before.used} of {before.slots}"
     lines.append(f"slots: {after.used} of {after.slots} used, {after.free} free{was}")
@@ -172,6 +332,36 @@ def _mistakes(words: str, pairs: Sequence[Pair]) -> list[str]:
     shown = ", ".join(f"{sender} to {receiver}" for sender, receiver in pairs[:3])
     more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
     return [f"MISTAKE IN THE RULES: {words}: {shown}{more}"]
+
+
+def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """The lists that are not empty: title, header, rows."""
+    tables: list[tuple[str, Sequence[str], list[list[str]]]] = []
+    for name, flows in _flow_lists(difference):
+        groups = sorted(by_member(difference, flows), key=lambda group: natural(group.member))
+        title = f"{name.capitalize()}: {count(len(flows), 'flow')} of {count(len(groups), 'member')}"
+        if name == "rerouted":
+            tables.append((title, _REROUTED_HEADER, [_rerouted_row(group) for group in groups]))
+        else:
+            tables.append((title, _FLOW_HEADER, [_flow_row(group) for group in groups]))
+    for name, moved in _slot_lists(difference):
+        slots = sorted(moved, key=lambda slot: natural(slot.member))
+        rows = [[slot.member, slot.nat_vm1, slot.nat_vm2] for slot in slots]
+        tables.append((f"{_SLOT_TITLES[name]} ({len(slots)})", _SLOT_HEADER, rows))
+    return [entry for entry in tables if entry[2]]
+
+
+_FLOW_HEADER = ("member", "with", "flows", "others call it at", "others see it as")
+_REROUTED_HEADER = ("member", "with", "flows", "what changes")
+_SLOT_HEADER = ("member", "on NAT VM1", "on NAT VM2")
+
+
+_SLOT_TITLES = {
+    "taken": "Slots taken",
+    "returned": "Slots returned to their members",
+    "released": "Slots released, and kept back",
+    "freed": "Slots free for others again",
+}
 
 
 def _flow_lists(difference: Difference) -> list[tuple[str, tuple[FlowChange, ...]]]:
@@ -192,31 +382,40 @@ def _slot_lists(difference: Difference) -> list[tuple[str, tuple[SlotChange, ...
     ]
 
 
-def _way_dict(way: Delivery | None) -> dict[str, object] | None:
-    if way is None:
-        return None
-    return {
-        "address": way.address,
-        "seen": way.seen,
-        "hops": [{"at": hop.at, "src": hop.src, "dst": hop.dst} for hop in way.hops],
-    }
-
-
-def _flow_row(flow: FlowChange) -> list[str]:
-    ways = [way for way in (flow.before, flow.after) if way is not None]
+def _flow_row(group: MemberChange) -> list[str]:
     return [
-        flow.sender,
-        flow.receiver,
-        " -> ".join(dict.fromkeys(way.address for way in ways)),
-        " -> ".join(dict.fromkeys(way.seen for way in ways)),
+        group.member,
+        _some(group.others),
+        str(len(group.flows)),
+        _steps(group.called),
+        _steps(group.seen),
     ]
 
 
-def _rerouted_row(flow: FlowChange) -> list[str]:
-    """The first hop that is another one."""
+def _steps(steps: Sequence[tuple[str | None, str | None]]) -> str:
+    """Addresses before and after: `198.18.0.130 -> 198.18.0.133`; "-" where no such flow is concerned."""
+    texts = [" -> ".join(dict.fromkeys(address for address in step if address is not None)) for step in steps]
+    return ", ".join(texts[:2]) + (f" and {len(texts) - 2} more" if len(texts) > 2 else "") if texts else "-"
+
+
+def _some(members: Sequence[MemberName]) -> str:
+    """Two of them by name, more by number."""
+    if len(members) <= 2:
+        return ", ".join(members)
+    if all(member.is_server for member in members):
+        return f"{len(members)} servers"
+    realms = {member.realm for member in members}
+    of = f"of {min(realms)}" if len(realms) == 1 else f"of {len(realms)} networks"
+    return f"{len(members)} {'hosts' if not any(member.is_server for member in members) else 'members'} {of}"
+
+
+def _rerouted_row(group: MemberChange) -> list[str]:
+    """The first hop that is another one; of a member with more such flows, the first flow's."""
+    flow = group.flows[0]
     before, after = (
         [(hop.at, hop.src, hop.dst) for hop in way.hops] if way is not None else [] for way in (flow.before, flow.after)
     )
     was, now = next(pair for pair in zip_longest(before, after, fillvalue=("nowhere", "-", "-")) if pair[0] != pair[1])
     there = "" if was[0] == now[0] else f"{now[0]}: "
-    return [flow.sender, flow.receiver, f"{was[0]}: {was[1]} > {was[2]} becomes {there}{now[1]} > {now[2]}"]
+    what = f"{was[0]}: {was[1]} > {was[2]} becomes {there}{now[1]} > {now[2]}"
+    return [group.member, _some(group.others), str(len(group.flows)), what]

@@ -7,9 +7,7 @@ and what `pulumi up` does start from one configuration.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import subprocess
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +17,11 @@ import yaml
 
 from nat_pod.config.model import SETTINGS, PodConfig, read_draft
 from nat_pod.config.places import Places
+from nat_pod.config.revisions import BASE_BRANCHES, file_at
 from nat_pod.errors import ConfigError, NatPodError, Problem, SlotTwice, visible
 from nat_pod.names import NAMESPACE, natural
 
 _STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_BASE_BRANCHES = ("origin/HEAD", "main", "master")
-"""Where the record of who has which address is, the first that there is."""
 _MADE_UP = re.compile(r"ocid1\.[a-z]+\.[^.]*\.[^.]*\.example")
 
 
@@ -36,13 +33,15 @@ class Stack:
     """A stack's files, read.
 
     `config` has full names ("nat-pod:cidr", "oci:region") and project defaults.  `text` is the stack file's own, "" for
-    one of an earlier revision, in which nobody looks for a line.
+    one of an earlier revision, in which nobody looks for a line.  `beside` has what stands beside `config` in the stack
+    file: keys of the Pulumi CLI (secretsprovider, environment), which nat-pod does not read.
     """
 
     name: str
     path: Path
     config: dict[str, object]
     text: str
+    beside: dict[str, object]
 
     def pod_config(self) -> dict[str, object]:
         """The keys of nat-pod alone, without the prefix: what PodConfig.from_mapping takes."""
@@ -81,7 +80,7 @@ class Stack:
 
     def _owned(self, twice: SlotTwice) -> SlotTwice:
         """With the member that has the slot on the base branch, if one of the two is known there: it keeps it."""
-        for branch in _BASE_BRANCHES:
+        for branch in BASE_BRANCHES:
             try:
                 base = read_stack_at(self.path.parent, self.name, branch)
             except NatPodError:
@@ -130,7 +129,7 @@ def read_stack(directory: Path, name: str) -> Stack:
     project = directory / "Pulumi.yaml"
     defaults = _config_of(load_yaml(project), project.name) if project.is_file() else {}
     text = _text(path)
-    return _merge(name, path, text, path.name, defaults, _config_of(_mapping(text, path.name), path.name))
+    return _merge(name, path, text, path.name, defaults, _mapping(text, path.name))
 
 
 def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
@@ -145,38 +144,15 @@ def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
     project = file_at(directory, "Pulumi.yaml", revision) or ""
     source = f"{path.name} at {revision}"
     defaults = _config_of(_mapping(project, f"Pulumi.yaml at {revision}"), f"Pulumi.yaml at {revision}")
-    return _merge(name, path, "", source, defaults, _config_of(_mapping(own, source), source))
-
-
-def file_at(directory: Path, name: str, revision: str) -> str | None:
-    """The text of `directory/name` at a git revision; None when there was no such file."""
-    commit = _git(directory, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    if commit is None:
-        if _git(directory, "rev-parse", "--git-dir") is None:
-            raise NatPodError(f"{directory} is not a git checkout, so there is no {revision} to compare with")
-        raise NatPodError(
-            f"--base: {revision}: is not a revision of this checkout, e.g. main, HEAD~1 or v1.0; "
-            "in a shallow clone, run: git fetch --unshallow"
-        )
-    return _git(directory, "show", f"{commit.strip()}:./{name}")
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    """What git prints, None when it fails.  It only reads; this is the one program nat_pod starts outside the lab."""
-    # What a hook or an alias exports would lead git to another repository than the one of `directory`.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    try:
-        done = subprocess.run(["git", *arguments], cwd=directory, env=environment, capture_output=True, check=False)
-    except FileNotFoundError:
-        raise NatPodError("git is not installed; `diff` reads the earlier stack file with it") from None
-    return done.stdout.decode("utf-8", errors="replace") if done.returncode == 0 else None
+    return _merge(name, path, "", source, defaults, _mapping(own, source))
 
 
 def _merge(
-    name: str, path: Path, text: str, source: str, defaults: dict[object, object], own: dict[object, object]
+    name: str, path: Path, text: str, source: str, defaults: dict[object, object], file: dict[str, Any]
 ) -> Stack:
+    own = _config_of(file, source)
     config = _project_defaults(defaults) | {str(key): value for key, value in own.items()}
-    stack = Stack(name, path, config, text)
+    stack = Stack(name, path, config, text, {key: value for key, value in file.items() if key != "config"})
     problems = [
         Problem(str(key), None, f"has no namespace; write {NAMESPACE}:{key}") for key in own if ":" not in str(key)
     ]

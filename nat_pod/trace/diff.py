@@ -7,12 +7,13 @@ or not: the stack file's text is not compared.  Pure; both plans are compiled by
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.names import MemberName
-from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
+from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows, flow_between
@@ -21,10 +22,6 @@ from nat_pod.trace.walk import Packet, Tracer
 
 Pair = tuple[MemberName, MemberName]
 """A flow's key: the member that sends and the member that answers."""
-
-_ONE_BY_ONE = (
-    "OCI replaces both NAT VMs, one after the other: every flow of the POD stops twice, as long as a launch takes"
-)
 
 
 class DeliveryHop(NamedTuple):
@@ -74,15 +71,18 @@ class SlotChange:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Risk:
-    """Something that `pulumi up` does to the machines or the peerings, and what that means.
+class MemberChange:
+    """What flows of one member have in common: with whom, how many, and how they change.
 
-    replaces_vm: both NAT VMs are made anew, so every flow ends.
+    `called`: the address by which the others call the member, before and after; `seen`: the address that they see of
+    it.  Either is None where the flow was not, or is not, and empty where no such flow changes.
     """
 
-    what: str
-    means: str
-    replaces_vm: bool = False
+    member: MemberName
+    others: tuple[MemberName, ...]
+    flows: tuple[FlowChange, ...]
+    called: tuple[tuple[str | None, str | None], ...]
+    seen: tuple[tuple[str | None, str | None], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,11 +92,13 @@ class Difference:
     `rerouted`: the sender's address and the source seen are the same, something between or behind them is not (a
     host's real address): nobody has to be told, open connections end.  `taken`, `returned`, `released`, `freed`: slots
     that a member gets, gets back from those kept, leaves behind and kept, and that are free for others again.
+    `moved`: members that come or go, or whose own addresses differ; the change is theirs, and not of who talks to them.
+    `routes`: by neighbour, the ranges that it sends to the POD from now on, and those that it need not any more.
     `not_delivered` are declared flows that do not get through, `not_declared` those that get through all the same:
     either is a mistake of nat-pod, not of the stack file.
     """
 
-    flows: int  # before
+    before: frozenset[Pair]
     gained: tuple[FlowChange, ...]
     lost: tuple[FlowChange, ...]
     renumbered: tuple[FlowChange, ...]
@@ -107,26 +109,21 @@ class Difference:
     returned: tuple[SlotChange, ...]
     released: tuple[SlotChange, ...]
     freed: tuple[SlotChange, ...]
-    risks: tuple[Risk, ...]
+    moved: frozenset[MemberName]
+    routes: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
     not_delivered: tuple[Pair, ...]
     not_declared: tuple[Pair, ...]
 
     @property
-    def ending(self) -> int:
-        """Flows whose open connections end."""
-        if any(risk.replaces_vm for risk in self.risks):
-            return self.flows
-        return len(self.lost) + len(self.renumbered) + len(self.rerouted)
-
-    @property
-    def harmless(self) -> bool:
-        """Nothing is lost or renumbered, and all that is declared gets through."""
-        return not (self.lost or self.renumbered or self.not_delivered or self.not_declared)
+    def ended(self) -> frozenset[Pair]:
+        """The flows of before whose open connections end."""
+        changes = (*self.lost, *self.renumbered, *self.rerouted)
+        return frozenset((change.sender, change.receiver) for change in changes)
 
 
 def compare(old: PodPlan | None, new: PodPlan) -> Difference:
     """What becomes of the flows of `old` (None: the POD was not there) in `new`."""
-    names = {} if old is None else _renamed(old, new)
+    names = {} if old is None else new_names(old, new)
     before = {} if old is None else _rename(delivered(old), names)
     after = delivered(new)
     pairs = sorted(pair for pair in before.keys() | after.keys() if before.get(pair) != after.get(pair))
@@ -139,7 +136,7 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
     declared = {(flow.sender, flow.receiver) for flow in declared_flows(new) if flow.receiver is not None}
     slots = _slot_changes(old, new, names)
     return Difference(
-        flows=len(before),
+        before=frozenset(before),
         gained=tuple(change for change in changed if change.before is None),
         lost=tuple(change for change in changed if change.after is None),
         renumbered=tuple(change for change, same_ends in both if not same_ends),
@@ -150,10 +147,54 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
         returned=slots["returned"],
         released=slots["released"],
         freed=slots["freed"],
-        risks=() if old is None else (*_vm_risks(old, new), *_peering_risks(old, new, names)),
+        moved=_moved(old, new, names),
+        routes={} if old is None else _routes(old, new, names),
         not_delivered=tuple(sorted(declared - after.keys())),
         not_declared=tuple(sorted(after.keys() - declared)),
     )
+
+
+def by_member(difference: Difference, changes: Sequence[FlowChange]) -> list[MemberChange]:
+    """The changes of some flows, told once for each member that they belong to.
+
+    A flow belongs to the ends that moved; else to those whose address in it is another one (a new source policy); else
+    to the host.  So it may be told of both its ends.
+    """
+    groups: dict[MemberName, list[FlowChange]] = {}
+    for change in changes:
+        for owner in _owners(difference, change):
+            groups.setdefault(owner, []).append(change)
+    return [
+        MemberChange(
+            member=member,
+            others=tuple(sorted({flow.sender if flow.receiver == member else flow.receiver for flow in flows})),
+            flows=tuple(flows),
+            called=_steps((flow for flow in flows if flow.receiver == member), lambda delivery: delivery.address),
+            seen=_steps((flow for flow in flows if flow.sender == member), lambda delivery: delivery.seen),
+        )
+        for member, flows in sorted(groups.items())
+    ]
+
+
+def _owners(difference: Difference, change: FlowChange) -> list[MemberName]:
+    ends = (change.sender, change.receiver)
+    moved = [end for end in ends if end in difference.moved]
+    if moved or change.before is None or change.after is None:
+        return moved or [end for end in ends if not end.is_server]
+    seen, called = change.before.seen != change.after.seen, change.before.address != change.after.address
+    other = [end for end, differs in zip(ends, (seen, called), strict=True) if differs]
+    return other or [end for end in ends if not end.is_server]
+
+
+def _steps(
+    flows: Iterable[FlowChange], address: Callable[[Delivery], str]
+) -> tuple[tuple[str | None, str | None], ...]:
+    """The addresses before and after, each pair of them once."""
+
+    def of(delivery: Delivery | None) -> str | None:
+        return None if delivery is None else address(delivery)
+
+    return tuple(dict.fromkeys((of(flow.before), of(flow.after)) for flow in flows))
 
 
 def with_user_data(plan: PodPlan, user_data: str) -> PodPlan:
@@ -228,7 +269,7 @@ def _ends(delivery: Delivery | None) -> tuple[str, str] | None:
 # --- renamed customers -----------------------------------------------------------------------------------------------
 
 
-def _renamed(old: PodPlan, new: PodPlan) -> dict[str, str]:
+def new_names(old: PodPlan, new: PodPlan) -> dict[str, str]:
     """{old name: new name} of the customers; a name that was somebody's already is no new one."""
     return {
         lpg.formerly: lpg.customer
@@ -251,6 +292,31 @@ def _rename(deliveries: dict[Pair, Delivery], names: dict[str, str]) -> dict[Pai
             delivery, hops=tuple(hop.renamed(labels) for hop in delivery.hops)
         )
         for (sender, receiver), delivery in deliveries.items()
+    }
+
+
+def _moved(old: PodPlan | None, new: PodPlan, names: dict[str, str]) -> frozenset[MemberName]:
+    was = {} if old is None else {_new_name(slot.member, names): slot for slot in old.slots}
+    now = {slot.member: slot for slot in new.slots}
+
+    def addresses(slot: SlotPlan | None) -> tuple[str, str, str] | None:
+        return None if slot is None else (slot.real, slot.nat_vm1, slot.nat_vm2)
+
+    return frozenset(
+        member for member in was.keys() | now.keys() if addresses(was.get(member)) != addresses(now.get(member))
+    )
+
+
+def _routes(old: PodPlan, new: PodPlan, names: dict[str, str]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """A neighbour that comes or goes is left out: it has all of them to add, or to take out."""
+    was = {names.get(realm, realm): destinations for realm, destinations in old.neighbours.items()}
+    return {
+        realm: (
+            tuple(one for one in now if one not in was[realm]),
+            tuple(one for one in was[realm] if one not in now),
+        )
+        for realm, now in new.neighbours.items()
+        if realm in was and set(was[realm]) != set(now)
     }
 
 
@@ -279,66 +345,3 @@ def _pairs(plan: PodPlan | None, names: dict[str, str]) -> dict[MemberName, tupl
 
 def _changes(pairs: dict[MemberName, tuple[str, str]]) -> tuple[SlotChange, ...]:
     return tuple(SlotChange(member=member, nat_vm1=pair[0], nat_vm2=pair[1]) for member, pair in sorted(pairs.items()))
-
-
-# --- machines and peerings -------------------------------------------------------------------------------------------
-
-
-def _vm_risks(old: PodPlan, new: PodPlan) -> list[Risk]:
-    """What replaces an instance: docs/engine.md, "What the engine plans"."""
-    first = list(zip(old.vms, new.vms, strict=True))
-
-    def differs(key: str) -> bool:
-        return any(was.metadata[key] != now.metadata[key] for was, now in first)
-
-    def primary(vm: NatVmPlan) -> str:
-        return vm.vnics[0].primary
-
-    risks = []
-    if differs("user_data"):
-        risks.append(Risk(what="new bootstrap (user_data)", means=_ONE_BY_ONE, replaces_vm=True))
-    if differs("ssh_authorized_keys"):
-        risks.append(Risk(what="new natVm.sshPublicKey", means=_ONE_BY_ONE, replaces_vm=True))
-    if old.availability_domain != new.availability_domain:
-        what = f"natVm.availabilityDomain {_or_default(old)} -> {_or_default(new)}"
-        risks.append(Risk(what=what, means=f"unless that is the same one, {_ONE_BY_ONE}", replaces_vm=True))
-    for was, now in first:
-        if primary(was) != primary(now):
-            what = f"primary address of {now.key} {primary(was)} -> {primary(now)}"
-            risks.append(Risk(what=what, means=_ONE_BY_ONE, replaces_vm=True))
-    if (old.shape, old.ocpus, old.memory_gbs) != (new.shape, new.ocpus, new.memory_gbs):
-        means = (
-            "`pulumi up` is refused (409), because it would reboot both NAT VMs; "
-            "change one VM after the other in the console, then run: pulumi refresh"
-        )
-        risks.append(Risk(what=f"natVm.shape {_shape(old)} -> {_shape(new)}", means=means))
-    if old.image_id != new.image_id:
-        means = "no new VM: OCI exchanges the boot volume, which stops the VM, or refuses to (not tried on a tenancy)"
-        risks.append(Risk(what="new natVm.imageId", means=means))
-    return risks
-
-
-def _or_default(plan: PodPlan) -> str:
-    return plan.availability_domain or "the region's first"
-
-
-def _shape(plan: PodPlan) -> str:
-    return plan.shape if plan.ocpus is None else f"{plan.shape} ({plan.ocpus} OCPUs, {plan.memory_gbs} GB)"
-
-
-def _peering_risks(old: PodPlan, new: PodPlan, names: dict[str, str]) -> list[Risk]:
-    was = {names.get(lpg.customer, lpg.customer): lpg for lpg in old.lpgs}
-    now = {lpg.customer: lpg for lpg in new.lpgs}
-    risks = [
-        Risk(what=f"LPG of {customer} is deleted", means="the customer's own LPG is of no more use to it afterwards")
-        for customer in sorted(was.keys() - now.keys())
-    ]
-    risks += [
-        Risk(
-            what=f"LPG of {customer} is replaced",
-            means="an LPG that was peered cannot be peered again: the customer makes a new one too, and peers anew",
-        )
-        for customer in sorted(was.keys() & now.keys())
-        if was[customer].peer_id != now[customer].peer_id
-    ]
-    return risks

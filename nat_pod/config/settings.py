@@ -1,0 +1,93 @@
+"""Every setting of a stack file, one by one: path -> value, the same wherever two files mean the same.
+
+`diff` accounts for each of them.  Read from plain values, not from PodConfig: what a key does to flows is asked of
+every key that is written, and a key that PodConfig does not keep would be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from nat_pod import limits
+from nat_pod.config.model import SourceNat
+from nat_pod.names import NAMESPACE
+
+Path = tuple[str, ...]
+"""A setting's place: ("customers", "customer1", "hosts", "vm1"); of another namespace its full key, ("oci:region",)."""
+
+BESIDE = "beside config"
+"""First part of the place of what stands beside `config` in a stack file."""
+
+Value = str | tuple[str, ...]
+"""A setting's value: scalars as people read them, and lists."""
+
+_DEFAULTS: dict[Path, Value] = {("sourceNat",): str(SourceNat.MASQUERADE), ("lpgLimit",): str(limits.LPGS_PER_VCN)}
+_SHAPE: Path = ("natVm", "shape")
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A setting that differs; None where it is not written."""
+
+    path: Path
+    old: Value | None
+    new: Value | None
+
+
+def settings(config: Mapping[str, object], beside: Mapping[str, object] | None = None) -> dict[Path, Value]:
+    """Every setting of a stack file.
+
+    config: its keys with their namespaces, beside: what stands beside them, as a `Stack` has both.  A shape that is
+    written as a name alone, the order of a customer's servers, `released: false`, a number in quotes and an omitted
+    default make no difference.
+    """
+    found = dict(_DEFAULTS)
+    for key, value in (beside or {}).items():
+        found.update(_leaves((BESIDE, str(key)), value))
+    for key, value in config.items():
+        namespace, _, name = key.partition(":")
+        found.update(_leaves((name,) if namespace == NAMESPACE else (key,), value))
+    if _SHAPE in found:
+        found[(*_SHAPE, "shape")] = found.pop(_SHAPE)
+    return found
+
+
+def renamed(old: Mapping[Path, Value], names: Mapping[str, str]) -> dict[Path, Value]:
+    """The settings with renamed customers under their new names: {old name: new name}."""
+    return {_new_path(path, names): value for path, value in old.items()}
+
+
+def _new_path(path: Path, names: Mapping[str, str]) -> Path:
+    match path:
+        case ("customers", customer, *rest) if customer in names:
+            return ("customers", names[customer], *rest)
+        case ("addresses", member, *rest):
+            realm, _, short = member.partition("/")
+            return ("addresses", f"{names.get(realm, realm)}/{short}", *rest)
+    return path
+
+
+def changed(old: Mapping[Path, Value], new: Mapping[Path, Value]) -> tuple[Changed, ...]:
+    """The settings that differ, in the order of the new file and then of the old one."""
+    paths = [*new, *(path for path in old if path not in new)]
+    return tuple(Changed(path, old.get(path), new.get(path)) for path in paths if old.get(path) != new.get(path))
+
+
+def _leaves(path: Path, value: object) -> Iterator[tuple[Path, Value]]:
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            yield from _leaves((*path, str(key)), member)
+    elif isinstance(value, list):
+        texts = [_text(member) for member in value]
+        yield path, tuple(sorted(texts) if path[-1] == "servers" else texts)
+    elif value is not None and not (path[-1] == "released" and value is False):
+        yield path, _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)

@@ -1,0 +1,415 @@
+"""What each changed setting does to flows: two stack files and their plans -> Outcome.
+
+What becomes of packets is traced (`diff.py`).  What becomes of machines, routes and peerings while `pulumi up` runs is
+not in any packet; it is in `EFFECTS`, one row for every key that a stack file can have.  A test holds the rows against
+the keys of the component's arguments, so that a new key cannot be forgotten.
+
+Where a row's sentence comes from: docs/engine.md, "What the engine plans" (held by tests under the real engine);
+which input replaces a resource: the types' rows in nat_pod/lab/region, taken from the provider's source.  What OCI
+itself does then has not been tried in a tenancy, and such a row says "may".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nat_pod.config.settings import BESIDE, Changed, Path, Value, changed, renamed
+from nat_pod.names import SIDES, VROUTER, MemberName
+from nat_pod.plan.model import PodPlan
+from nat_pod.trace.diff import Difference, FlowChange, Pair, new_names
+
+
+class Effect(StrEnum):
+    """What a changed setting does to flows, the worst first."""
+
+    REPLACES = "replaced"
+    """OCI replaces both NAT VMs, and with them every flow ends."""
+
+    ENDS = "ends"
+    """Flows end, as traced."""
+
+    AT_RISK = "at risk"
+    """Flows may stop, until something happens that nat-pod does not see."""
+
+    REFUSED = "refused"
+    """`pulumi up` fails; what it did before it failed stays done."""
+
+    UNKNOWN = "unknown"
+    """nat-pod does not read this key."""
+
+    NONE = "none"
+    """No effect on flows, for the reason given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a row of the table says of one changed setting: the flows that end or are at risk, why, and until when."""
+
+    effect: Effect
+    why: str
+    flows: frozenset[Pair] = frozenset()
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that differs, and what that does to flows.  `path` is in `pulumi config`'s own notation."""
+
+    path: str
+    old: Value | None
+    new: Value | None
+    member: MemberName | None
+    """Whose setting it is, where it is one member's."""
+    verdict: Verdict
+
+    @property
+    def effect(self) -> Effect:
+        """What it does."""
+        return self.verdict.effect
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A change of a POD: what becomes of packets, and every setting that differs with its effect, the worst first."""
+
+    difference: Difference
+    changes: tuple[Change, ...]
+    new_pod: bool
+    other_text: bool = False
+    """No setting differs, and the stack files do all the same: in comments, order or spelling."""
+
+    @property
+    def replaces_vms(self) -> bool:
+        """Whether OCI makes both NAT VMs anew."""
+        return any(change.effect is Effect.REPLACES for change in self.changes)
+
+    @property
+    def ending(self) -> frozenset[Pair]:
+        """The flows whose open connections end."""
+        return self.difference.ended | self._flows(Effect.REPLACES, Effect.ENDS)
+
+    @property
+    def at_risk(self) -> frozenset[Pair]:
+        """The other flows that may stop."""
+        return self._flows(Effect.AT_RISK) - self.ending
+
+    @property
+    def worst(self) -> Effect:
+        """The worst effect; NONE when no setting differs."""
+        return min((change.effect for change in self.changes), key=list(Effect).index, default=Effect.NONE)
+
+    @property
+    def harmless(self) -> bool:
+        """No flow ends or may end, `pulumi up` is not refused, and all that is declared gets through."""
+        mistakes = self.difference.not_delivered or self.difference.not_declared
+        return not (self.ending or self.at_risk or mistakes) and self.worst is Effect.NONE
+
+    def _flows(self, *effects: Effect) -> frozenset[Pair]:
+        return frozenset().union(*(change.verdict.flows for change in self.changes if change.effect in effects))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pods:
+    """Both plans, and which flows a setting concerns."""
+
+    old: PodPlan
+    new: PodPlan
+    difference: Difference
+
+    @property
+    def all(self) -> frozenset[Pair]:
+        return self.difference.before
+
+    def of_realm(self, realm: str) -> frozenset[Pair]:
+        return frozenset(pair for pair in self.all if realm in (pair[0].realm, pair[1].realm))
+
+    def of_member(self, member: str) -> frozenset[Pair]:
+        return frozenset(pair for pair in self.all if member in pair)
+
+    def traced(self, concerned: Callable[[Pair], bool], otherwise: str) -> Verdict:
+        """What the tracer found for some flows."""
+        lists = (
+            ("lost", self.difference.lost),
+            ("renumbered", self.difference.renumbered),
+            ("rerouted", self.difference.rerouted),
+        )
+        kinds = {word: [pair for pair in map(_pair, changes) if concerned(pair)] for word, changes in lists}
+        gained = sum(1 for change in self.difference.gained if concerned(_pair(change)))
+        ended = frozenset(pair for pairs in kinds.values() for pair in pairs)
+        words = [f"{len(pairs)} {word}" for word, pairs in kinds.items() if pairs]
+        words += [f"{gained} gained"] if gained else []
+        return Verdict(Effect.ENDS if ended else Effect.NONE, ", ".join(words) or otherwise, ended)
+
+
+def _pair(change: FlowChange) -> Pair:
+    return change.sender, change.receiver
+
+
+_Row = Callable[[Changed, _Pods], Verdict]
+
+
+def account(
+    difference: Difference,
+    old: PodPlan | None,
+    new: PodPlan,
+    before: Mapping[Path, Value],
+    after: Mapping[Path, Value],
+) -> Outcome:
+    """Every setting that differs between two stack files, with its effect.
+
+    difference: of the two plans.  before, after: what `config.settings.settings` reads from the files.
+    """
+    if old is None:
+        return Outcome(difference=difference, changes=(), new_pod=True)
+    pods = _Pods(old, new, difference)
+    names = new_names(old, new)
+    changes = [_judged(one, pods) for one in changed(renamed(before, names), after)]
+    if any(was.metadata["user_data"] != now.metadata["user_data"] for was, now in zip(old.vms, new.vms, strict=True)):
+        changes.append(Change("the bootstrap (user_data)", None, None, None, _replaced(pods, "")))
+    changes.sort(key=lambda change: list(Effect).index(change.effect))
+    return Outcome(difference=difference, changes=tuple(changes), new_pod=False)
+
+
+def row_of(path: Path) -> Path | None:
+    """The key of the row that a setting belongs to, "*" for a name; None where there is none."""
+    return next((key for key in EFFECTS if _fits(key, path)), None)
+
+
+def _fits(key: Path, path: Path) -> bool:
+    return len(key) == len(path) and all(part in ("*", own) for part, own in zip(key, path, strict=True))
+
+
+def _judged(one: Changed, pods: _Pods) -> Change:
+    key = row_of(one.path)
+    verdict = _of_another_namespace(one, pods) if key is None else EFFECTS[key](one, pods)
+    return Change(_written(one.path), one.old, one.new, _member_of(one.path), verdict)
+
+
+def _written(path: Path) -> str:
+    """A path as people write it: customers.customer1.cidr, addresses["customer1/vm1"].natVm1."""
+    text = path[0]
+    for part in path[1:]:
+        text += f'["{part}"]' if "/" in part else f".{part}"
+    return text
+
+
+def _member_of(path: Path) -> MemberName | None:
+    match path:
+        case ("management" as realm, "servers", name) | ("customers", realm, "hosts", name):
+            return MemberName(realm, name)
+        case ("addresses", name, _):
+            return MemberName.parse(name)
+    return None
+
+
+# --- machines --------------------------------------------------------------------------------------------------------
+
+_ONE_BY_ONE = (
+    "OCI replaces both NAT VMs, one after the other: every flow of the POD stops twice, as long as a launch takes"
+)
+
+
+def _replaced(pods: _Pods, why: str) -> Verdict:
+    return Verdict(Effect.REPLACES, f"{_ONE_BY_ONE}{why}", pods.all)
+
+
+def _ssh_key(_: Changed, pods: _Pods) -> Verdict:
+    return _replaced(pods, "")
+
+
+def _availability_domain(one: Changed, pods: _Pods) -> Verdict:
+    if str(one.old).casefold() == str(one.new).casefold():  # OCI ignores case here
+        return Verdict(Effect.NONE, "the same availability domain")
+    if one.old is None or one.new is None:
+        return _replaced(pods, "; unless it is the region's first one, which is the default")
+    return _replaced(pods, "")
+
+
+def _shape(_: Changed, __: _Pods) -> Verdict:
+    why = (
+        "`pulumi up` is refused (409), because it would reboot both NAT VMs; "
+        "change one VM after the other in the console, then run: pulumi refresh"
+    )
+    return Verdict(Effect.REFUSED, why)
+
+
+def _image(_: Changed, pods: _Pods) -> Verdict:
+    why = "no new VM: OCI exchanges the boot volume, which stops the VM, or refuses to (not tried in a tenancy)"
+    return Verdict(Effect.AT_RISK, why, pods.all, "until both NAT VMs run the new image")
+
+
+# --- where the POD is ------------------------------------------------------------------------------------------------
+
+
+def _compartment(_: Changed, pods: _Pods) -> Verdict:
+    why = (
+        "`pulumi up` fails at its preview, because it looks for the NAT VMs' VNICs in the new compartment while they "
+        "are in the old one; move nothing, or make a new POD there"
+    )
+    return Verdict(Effect.REFUSED, why, pods.all)
+
+
+def _region(one: Changed, pods: _Pods) -> Verdict:
+    why = (
+        "a POD does not move: `pulumi up` would look for its resources there, find none, and may forget those in "
+        f"{one.old} (not tried in a tenancy); make a new POD there, and take this one down when nobody uses it"
+    )
+    return Verdict(Effect.AT_RISK, why, pods.all, f"until the stack file says {one.old} again")
+
+
+def _pod_range(one: Changed, pods: _Pods) -> Verdict:
+    moved = _layout(one, pods)
+    if moved.effect is not Effect.NONE:
+        return moved
+    why = "OCI changes the CIDR block of the POD's VCN in place, or refuses to (not tried in a tenancy)"
+    return Verdict(Effect.AT_RISK, why, pods.all, f"until the VCN has {one.new}")
+
+
+def _layout(_: Changed, pods: _Pods) -> Verdict:
+    """Subnets of VNICs: those in use, or only such as nobody uses yet."""
+    for side in SIDES:
+        if pods.old.primary(side) != pods.new.primary(side):
+            moved = f"{side.prose}'s primary address {pods.old.primary(side)} becomes {pods.new.primary(side)}"
+            return _replaced(pods, f": {moved}, which OCI may refuse halfway; a new POD is safer")
+    was, now = _subnets(pods.old), _subnets(pods.new)
+    changed_subnets = sorted(key for key in was.keys() & now.keys() if was[key] != now[key] and key != VROUTER)
+    if changed_subnets:
+        why = f"OCI changes the CIDR of subnet {changed_subnets[0]}, or refuses to while it has private IPs"
+        return Verdict(Effect.AT_RISK, why, pods.all, f"until the VNICs in {', '.join(changed_subnets)} are made anew")
+    return pods.traced(lambda _: True, "only VNIC pairs that nobody uses are concerned")
+
+
+def _subnets(plan: PodPlan) -> dict[str, str]:
+    return {subnet.key: subnet.cidr for subnet in plan.subnets}
+
+
+# --- the vRouter and management --------------------------------------------------------------------------------------
+
+
+def _vrouter(one: Changed, pods: _Pods) -> Verdict:
+    why = (
+        f"NAT VM2 keeps its route to {one.old}, and flows go through as long as a vRouter has that; "
+        f"the first `pulumi up` after {one.new} is there moves the route"
+    )
+    return Verdict(Effect.AT_RISK, why, pods.all, f"until the vRouter's owner adds {one.new}")
+
+
+def _vrouter_subnet(_: Changed, pods: _Pods) -> Verdict:
+    if _subnets(pods.old)[VROUTER] == _subnets(pods.new)[VROUTER]:  # the planner's own, written down or not any more
+        return Verdict(Effect.NONE, "the subnet stays what it is")
+    why = (
+        "OCI changes the CIDR of the vRouter's subnet in place, or refuses to while an address outside the new one is "
+        "in use (not tried in a tenancy)"
+    )
+    until = f"until the subnet is {_subnets(pods.new)[VROUTER]} and the vRouter's owner has {pods.new.vrouter_ip} in it"
+    return Verdict(Effect.AT_RISK, why, pods.all, until)
+
+
+def _management_range(one: Changed, pods: _Pods) -> Verdict:
+    why = (
+        f"NAT VM2's route to {one.old} is replaced by one to {one.new}, and the security rules with it; "
+        "nat-pod does not see what management's VCN has, nor what the vRouter routes"
+    )
+    return Verdict(Effect.AT_RISK, why, pods.all, f"until management's VCN has {one.new} and the vRouter routes it")
+
+
+# --- customers -------------------------------------------------------------------------------------------------------
+
+
+def _customer_range(one: Changed, pods: _Pods) -> Verdict:
+    customer = one.path[1]
+    flows = pods.of_realm(customer)
+    if one.old is None:
+        return Verdict(Effect.NONE, "a new customer gets an LPG")
+    if one.new is None:
+        why = "its LPG is deleted, and the customer's own LPG is of no more use to it afterwards"
+        return Verdict(Effect.ENDS, why, flows)
+    why = (
+        f"NAT VM1's route to {one.old} is replaced by one to {one.new}, and the security rules with it; "
+        "nat-pod does not see what the customer's VCN has"
+    )
+    return Verdict(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {one.new}")
+
+
+def _peer(one: Changed, pods: _Pods) -> Verdict:
+    customer = one.path[1]
+    if customer not in pods.old.customer_cidrs or customer not in pods.new.customer_cidrs:
+        return Verdict(Effect.NONE, "the customer comes or goes: see its cidr")
+    why = (
+        "its LPG is replaced, and one that was peered cannot be peered again, so the customer makes a new one too, "
+        "and peers anew"
+    )
+    return Verdict(Effect.ENDS, why, pods.of_realm(customer))
+
+
+def _servers_of_customer(one: Changed, pods: _Pods) -> Verdict:
+    customer = one.path[1]
+    return pods.traced(lambda pair: pair[0].realm == customer, "the same servers")
+
+
+# --- members ---------------------------------------------------------------------------------------------------------
+
+
+def _member(one: Changed, pods: _Pods) -> Verdict:
+    member = _member_of(one.path)
+    return pods.traced(lambda pair: member in pair, "no flow of its changes")
+
+
+def _formerly(_: Changed, __: _Pods) -> Verdict:
+    return Verdict(Effect.NONE, "a former name: LPG, peering and slots stay")
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+def _source_nat(_: Changed, pods: _Pods) -> Verdict:
+    addresses = (*pods.difference.renumbered, *pods.difference.rerouted)
+    return pods.traced(set(map(_pair, addresses)).__contains__, "no flow has another address")
+
+
+def _lpg_limit(_: Changed, __: _Pods) -> Verdict:
+    return Verdict(Effect.NONE, "it says what `check` allows; Oracle's limit stays what it is")
+
+
+EFFECTS: dict[Path, _Row] = {
+    ("compartmentId",): _compartment,
+    ("cidr",): _pod_range,
+    ("natVm", "shape", "shape"): _shape,
+    ("natVm", "shape", "ocpus"): _shape,
+    ("natVm", "shape", "memoryGbs"): _shape,
+    ("natVm", "imageId"): _image,
+    ("natVm", "sshPublicKey"): _ssh_key,
+    ("natVm", "availabilityDomain"): _availability_domain,
+    ("management", "cidr"): _management_range,
+    ("management", "vrouter"): _vrouter,
+    ("management", "servers", "*"): _member,
+    ("customers", "*", "cidr"): _customer_range,
+    ("customers", "*", "hosts", "*"): _member,
+    ("customers", "*", "servers"): _servers_of_customer,
+    ("customers", "*", "peerId"): _peer,
+    ("customers", "*", "formerly"): _formerly,
+    ("sourceNat",): _source_nat,
+    ("lpgLimit",): _lpg_limit,
+    ("subnets", "natVm1"): _layout,
+    ("subnets", "natVm2"): _layout,
+    ("subnets", "vrouter"): _vrouter_subnet,
+    ("addresses", "*", "natVm1"): _member,
+    ("addresses", "*", "natVm2"): _member,
+    ("addresses", "*", "released"): _member,
+}
+"""Every key below `nat-pod:`; "*" stands for a name."""
+
+_WHO_ASKS = ("oci:userOcid", "oci:fingerprint", "oci:privateKey", "oci:privateKeyPath", "oci:privateKeyPassword")
+
+
+def _of_another_namespace(one: Changed, pods: _Pods) -> Verdict:
+    key = one.path[0]
+    if key == BESIDE:
+        return Verdict(Effect.UNKNOWN, "a key of the Pulumi CLI's, which nat-pod does not read")
+    if key == "oci:region":
+        return _region(one, pods)
+    if key in _WHO_ASKS:
+        return Verdict(Effect.NONE, "who asks OCI, not what for")
+    return Verdict(Effect.UNKNOWN, "nat-pod does not read this key, and does not know who does")

@@ -1,0 +1,373 @@
+"""Every key of a stack file has a row that says what its change does to flows, and no row says less than happens.
+
+Two judges of their own are asked: the tracer, for every single setting of three stack files, and the simulated region,
+which knows the provider's inputs that force a replacement, for one setting of each key.
+"""
+
+import copy
+import functools
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, project_with, stack_mapping
+
+from nat_pod.config.model import SETTINGS, PodConfig
+from nat_pod.config.settings import Value, changed, settings
+from nat_pod.lab.engine.program import Registration, deploy
+from nat_pod.lab.region.inputs import Diff
+from nat_pod.lab.region.kinds import INSTANCE, LPG, NSG_RULE, PRIVATE_IP, ROUTE_TABLE, VCN, VNIC_ATTACHMENT
+from nat_pod.lab.region.region import Region
+from nat_pod.names import MANAGEMENT, SIDES
+from nat_pod.oci import args
+from nat_pod.plan.model import PodPlan
+from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.diff import compare
+from nat_pod.trace.effects import EFFECTS, Effect, Outcome, account, row_of
+
+Key = tuple[str, ...]
+
+
+def keys_of(arguments: type, *above: str) -> Iterator[Key]:
+    """The keys of the component's arguments, "*" for a name that people choose."""
+    for key, hint in typing.get_type_hints(arguments).items():
+        yield from keys_in(hint, (*above, key))
+
+
+def keys_in(hint: object, path: Key) -> Iterator[Key]:
+    if typing.is_typeddict(hint):
+        yield from keys_of(hint, *path)
+    elif typing.get_origin(hint) is dict:
+        yield from keys_in(typing.get_args(hint)[1], (*path, "*"))
+    else:
+        yield path
+
+
+def test_each_key_of_the_stack_file_has_a_row_and_no_other_has() -> None:
+    assert set(EFFECTS) == set(keys_of(args.NatPodArgs))
+    assert {key[0] for key in EFFECTS} == set(SETTINGS)
+    declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
+    assert {key[0] for key in EFFECTS} == set(declared)
+
+
+# --- each setting of three stack files -------------------------------------------------------------------------------
+
+
+def static() -> dict:
+    """dev with the other source policy, a customer that may reach one of two servers, and every optional key."""
+    mapping = stack_mapping("dev")
+    mapping["sourceNat"] = "static"
+    mapping["management"]["servers"]["dns"] = "10.0.3.53"
+    mapping["customers"]["customer1"].update(servers=["mgmt"], formerly="acme")
+    mapping["customers"]["customer1"]["peerId"] = "ocid1.localpeeringgateway.oc1.uk-london-1.one"
+    mapping["natVm"]["availabilityDomain"] = "nPod:UK-LONDON-1-AD-1"
+    mapping["lpgLimit"] = 10
+    mapping["addresses"]["management/dns"] = {"natVm1": "198.18.0.6", "natVm2": "198.18.0.134"}
+    mapping["addresses"]["customer2/old"] = {"natVm1": "198.18.0.7", "natVm2": "198.18.0.135", "released": True}
+    return mapping
+
+
+STACKS: dict[str, Callable[[], dict]] = {
+    "dev": lambda: stack_mapping("dev"),
+    "ten": lambda: stack_mapping("ten"),
+    "static": static,
+}
+
+
+def free_slot(mapping: dict) -> dict[str, str]:
+    config = PodConfig.from_mapping(mapping, "x")
+    taken = {*config.book.values(), *config.released.values()}
+    slot = next(slot for slot in config.layout.slots() if slot not in taken)
+    return dict(zip(("natVm1", "natVm2"), config.layout.addresses(slot), strict=True))
+
+
+def take_out(mapping: dict, member: str) -> None:
+    realm, short = member.split("/")
+    if realm == MANAGEMENT:
+        del mapping["management"]["servers"][short]
+        for customer in mapping["customers"].values():
+            if short in customer.get("servers", ()):
+                customer["servers"].remove(short)
+    else:
+        del mapping["customers"][realm]["hosts"][short]
+
+
+def next_address(mapping: dict, realm: str) -> str:
+    section = mapping["management"] if realm == MANAGEMENT else mapping["customers"][realm]
+    used = set((section["servers"] if realm == MANAGEMENT else section["hosts"]).values())
+    first = ".".join(section["cidr"].split(".")[:3])
+    return next(f"{first}.{last}" for last in range(200, 250) if f"{first}.{last}" not in used)
+
+
+def put(mapping: dict, path: Key, value: object) -> None:
+    for part in path[:-1]:
+        mapping = mapping[part]
+    mapping[path[-1]] = value
+
+
+def other(path: Key, value: Value) -> Callable[[dict], None]:
+    """An edit of a stack file that changes this setting, and of others only what then has to follow."""
+
+    def put_new(mapping: dict) -> None:
+        put(mapping, path, new(mapping))
+
+    def new(mapping: dict) -> object:
+        match path:
+            case ("compartmentId",) | ("natVm", "imageId") | ("customers", _, "peerId"):
+                return f"{str(value).rsplit('.', 1)[0]}.another"
+            case ("natVm", "sshPublicKey"):
+                return "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEother ops"
+            case ("natVm", "availabilityDomain"):
+                return "nPod:UK-LONDON-1-AD-2"
+            case ("natVm", "shape", "ocpus" | "memoryGbs"):
+                return int(value) + 2
+            case ("management", "vrouter"):
+                return f"{str(value).rsplit('.', 1)[0]}.{int(str(value).rsplit('.', 1)[1]) + 1}"
+            case ("management", "servers", _):
+                return next_address(mapping, MANAGEMENT)
+            case ("customers", customer, "hosts", _):
+                return next_address(mapping, customer)
+            case ("customers", _, "servers"):
+                return list(value[1:])
+            case ("customers", _, "formerly"):
+                return "somebody-else"
+            case ("sourceNat",):
+                return "static" if value == "masquerade" else "masquerade"
+            case ("lpgLimit",):
+                return 20
+            case ("subnets", "vrouter"):
+                return "198.18.0.160/27"
+        raise AssertionError(f"no edit for {path}")
+
+    def edit(mapping: dict) -> None:
+        match path:
+            case ("cidr",):
+                # A range of its own cannot be changed alone where the planner lays it out.
+                if "subnets" in mapping:
+                    mapping["cidr"] = "198.18.0.0/21"
+                else:
+                    mapping["cidr"] = "198.18.8.0/22"
+                    mapping["management"]["vrouter"] = "198.18.11.250"
+                    for pair in mapping["addresses"].values():
+                        for side in ("natVm1", "natVm2"):
+                            first, second, third, last = pair[side].split(".")
+                            pair[side] = f"{first}.{second}.{int(third) + 4}.{last}"
+            case ("management", "cidr"):
+                mapping["management"]["cidr"] = "10.0.0.0/17"
+                if "dns" in mapping["management"]["servers"]:
+                    mapping["management"]["servers"]["dns"] = "10.0.100.53"  # where the narrower range has it
+            case ("natVm", "shape", "shape"):
+                if isinstance(mapping["natVm"]["shape"], str):
+                    mapping["natVm"]["shape"] = "VM.Standard2.16"
+                else:
+                    mapping["natVm"]["shape"]["shape"] = "VM.Standard3.Flex"
+            case ("customers", customer, "cidr"):
+                section = mapping["customers"][customer]
+                if customer == "customer2":  # narrower; the others' neighbours are customers too
+                    section["cidr"] = "10.0.1.0/25"
+                else:
+                    section["cidr"] = f"{str(value).split('/', maxsplit=1)[0]}/25"
+                    half = {int(address.rsplit(".", 1)[1]) for address in section["hosts"].values()}
+                    for name, address in section["hosts"].items():
+                        stem, last = address.rsplit(".", 1)
+                        if int(last) > 126:
+                            section["hosts"][name] = f"{stem}.{next(n for n in range(3, 126) if n not in half)}"
+            case ("subnets", "natVm1" | "natVm2"):
+                mapping["subnets"]["natVm1"].append("198.18.1.0/27")
+                mapping["subnets"]["natVm2"].append("198.18.1.32/27")
+            case ("addresses", member, "natVm1" | "natVm2"):
+                released = mapping["addresses"][member].get("released")
+                mapping["addresses"][member] = free_slot(mapping) | ({"released": True} if released else {})
+            case ("addresses", member, "released"):
+                del mapping["addresses"][member]
+            case _:
+                put_new(mapping)
+
+    return edit
+
+
+def keyed(mapping: dict) -> dict[Key, Value]:
+    return settings({f"nat-pod:{key}": value for key, value in mapping.items()})
+
+
+@functools.cache
+def planned(stack: str) -> PodPlan:
+    return plan_pod(PodConfig.from_mapping(STACKS[stack](), stack), stack)
+
+
+def judged(stack: str, new: dict) -> tuple[Outcome, PodPlan]:
+    plan = plan_pod(PodConfig.from_mapping(copy.deepcopy(new), stack), stack)
+    outcome = account(compare(planned(stack), plan), planned(stack), plan, keyed(STACKS[stack]()), keyed(new))
+    return outcome, plan
+
+
+def edited(stack: str, path: Key, value: Value) -> dict:
+    mapping = STACKS[stack]()
+    other(path, value)(mapping)
+    return mapping
+
+
+def every_setting() -> Iterator[tuple[str, Key, Value]]:
+    for stack, make in STACKS.items():
+        for path, value in keyed(make()).items():
+            # Of sixty hosts alike in ten, each customer's first and the servers are enough.
+            if stack == "ten" and not alone(path):
+                continue
+            yield stack, path, value
+
+
+def shown(value: object) -> str:
+    return ".".join(value) if isinstance(value, tuple) else str(value)
+
+
+def alone(path: Key) -> bool:
+    match path:
+        case ("customers", customer, "hosts", host):
+            return host == "web" or customer == "amber"
+        case ("addresses", member, _):
+            return member.startswith(MANAGEMENT) or member == "amber/web"
+    return True
+
+
+@pytest.mark.parametrize(("stack", "path", "value"), list(every_setting()), ids=shown)
+def test_a_changed_setting_is_accounted_for_and_nothing_that_ends_is_called_harmless(
+    stack: str, path: Key, value: Value
+) -> None:
+    new = edited(stack, path, value)
+    outcome, plan = judged(stack, new)
+    difference = outcome.difference
+    differing = changed(keyed(STACKS[stack]()), keyed(new))
+    assert path in [one.path for one in differing]
+    assert len(outcome.changes) == len(differing)
+    # Each flow that the tracer finds another one is the doing of a setting.
+    blamed = frozenset().union(*(change.verdict.flows for change in outcome.changes))
+    assert difference.ended <= blamed
+    assert difference.ended <= outcome.ending
+    assert outcome.harmless == (not outcome.ending and not outcome.at_risk and outcome.worst is Effect.NONE)
+    if outcome.harmless:
+        assert not difference.ended
+        assert standing(plan) >= standing(planned(stack))
+    for change in outcome.changes:
+        assert change.verdict.why
+        assert bool(change.verdict.until) == (change.effect is Effect.AT_RISK)
+        assert change.verdict.flows <= difference.before
+        assert bool(change.verdict.flows) or change.effect in (Effect.NONE, Effect.REFUSED)
+
+
+def standing(plan: PodPlan) -> set[object]:
+    """What flows stand on besides the rules: machines, subnets, peerings, and the way to both neighbours."""
+    return {
+        ("vm", plan.shape, plan.ocpus, plan.memory_gbs, plan.image_id, plan.availability_domain),
+        ("where", plan.compartment_id, plan.cidr),
+        *(("ssh", vm.metadata["ssh_authorized_keys"]) for vm in plan.vms),
+        *(("subnet", subnet.key, subnet.cidr) for subnet in plan.subnets),
+        *(("lpg", lpg.customer, lpg.peer_id) for lpg in plan.lpgs),
+        *(("route", rule) for table in SIDES for rule in plan.routes[table]),
+        *(("security", table, rule) for table in SIDES for rule in plan.security[table]),
+    }
+
+
+# --- one setting of each key, against the provider's rules -----------------------------------------------------------
+
+
+def one_of_each_key() -> dict[Key, tuple[str, Key, Value]]:
+    """A setting of each key that one of the stacks has, static first: it has the most."""
+    found: dict[Key, tuple[str, Key, Value]] = {}
+    for stack in ("static", "ten"):
+        for path, value in keyed(STACKS[stack]()).items():
+            key = row_of(path)
+            assert key is not None
+            found.setdefault(key, (stack, path, value))
+    return found
+
+
+def test_each_key_is_tried() -> None:
+    assert set(one_of_each_key()) == set(EFFECTS)
+
+
+def registrations(directory: Path, mapping: dict) -> dict[tuple[str, str], Registration]:
+    directory.mkdir()
+    config = {f"nat-pod:{key}": value for key, value in mapping.items()}
+    project_with(directory, "pod", yaml.safe_dump({"config": {"oci:region": "uk-london-1", **config}}))
+    region = Region(attach_seconds=0)
+    compartment = {"compartmentId": "ocid1.compartment.oc1..customer"}
+    for customer in mapping["customers"].values():
+        if "peerId" in customer:
+            vcn, _ = region.create(VCN, {**compartment, "cidrBlocks": [customer["cidr"]]}, "customer")
+            region.create(LPG, {**compartment, "vcnId": vcn}, "customer", ocid=customer["peerId"])
+    return {(one.type, one.name): one for one in deploy(directory, "pod", region).registrations}
+
+
+@functools.cache
+def registered_before(stack: str, directory: Path) -> dict[tuple[str, str], Registration]:
+    return registrations(directory / stack, STACKS[stack]())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("before")
+
+
+@pytest.mark.parametrize("key", EFFECTS, ids=".".join)
+def test_what_the_provider_replaces_or_stops_is_never_called_harmless(key: Key, tmp_path: Path, base: Path) -> None:
+    stack, path, value = one_of_each_key()[key]
+    new = edited(stack, path, value)
+    outcome, _ = judged(stack, new)
+    old, now = registered_before(stack, base), registrations(tmp_path / "new", new)
+    region = Region()
+    diffs: dict[str, list[tuple[str, Diff]]] = {}
+    for (token, name), one in old.items():
+        if token.startswith("oci:") and (token, name) in now:
+            diff = region.diff(token, one.inputs, now[token, name].inputs)
+            if diff:
+                diffs.setdefault(token, []).append((name, diff))
+    gone = {token: {name for kind, name in old if kind == token and (token, name) not in now} for token, _ in old}
+
+    replaced = [name for name, diff in diffs.get(INSTANCE, []) if diff.replace]
+    if replaced:
+        assert outcome.replaces_vms, replaced
+        assert outcome.ending == outcome.difference.before
+    in_place = {path for _, diff in diffs.get(INSTANCE, []) for path in diff.update} - {"metadata.nat-pod-rules"}
+    if in_place:
+        assert outcome.worst is not Effect.NONE, in_place
+    if any(diff.replace for _, diff in diffs.get(LPG, [])) or gone.get(LPG):
+        assert outcome.ending
+    # What carries flows and is replaced, goes or is changed: VNICs, their addresses, subnets, the VCN.  The private IP
+    # of a slot that moves goes with its flows.
+    if gone.get(VNIC_ATTACHMENT) or any(diff.replace for _, diff in diffs.get(VNIC_ATTACHMENT, [])):
+        assert outcome.ending
+    if gone.get(PRIVATE_IP):
+        assert outcome.ending
+    quiet = {INSTANCE, PRIVATE_IP, NSG_RULE, LPG, ROUTE_TABLE}
+    others = {token for token in diffs if token not in quiet}
+    if others:
+        assert not outcome.harmless, others
+    routes = [name for name, _ in diffs.get(ROUTE_TABLE, []) if name.endswith("natVm1")]
+    if routes or diffs.get(NSG_RULE):
+        assert not outcome.harmless
+
+
+def test_a_key_that_nat_pod_does_not_read_is_not_called_harmless() -> None:
+    plan = planned("dev")
+    before = settings({"oci:region": "uk-london-1", "other:key": "a"}, {"environment": ["one"]})
+    after = settings({"oci:region": "uk-london-1", "other:key": "b"}, {"environment": ["two"]})
+    outcome = account(compare(plan, plan), plan, plan, before, after)
+    assert [(change.path, change.effect) for change in outcome.changes] == [
+        ("beside config.environment", Effect.UNKNOWN),
+        ("other:key", Effect.UNKNOWN),
+    ]
+    assert not outcome.harmless
+
+
+def test_another_region_puts_every_flow_at_risk_and_another_user_none() -> None:
+    plan = planned("dev")
+    before = settings({"oci:region": "uk-london-1", "oci:userOcid": "a"})
+    after = settings({"oci:region": "eu-frankfurt-1", "oci:userOcid": "b"})
+    outcome = account(compare(plan, plan), plan, plan, before, after)
+    assert [(change.path, change.effect) for change in outcome.changes] == [
+        ("oci:region", Effect.AT_RISK),
+        ("oci:userOcid", Effect.NONE),
+    ]
+    assert len(outcome.at_risk) == 6
