@@ -74,13 +74,13 @@ Written by `make bench-change`.
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A flow that the plan delivers: machine to machine, the address used, the source seen, each hop."""
+    """A flow that the plan delivers: machine to machine, the address used, the source seen, each hop's addresses."""
 
     sender: str
     receiver: str
     address: str
     seen: str
-    hops: tuple[tuple[str, str, str], ...]
+    hops: tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -255,7 +255,7 @@ def paths(plan: PodPlan, at: dict[tuple[str, str], str]) -> set[Course]:
     machine = {slot.member: at[slot.member.realm, slot.real] for slot in plan.slots}
     # Hops name members, and which member a machine is may change without any packet noticing.
     return {
-        Course(machine[sender], machine[receiver], way.address, way.seen, tuple((" ", *hop[1:]) for hop in way.hops))
+        Course(machine[sender], machine[receiver], way.address, way.seen, tuple((hop.src, hop.dst) for hop in way.hops))
         for (sender, receiver), way in delivered(plan).items()
     }
 

@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ from nat_pod import names
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import Member
 from nat_pod.lab.wire import netns, sandbox
-from nat_pod.names import SIDES
+from nat_pod.names import NAT_VM1, SIDES
 from nat_pod.rules.article import article_lines
 from nat_pod.rules.compiler import compile_rules
 from nat_pod.rules.iptables import hooks, render
@@ -65,17 +65,17 @@ class Pod:
 
     slots: int
     config: PodConfig
-    rules: dict[str, Ruleset]
+    rules: Mapping[names.Side, Ruleset]
 
     @property
     def hosts(self) -> list[Member]:
         """Customers' hosts in the order of the stack file."""
-        return [member for member in self.config.members if member.customer is not None]
+        return [member for member in self.config.members if not member.name.is_server]
 
     @property
     def servers(self) -> list[Member]:
         """Management servers."""
-        return [member for member in self.config.members if member.customer is None]
+        return [member for member in self.config.members if member.name.is_server]
 
     def addresses(self, member: Member) -> tuple[str, str]:
         """A member's addresses on NAT VM1 and NAT VM2."""
@@ -160,7 +160,7 @@ def rules_met(table: Table, builtin: str, source: str, destination: str) -> int:
 
 def _dearest(full: Pod) -> tuple[Member, Member]:
     """The host whose rules lie deepest on NAT VM1, and the last server."""
-    nat = full.rules["natVm1"].nat
+    nat = full.rules[NAT_VM1].nat
     server = full.servers[-1]
     primary = str(full.config.layout.pairs[0].nat_vm2[2])
 
@@ -439,8 +439,8 @@ def _load_times(pods: dict[tuple[int, str], Pod]) -> str:
     rows = []
     for slots in SIZES:
         for name, text in [
-            *((policy, loaded(pods[slots, policy].rules["natVm1"])) for policy in POLICIES),
-            ("article", articles(pods[slots, SourceNat.MASQUERADE].config, "natVm1")),
+            *((policy, loaded(pods[slots, policy].rules[NAT_VM1])) for policy in POLICIES),
+            ("article", articles(pods[slots, SourceNat.MASQUERADE].config, NAT_VM1)),
         ]:
             rules = text.count("\n-A ")
             once = median(_load(["iptables-restore"], text) for _ in range(5)) * 1000

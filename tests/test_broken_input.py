@@ -28,7 +28,7 @@ from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
 from nat_pod.plan.planner import plan_pod
 
-FEW, MANY = 400, 10_000
+FEW, MANY = 300, 10_000
 SEED = 198018
 HANGS_AFTER = 20  # seconds; the slowest case takes a tenth of one
 

@@ -130,7 +130,7 @@ def test_the_linters_have_nothing_to_say(command):
 
 def test_mypy_is_strict_over_the_package_and_the_program():
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'strict = true\npython_version = "3.11"\nfiles = ["nat_pod", "__main__.py"]\n' in text
+    assert 'strict = true\npython_version = "3.11"\nfiles = ["nat_pod", "bench", "__main__.py"]\n' in text
 
 
 # --- the tests themselves (conftest.py) ------------------------------------------------------------------------------
