@@ -6,7 +6,10 @@ A user's mistake ends with these sentences and exit status 1 or 2; a traceback a
 from __future__ import annotations
 
 import json
+import re
 import reprlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -27,9 +30,26 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
+        return f"{self.sentence}\n    run: {self.command}" if self.command else self.sentence
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, without the command."""
         shown = "" if self.value is None else f": {shorten(self.value)}"
-        line = visible(f"{self.path}{shown}: {self.rule}")
-        return f"{line}\n    run: {self.command}" if self.command else line
+        return visible(f"{self.path}{shown}: {self.rule}")
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Equal for problems that differ in place, addresses and figures alone: one mistake, made in many lines."""
+        return _FIGURES.sub("#", self.rule), self.command
+
+
+_FIGURES = re.compile(r"[0-9][0-9./]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled(Problem):
+    """No mistake: what `allocate` has not brought up to date yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +72,29 @@ class ConfigError(NatPodError):
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         source = visible(source)
-        places = ["" if problem.line is None else f"{source}:{problem.line}: " for problem in problems]
-        lines = [f"  {place}{problem}" for place, problem in zip(places, problems, strict=True)]
-        super().__init__("\n".join([f"{source}: {count}", *lines]))
+        super().__init__("\n".join([f"{source}: {count}", *_lines(source, problems)]))
+
+
+_FEW = 3
+"""Problems of one kind that are written out where there are more of them."""
+
+
+def _lines(source: str, problems: Sequence[Problem]) -> Iterator[str]:
+    """The problems in their order; of a kind that many are of, the first ones, and how many more there are.
+
+    A new POD of 435 hosts has 435 members without a slot, and among them the one mistake that somebody has to find.
+    """
+    total, seen = Counter(problem.kind for problem in problems), Counter[tuple[str, str]]()
+    for problem in problems:
+        place = "" if problem.line is None else f"{source}:{problem.line}: "
+        seen[problem.kind] += 1
+        if total[problem.kind] <= _FEW + 1:
+            yield f"  {place}{problem}"
+        elif seen[problem.kind] <= _FEW:
+            yield f"  {place}{problem.sentence}"
+            if seen[problem.kind] == _FEW:
+                yield f"    and {total[problem.kind] - _FEW} more of this kind; `check --json` lists all"
+                yield from [f"    run: {problem.command}"] if problem.command else []
 
 
 class UnknownRuleError(NatPodError):

@@ -22,6 +22,9 @@ SLOTS_PER_PAIR: int = 2 ** (32 - VNIC_SUBNET_PREFIX) - RESERVED_LOW - RESERVED_H
 SECONDARY_IPS_PER_VNIC = 64
 """OCI docs, "Private IP Addresses" (31 when the article was written); a /27 ends at 28."""
 
+POD_PREFIXES = range(16, 26)
+"""A POD's range is a VCN's, and holds a VNIC pair and the vRouter's subnet: a /16 to a /25."""
+
 VCN_PREFIXES = range(16, 31)
 """A VCN's CIDR is a /16 to a /30 (OCI API, CreateVcn)."""
 
@@ -84,6 +87,11 @@ def is_flex(shape: str) -> bool:
 def known_shapes() -> tuple[str, ...]:
     """All shapes whose VNIC limit is known, sorted."""
     return tuple(sorted([*_FIXED_SHAPES, *_FLEX_SHAPES]))
+
+
+def fixed_shapes() -> tuple[str, ...]:
+    """The shapes that have no OCPU count to choose, sorted."""
+    return tuple(sorted(_FIXED_SHAPES))
 
 
 def max_ocpus(shape: str) -> int:

@@ -5,12 +5,14 @@ Address plan: the article's (conftest.py).  Free slots of its layout begin with 
 
 import difflib
 import os
+from dataclasses import replace as with_other
 from pathlib import Path
 
 import pytest
 import yaml
 from test_config import changed
 
+from nat_pod import limits
 from nat_pod.config.address_book import Entry, edit, settle
 from nat_pod.config.addressing import Slot
 from nat_pod.config.model import PodConfig, read_draft
@@ -169,7 +171,10 @@ def test_a_pod_takes_as_many_members_as_it_has_slots_and_not_one_more(dev):
     with pytest.raises(NatPodError) as refused:
         settle(draft(full(dev, 57)))
     assert str(refused.value) == (
-        "nat-pod:addresses: no slot left for 2 members from customer2/h8 on: 198.18.0.0/22 with this shape has 58"
+        "nat-pod:addresses: no slot left for 2 more from customer2/h8 on: all 58 are taken, 29 per VNIC pair\n"
+        "    nat-pod:subnets has 2 of the 24 pairs that VM.Standard2.24 can have: a /27 more in natVm1 and in natVm2 "
+        "brings 29\n"
+        "    a second POD takes more: python -m nat_pod new-pod NAME"
     )
 
 
@@ -188,13 +193,69 @@ def test_a_full_pod_says_how_many_slots_are_kept_as_released(dev):
     with pytest.raises(NatPodError) as refused:
         settle(draft(mapping))
     assert str(refused.value) == (
-        "nat-pod:addresses: no slot left for 1 members from customer2/h9 on: 198.18.0.0/22 with this shape has 58; "
-        "1 are kept as released (--reuse hands them out)"
+        "nat-pod:addresses: no slot left for 1 more from customer2/h9 on: all 58 are taken, 29 per VNIC pair\n"
+        "    kept as released, and handed out by allocate --reuse: 1 of them\n"
+        "    nat-pod:subnets has 2 of the 24 pairs that VM.Standard2.24 can have: a /27 more in natVm1 and in natVm2 "
+        "brings 29\n"
+        "    a second POD takes more: python -m nat_pod new-pod NAME"
     )
     assert settle(draft(mapping), reuse=True).reused == ("customer1/old",)
     with pytest.raises(NatPodError) as still:
         settle(draft(full(dev, 56, **released)), reuse=True)
     assert "--reuse" not in str(still.value)
+
+
+FULL = {  # shape, the members' number, what the shape has and which larger one brings how much
+    "OCPUs for the members": (
+        {"shape": "VM.Standard.E4.Flex", "ocpus": 4, "memoryGbs": 16},
+        130,
+        "VM.Standard.E4.Flex with 4 OCPUs has 4 VNICs; VM.Standard.E4.Flex with 5 OCPUs has 5: 145 slots",
+    ),
+    "two VNICs per OCPU": (
+        {"shape": "VM.Optimized3.Flex", "ocpus": 1, "memoryGbs": 16},
+        130,
+        "VM.Optimized3.Flex with 1 OCPU has 2 VNICs; VM.Optimized3.Flex with 3 OCPUs has 6: 174 slots",
+    ),
+    "as many as the range holds": (
+        {"shape": "VM.Standard.E4.Flex", "ocpus": 14, "memoryGbs": 16},
+        500,
+        "VM.Standard.E4.Flex with 14 OCPUs has 14 VNICs; VM.Standard.E4.Flex with 15 OCPUs has 15: 435 slots",
+    ),
+    "a larger fixed shape": ("VM.Standard2.2", 130, "VM.Standard2.2 has 2 VNICs; VM.Standard2.8 has 8: 232 slots"),
+    "the range is full": ("VM.Standard2.24", 500, None),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_pod_says_which_shape_has_more_slots(dev, name):
+    shape, members, larger = FULL[name]
+    hosts = {f"h{n}": f"10.1.{n // 200}.{n % 200 + 10}" for n in range(members - 1)}
+    changes = {
+        "natVm.shape": shape,
+        "addresses": {},
+        "management.vrouter": "198.18.3.250",
+        "customers": {"customer1": {"cidr": "10.1.0.0/16", "hosts": hosts}},
+    }
+    with pytest.raises(NatPodError) as refused:
+        settle(draft(changed(dev, changes, ["subnets"])))
+    *_, last = lines = str(refused.value).split("\n    ")[1:]
+    assert lines[:-1] == ([] if larger is None else [larger])
+    assert last == "a second POD takes more: python -m nat_pod new-pod NAME"
+
+
+def test_the_larger_shape_that_is_named_has_room_for_all(dev):
+    """Every shape with a choice, and every number of members: enough, and one OCPU less would not be."""
+    base = draft(dev).nat_vm
+    for shape in limits.known_shapes():
+        one = with_other(base, shape=shape, ocpus=1 if limits.is_flex(shape) else None)
+        for vnics in range(one.vnic_limit + 1, limits.MAX_VNICS + 1):
+            larger = one.larger(vnics)
+            if larger is None:
+                assert shape == "VM.Standard2.24"
+            elif larger.vnic_limit < vnics:
+                assert larger.larger(vnics) is None
+            elif larger.ocpus is not None:
+                assert with_other(larger, ocpus=larger.ocpus - 1).vnic_limit < vnics
 
 
 def test_whoever_has_a_slot_keeps_it_whatever_comes_and_goes_before(dev):

@@ -83,7 +83,7 @@ def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_hold
         # Each problem names its place, in the file or in the configuration.
         for line in lines[1:]:
             assert without_line(line).startswith(
-                ("  nat-pod", "  oci:", "  line ", "  lines ", "  file", "  config", "    run: ")
+                ("  nat-pod", "  oci:", "  line ", "  lines ", "  file", "  config", "    run: ", "    and ")
             ) or has_no_namespace(line), (
                 case,
                 said,

@@ -124,3 +124,91 @@ def test_check_lists_stacks_in_natural_order(run, project):
         edit(project, stack=name)
     shown = [line.split(":")[0] for line in run("check")[1].splitlines() if line.startswith("Pulumi.")]
     assert shown == ["Pulumi.dev.yaml", "Pulumi.dev9.yaml", "Pulumi.dev10.yaml"]
+
+
+# --- many problems ---------------------------------------------------------------------------------------------------
+
+MANY = ", ".join(f"h{n}: 10.0.1.{n}" for n in range(2, 90))
+OF_ONE_KIND = "    and 85 more of this kind; `check --json` lists all\n    run: python -m nat_pod allocate dev\n"
+
+
+def test_many_problems_of_one_kind_are_a_few_lines_and_their_number(run, project):
+    """A new POD: every host is without a slot."""
+    edit(project, ("hosts: {vm2: 10.0.1.100}", f"hosts: {{vm2: 10.0.1.100, {MANY}}}"))
+    slots = [
+        f'  Pulumi.dev.yaml:28: nat-pod:addresses["customer2/h{n}"]: has no slot; addresses are never invented by up\n'
+        for n in (2, 3, 4)
+    ]
+    assert run("check", "dev") == (1, "".join(["Pulumi.dev.yaml: 88 problems\n", *slots, OF_ONE_KIND]), "")
+    assert run("plan", "dev") == (1, "", "".join(["Pulumi.dev.yaml: 88 problems\n", *slots, OF_ONE_KIND]))
+    assert len(json.loads(run("check", "dev", "--json")[1])["dev"]["problems"]) == 88
+
+
+def test_mistakes_come_before_what_allocate_settles(run, project):
+    edit(project, stack="other")
+    edit(project, ("hosts: {vm2: 10.0.1.100}", f"hosts: {{vm2: 10.0.1.100, {MANY}}}"))
+    lines = run("check", "dev")[1].splitlines()
+    assert lines[0] == "Pulumi.dev.yaml: 89 problems"
+    assert "overlaps 198.18.0.0/22 of Pulumi.other.yaml" in lines[1]
+    assert len(lines) == 7
+
+
+def test_problems_that_differ_in_more_than_figures_are_all_written_out(run, project):
+    wrong = ", ".join(f"h{n}: 10.0.9.{n}" for n in range(2, 90))
+    edit(
+        project,
+        ("hosts: {vm2: 10.0.1.100}", f"hosts: {{vm2: 10.0.1.100, {wrong}}}"),
+        ("sourceNat: masquerade", "sourceNat: x"),
+    )
+    out = run("check", "dev")[1]
+    assert out.count("is outside") == 3
+    assert out.count("    and 85 more of this kind; ") == 2
+    assert out.count("must be masquerade or static") == 1
+
+
+# --- another range under a book that stands --------------------------------------------------------------------------
+
+DEFAULT_LAYOUT = [
+    (
+        "  nat-pod:subnets:                         # the article's own layout; new PODs leave this out\n"
+        "    natVm1: [198.18.0.0/27, 198.18.0.32/27]\n"
+        "    natVm2: [198.18.0.128/27, 198.18.0.64/27]\n"
+        "    vrouter: 198.18.0.160/28\n",
+        "",
+    ),
+    ("    vrouter: 198.18.0.167 ", "    vrouter: 198.18.3.250 "),
+    (
+        "    management/mgmt: {natVm1: 198.18.0.2, natVm2: 198.18.0.130}\n"
+        "    customer1/vm1: {natVm1: 198.18.0.2, natVm2: 198.18.0.130}\n"
+        "    customer1/vm2: {natVm1: 198.18.0.34, natVm2: 198.18.0.66}\n"
+        "    customer2/vm2: {natVm1: 198.18.0.3, natVm2: 198.18.0.131}\n",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "range_", ["198.18.0.0/21", "198.18.0.0/16", "198.18.0.0/23", "198.18.0.0/25", "198.19.0.0/22"]
+)
+def test_another_range_under_a_book_is_one_problem_that_says_the_way(run, project, range_):
+    edit(project, *DEFAULT_LAYOUT)
+    assert (run("allocate", "dev")[0], run("check", "dev")[0]) == (0, 0)
+    path = project / "Pulumi.dev.yaml"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("cidr: 198.18.0.0/22 ", f"cidr: {range_} "), encoding="utf-8"
+    )
+    assert run("check", "dev") == (
+        1,
+        "Pulumi.dev.yaml: 1 problem\n"
+        f'  Pulumi.dev.yaml:6: nat-pod:cidr: "{range_}": the address book is that of 198.18.0.0/22. In another range '
+        "NAT VM2's subnets and the vRouter's lie elsewhere, and every address would change: a POD that stands keeps "
+        "its range. Put 198.18.0.0/22 back; more members go into a second POD (python -m nat_pod new-pod NAME), or "
+        'this one grows with its subnets pinned (docs/operate.md, "Grow"). In a POD that is still to be made, delete '
+        "nat-pod:addresses, and give nat-pod:management.vrouter an address of this range\n",
+        "",
+    )
+
+
+def test_a_range_grows_around_pinned_subnets(run, project):
+    edit(project, ("cidr: 198.18.0.0/22 ", "cidr: 198.18.0.0/21 "))
+    assert run("check", "dev") == (0, "Pulumi.dev.yaml: fine, 3 of 58 slots used\n", "")

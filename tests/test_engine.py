@@ -490,6 +490,30 @@ def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
     pod.engine.expect_no_changes()
 
 
+def test_a_range_grows_around_pinned_subnets_and_nothing_that_carries_flows_is_replaced(pod: Pod) -> None:
+    before = pod.standing()
+    pod.change(cidr="198.18.0.0/21")
+    preview = pod.engine.preview()
+    assert preview.counts == documented("range grown, `subnets` pinned")
+    pod.engine.up()
+    assert pod.standing() == before
+    pod.engine.expect_no_changes()
+
+    def pair(subnets: Any) -> None:
+        subnets["natVm1"].append("198.18.4.0/27")
+        subnets["natVm2"].append("198.18.6.0/27")
+
+    pod.change(
+        subnets=pair,
+        customers=lambda customers: customers["customer2"]["hosts"].update(far="10.0.1.7"),
+        addresses=lambda book: book.update({"customer2/far": {"natVm1": "198.18.4.3", "natVm2": "198.18.6.3"}}),
+    )
+    assert set(planned(pod.engine.preview())) <= {"create", "update"}
+    pod.engine.up()
+    assert before <= pod.standing()
+    pod.engine.expect_no_changes()
+
+
 def test_changed_source_policy_changes_metadata_alone(pod: Pod) -> None:
     pod.change(sourceNat="static")
     preview = pod.engine.preview()

@@ -10,7 +10,7 @@ from nat_pod.config.model import Capacity
 from nat_pod.config.pods import claimed, no_stacks, read_pods
 from nat_pod.config.ranges import overlaps
 from nat_pod.config.stack_file import read_stack
-from nat_pod.errors import ConfigError, Problem, shorten
+from nat_pod.errors import ConfigError, Problem, Unsettled, shorten
 from nat_pod.plan.planner import plan_pod
 
 
@@ -46,6 +46,8 @@ def _run(arguments: argparse.Namespace) -> int:
             used[name] = plan_pod(pod.config, name).capacity
         except ConfigError as error:
             findings[name] += pod.stack.located(error.problems)
+    for problems in findings.values():
+        problems.sort(key=lambda problem: isinstance(problem, Unsettled))  # mistakes first
     if arguments.json:
         print_json(
             {

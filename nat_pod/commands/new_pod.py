@@ -39,9 +39,18 @@ def _run(arguments: argparse.Namespace) -> int:
         new = new_pod(directory, arguments.name, arguments.size)
         whole_file.create(new.path, new.text)
     if arguments.json:
-        print_json({"file": new.path.name, "cidr": new.cidr, "slots": new.slots, "fillIn": list(new.fill_in)})
+        print_json(
+            {
+                "file": new.path.name,
+                "cidr": new.cidr,
+                "slots": new.slots,
+                "slotsPerVnic": limits.SLOTS_PER_PAIR,
+                "fillIn": list(new.fill_in),
+            }
+        )
         return OK
-    print(f"written  {new.path.name}: {new.cidr}, {new.slots} slots")
+    each = limits.SLOTS_PER_PAIR
+    print(f"written  {new.path.name}: {new.cidr}, {each} slots for each VNIC of the shape, at most {new.slots}")
     for path in new.fill_in:
         print(f"fill in  {path}")
     print(f"then     python -m nat_pod check {arguments.name}     # names what is still wrong, each with its rule")
@@ -55,9 +64,9 @@ _NEW = """\
 config:
   oci:region:                              # FILL IN, e.g. uk-london-1
   nat-pod:compartmentId:                   # FILL IN: the OCID of the compartment that the POD is made in
-  nat-pod:cidr: {cidr:<26} # this POD's own range, {slots} slots
+  nat-pod:cidr: {cidr:<26} # this POD's own range, {slots} slots at most
   nat-pod:natVm:
-    shape:                                 # FILL IN: its VNICs limit the slots; {pairs} use the whole range
+    shape:                                 # FILL IN: {each} slots for each of its VNICs; {pairs} use the whole range
     imageId:                               # FILL IN: the OCID of an Oracle Linux or Ubuntu platform image
     sshPublicKey:                          # FILL IN: one line of an authorized_keys file
   nat-pod:management:
@@ -75,7 +84,7 @@ config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewPod:
-    """A stack file for a new POD: its text, its range, and the keys that wait to be filled in."""
+    """A stack file for a new POD: its text, its range, its slots at most, and the keys that wait to be filled in."""
 
     path: Path
     text: str
@@ -110,6 +119,7 @@ def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
         name=name,
         cidr=str(cidr),
         slots=layout.capacity,
+        each=limits.SLOTS_PER_PAIR,
         pairs=len(layout.pairs),
         vrouter=str(layout.vrouter[limits.RESERVED_LOW]),
         subnet=layout.vrouter,

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from nat_pod.config.addressing import Slot
+from nat_pod import limits
+from nat_pod.config.addressing import Slot, default_layout
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import load_text
 from nat_pod.errors import NatPodError
@@ -74,13 +75,7 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
         slot = next(free, None)
         if slot is None:
             missing = sum(1 for other in names if other not in entries)
-            hint = (
-                f"; {len(kept_back)} are kept as released (--reuse hands them out)" if kept_back and not reuse else ""
-            )
-            raise NatPodError(
-                f"nat-pod:addresses: no slot left for {missing} members from {name} on: "
-                f"{config.cidr} with this shape has {config.layout.capacity}{hint}"
-            )
+            raise NatPodError(_no_slot_left(config, name, missing, 0 if reuse else len(kept_back)))
         for former in kept_back.get(slot, ()):
             reused.append(former)
             del entries[former]
@@ -89,6 +84,33 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
     return Settled(
         entries=entries, added=tuple(added), returned=back, released=gone, reused=tuple(reused), renamed=renamed
     )
+
+
+def _no_slot_left(config: PodConfig, first: MemberName, missing: int, kept_back: int) -> str:
+    """What is full, and the ways to more room, a line each.  kept_back: released slots that --reuse would hand out."""
+    layout, nat_vm, each = config.layout, config.nat_vm, limits.SLOTS_PER_PAIR
+    pairs = len(layout.pairs)
+    lines = [
+        f"{KEY}: no slot left for {missing} more from {first} on: all {layout.capacity} are taken, {each} per VNIC pair"
+    ]
+    if kept_back:
+        lines.append(f"kept as released, and handed out by allocate --reuse: {kept_back} of them")
+    if layout.pinned and pairs < nat_vm.vnic_limit:
+        lines.append(
+            f"nat-pod:subnets has {pairs} of the {nat_vm.vnic_limit} pairs that {nat_vm.words} can have: a /27 more in "
+            f"natVm1 and in natVm2 brings {each}"
+        )
+    most = limits.MAX_VNICS if layout.pinned else len(default_layout(config.cidr, limits.MAX_VNICS).pairs)
+    larger = None
+    if pairs == nat_vm.vnic_limit < most:
+        larger = nat_vm.larger(min(most, -(-(layout.capacity + missing) // each)))
+    if larger is not None:
+        lines.append(
+            f"{nat_vm.words} has {nat_vm.vnic_limit} VNICs; {larger.words} has {larger.vnic_limit}: "
+            f"{each * min(most, larger.vnic_limit)} slots"
+        )
+    lines.append("a second POD takes more: python -m nat_pod new-pod NAME")
+    return "\n    ".join(lines)
 
 
 def _renamed(

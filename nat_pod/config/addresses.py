@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from netaddr import IPNetwork
+
 from nat_pod import limits
 from nat_pod.config.addressing import Layout, Slot, default_layout
 from nat_pod.config.nat_vm import NatVmConfig, vnic_rule
 from nat_pod.config.neighbours import Written
 from nat_pod.config.reader import Reader
-from nat_pod.errors import Problem, SlotTwice
-from nat_pod.names import NAMESPACE, MemberName
+from nat_pod.errors import SlotTwice, Unsettled
+from nat_pod.names import NAMESPACE, MemberName, natural
 
 
 def read_book(
@@ -73,22 +75,47 @@ def read_book(
             released[name] = slot
         else:
             book[name] = slot
-    for name in sorted(name for name in book if written.is_gone(name)):
+    for name in sorted((name for name in book if written.is_gone(name)), key=natural):
         reader.unsettled.append(
-            Problem(
+            Unsettled(
                 f'{NAMESPACE}:addresses["{name}"]',
                 None,
                 "owns a slot but is neither a server nor a host any more; the slot must be kept as released",
                 command,
             )
         )
-    for name in sorted(written.names & set(released)):
+    for name in sorted(written.names & set(released), key=natural):
         reader.unsettled.append(
-            Problem(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
+            Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
         )
-    missing = sorted(written.names - listed)
+    missing = sorted(written.names - listed, key=natural)
     reader.unsettled.extend(
-        Problem(f'{NAMESPACE}:addresses["{name}"]', None, "has no slot; addresses are never invented by up", command)
+        Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "has no slot; addresses are never invented by up", command)
         for name in missing
     )
     return book, released
+
+
+def other_range(value: object, layout: Layout) -> IPNetwork | None:
+    """The range that a book was written for, when no entry of it has a place in this one; None for any other book.
+
+    In the default layout NAT VM2's subnets begin in the middle of the range, so a larger range moves all of them.
+    """
+    reader = Reader("")
+    entries = value.values() if isinstance(value, Mapping) else ()
+    pairs = [
+        (reader.address("", entry.get("natVm1"), ""), reader.address("", entry.get("natVm2"), ""))
+        for entry in entries
+        if isinstance(entry, Mapping)
+    ]
+    known = [(one, two) for one, two in pairs if one is not None and two is not None]
+
+    def fitting(cidr: IPNetwork) -> int:
+        whole = default_layout(cidr, limits.MAX_VNICS)
+        return sum(isinstance(whole.find(one, two), Slot) for one, two in known)
+
+    if layout.pinned or not known or fitting(layout.cidr):
+        return None
+    first, _ = known[0]
+    ranges = (IPNetwork((int(first), prefix)).cidr for prefix in limits.POD_PREFIXES)
+    return next((cidr for cidr in ranges if fitting(cidr) == len(known)), None)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from netaddr import IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addresses import read_book
+from nat_pod.config.addresses import other_range, read_book
 from nat_pod.config.addressing import Layout, Pair, Slot
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
@@ -155,13 +155,16 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
     pinned = root.get("subnets")
     layout = read_layout(reader, None if pinned == {} else pinned, cidr, nat_vm)  # {} is Pulumi.yaml's "not pinned"
     check_networks(reader, cidr, management, customers)
-    if layout is not None and management is not None:
+    former = None if layout is None else other_range(root.get("addresses"), layout)
+    if former is not None:  # one mistake, and nothing else that lies in the range can be right
+        reader.add("cidr", str(cidr), _moved(former))
+    elif layout is not None and management is not None:
         check_vrouter(reader, management.vrouter, layout)
     if lpg_limit is not None:
         check_lpgs(reader, root.get("customers"), lpg_limit)
     book: dict[MemberName, Slot] = {}
     released: dict[MemberName, Slot] = {}
-    if layout is not None:
+    if layout is not None and former is None:
         book, released = read_book(reader, root.get("addresses"), layout, written_members(root), nat_vm)
     if (
         reader.problems
@@ -188,6 +191,16 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
         released=released,
     )
     return config, [], reader.unsettled
+
+
+def _moved(former: IPNetwork) -> str:
+    return (
+        f"the address book is that of {former}. In another range NAT VM2's subnets and the vRouter's lie elsewhere, "
+        f"and every address would change: a POD that stands keeps its range. Put {former} back; more members go into "
+        "a second POD (python -m nat_pod new-pod NAME), or this one grows with its subnets pinned "
+        '(docs/operate.md, "Grow"). In a POD that is still to be made, delete nat-pod:addresses, and give '
+        "nat-pod:management.vrouter an address of this range"
+    )
 
 
 def _members(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> Iterator[Member]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nat_pod import limits
 from nat_pod.config.reader import Reader
@@ -25,9 +25,26 @@ class NatVmConfig:
     ssh_public_key: str
 
     @property
+    def words(self) -> str:
+        """The shape in a sentence."""
+        if self.ocpus is None:
+            return self.shape
+        return f"{self.shape} with {self.ocpus} {'OCPU' if self.ocpus == 1 else 'OCPUs'}"
+
+    @property
     def vnic_limit(self) -> int:
         """VNICs that a VM of this shape can have."""
         return limits.vnic_limit(self.shape, self.ocpus)
+
+    def larger(self, vnics: int) -> NatVmConfig | None:
+        """The smallest of its kind with that many VNICs, or with the most that there are; None where none has more."""
+        if self.ocpus is None:
+            kind = [replace(self, shape=shape) for shape in limits.fixed_shapes()]
+        else:
+            kind = [replace(self, ocpus=ocpus) for ocpus in range(1, limits.max_ocpus(self.shape) + 1)]
+        more = sorted((one for one in kind if one.vnic_limit > self.vnic_limit), key=lambda one: one.vnic_limit)
+        most = more[-1].vnic_limit if more else 0
+        return next((one for one in more if one.vnic_limit >= min(vnics, most)), None)
 
 
 def read_nat_vm(reader: Reader, value: object) -> NatVmConfig | None:
@@ -102,5 +119,4 @@ def _shape(reader: Reader, value: object) -> tuple[str | None, int | None, int |
 
 def vnic_rule(count: int, nat_vm: NatVmConfig) -> str:
     """The sentence that says that a shape has too few VNICs."""
-    shape = nat_vm.shape if nat_vm.ocpus is None else f"{nat_vm.shape} with {nat_vm.ocpus} OCPUs"
-    return f"{count} VNIC pairs need {count} VNICs a VM; {shape} has {nat_vm.vnic_limit}"
+    return f"{count} VNIC pairs need {count} VNICs a VM; {nat_vm.words} has {nat_vm.vnic_limit}"

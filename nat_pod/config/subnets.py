@@ -26,7 +26,7 @@ def read_pod_cidr(reader: Reader, value: object) -> IPNetwork | None:
     if cidr not in IPNetwork(limits.POD_SPACE):
         reader.add("cidr", str(cidr), f"must lie in {limits.POD_SPACE}, e.g. 198.18.0.0/22")
         return None
-    if not 16 <= cidr.prefixlen <= 25:
+    if cidr.prefixlen not in limits.POD_PREFIXES:
         reader.add("cidr", str(cidr), "must be a /16 to a /25: a /22 holds 435 slots, a /21 the 696 of a 2.24 VM")
         return None
     return cidr
