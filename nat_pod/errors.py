@@ -115,6 +115,12 @@ def visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
+def excerpt(text: str, most: int = 400) -> str:
+    """`visible`, and at most so many characters: for texts that somebody else's machine wrote."""
+    shown = visible(text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
 _LONGEST = 80
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from nat_pod.errors import excerpt, shorten
 from nat_pod.limits import FLOWS_PER_ADDRESS
 from nat_pod.names import MemberName
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
@@ -37,7 +38,14 @@ SHOWN_SECONDS = 90
 FULL = 0.8
 """Share of a table or of an address's ports at which there is something to do."""
 
-_MOST_BYTES = 16 << 20  # unpacked; a full POD's report has less than a megabyte
+# A report comes from a machine that may be somebody else's by now, and a console shows what anybody writes to it.
+_MOST_BYTES = 2 << 20  # of a packed report, unpacked; a full POD's has less than a megabyte
+_MOST_TRIED = 50  # packed reports, the newest first: so many, and no more, may be damaged
+_MOST_VNICS = 256  # the largest bare metal shape has fewer
+_MOST_NOTES = 20
+_MOST_COUNTED = 2**64  # the kernel's counters begin anew there
+_SINCE = ("wanted", "applied", "error")
+_CONNTRACK = ("count", "max", "insert_failed", "drop", "early_drop")
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP"}
 _PACKED = re.compile(r" report ([A-Za-z0-9+/=]+)\s*$", re.MULTILINE)
 
@@ -162,16 +170,23 @@ def read_report(text: str) -> VmReport:
 
     Raises ValueError with the reason when there is none that can be read.
     """
-    for packed in reversed(_PACKED.findall(text)):
+    packed = _PACKED.findall(text)
+    for one in packed[: -_MOST_TRIED - 1 : -1]:
         try:
-            return _report(json.loads(bz2.BZ2Decompressor().decompress(base64.b64decode(packed), _MOST_BYTES)))
-        except (ValueError, OSError):
+            return _report(json.loads(bz2.BZ2Decompressor().decompress(base64.b64decode(one), _MOST_BYTES)))
+        except (ValueError, OSError, RecursionError):
             continue  # damaged by what else was written to the console: take the one before
+    if len(packed) > _MOST_TRIED:
+        raise ValueError(f"of the {len(packed)} reports in it the newest {_MOST_TRIED} are damaged")
     start = re.search(r"^\{", text, re.MULTILINE)
     if start is None:
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
-        raise ValueError(f"there is no report in it; it ends with: {last[-200:]}")
-    return _report(json.JSONDecoder().raw_decode(text, start.start())[0])
+        raise ValueError(f"there is no report in it; it ends with: {excerpt(last[-200:])}")
+    try:
+        found = json.JSONDecoder().raw_decode(text, start.start())[0]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its JSON cannot be read: {excerpt(str(error))}") from None
+    return _report(found)
 
 
 def compare(
@@ -334,7 +349,7 @@ def _report(found: object) -> VmReport:
     except KeyError as error:
         raise ValueError(f"it is not the report of a NAT VM: it has no {error}") from None
     except (TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
-        raise ValueError(f"it is not the report of a NAT VM: {type(error).__name__} {error}") from None
+        raise ValueError(f"it is not the report of a NAT VM: {excerpt(str(error))}") from None
 
 
 def _trusting(found: object) -> VmReport:
@@ -347,45 +362,70 @@ def _trusting(found: object) -> VmReport:
         wanted=_text(found["wanted"]),
         applied=_text(found["applied"]),
         error=_text(found["error"]),
-        since={name: _seconds(time) for name, time in found["since"].items()},
-        notes=tuple(str(note) for note in found["notes"]),
-        vnics=tuple(
-            VnicState(str(vnic["address"]), _text(vnic["interface"]), vnic["up"] is True) for vnic in found["vnics"]
-        ),
+        since={name: _seconds(time) for name, time in found["since"].items() if name in _SINCE},
+        notes=_notes(found["notes"]),
+        vnics=_vnic_states(found["vnics"]),
         forwarding=found["forwarding"] is True,
-        conntrack={name: int(count) for name, count in found["conntrack"].items()},
+        conntrack={name: _count(found["conntrack"].get(name, 0)) for name in _CONNTRACK},
         by_member=_packets(found["counted"]["members"]),
         by_chain=_packets(found["counted"]["chains"]),
         sent=_uses(found["open"]["from"]),
         received=_uses(found["open"]["to"]),
-        stale=int(found["stale"]),
+        stale=_count(found["stale"]),
         fullest=None if found["fullest"] is None else _fullest(found["fullest"]),
     )
 
 
 def _packets(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    return {name: {target: int(packets) for target, packets in targets.items()} for name, targets in found.items()}
+    return {name: {target: _count(packets) for target, packets in targets.items()} for name, targets in found.items()}
 
 
 def _uses(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Use]:
-    return {address: Use(int(use["flows"]), int(use["packets"]), int(use["bytes"])) for address, use in found.items()}
+    return {
+        address: Use(_count(use["flows"]), _count(use["packets"]), _count(use["bytes"]))
+        for address, use in found.items()
+    }
+
+
+def _notes(found: list[object]) -> tuple[str, ...]:
+    if not isinstance(found, list):
+        raise TypeError(f"{shorten(found)} is not a list of notes")
+    notes = [_words(note) for note in found[:_MOST_NOTES]]
+    return (*notes, f"and {len(found) - _MOST_NOTES} more notes") if len(found) > _MOST_NOTES else tuple(notes)
+
+
+def _vnic_states(found: list[dict[str, object]]) -> tuple[VnicState, ...]:
+    if len(found) > _MOST_VNICS:
+        raise ValueError(f"{len(found)} VNICs are more than a VM can have")
+    return tuple(VnicState(_words(vnic["address"]), _text(vnic["interface"]), vnic["up"] is True) for vnic in found)
 
 
 def _fullest(found: Mapping[str, Any]) -> Fullest:
     return Fullest(
-        source=str(found["source"]),
-        destination=str(found["destination"]),
-        protocol=_PROTOCOLS.get(number := int(found["protocol"]), f"protocol {number}"),
-        port=int(found["port"]),
-        flows=int(found["flows"]),
+        source=_words(found["source"]),
+        destination=_words(found["destination"]),
+        protocol=_PROTOCOLS.get(number := _count(found["protocol"]), f"protocol {number}"),
+        port=_count(found["port"]),
+        flows=_count(found["flows"]),
     )
 
 
 def _text(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a text")
+    return None if value is None else _words(value)
+
+
+def _words(value: object) -> str:
+    """What the VM says in words, fit for a terminal: escape sequences show as such, and it has an end."""
+    if not isinstance(value, str):
+        raise TypeError(f"{shorten(value)} is not a text")
+    return excerpt(value)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MOST_COUNTED:  # True is an int, too
+        raise ValueError(f"{shorten(value)} is not a count")
     return value
 
 
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+def _seconds(text: object) -> float:
+    return datetime.fromisoformat(_words(text)).timestamp()

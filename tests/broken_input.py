@@ -208,6 +208,37 @@ def _packed(head: str, raw: bytes, chance: random.Random) -> str:
     return f"{head if chance.randrange(50) else chance.choice(('2', '', '01', 'x' * 99))}:{text}"
 
 
+# What somebody who owns a NAT VM, or writes to its console, would put into a report.
+_STRANGE: tuple[Any, ...] = (
+    "\x1b]0;owned\x07\x1b[2J", "\x9b31m", "a\r\nfine", "\u202eenif", "\ud800", "w" * 100_000, ["\x1b[2J"] * 1000,
+    10**400, 10**4000, 2**64 - 1, 2**64, "1e400", [{"address": "10.0.0.1", "interface": None, "up": True}] * 300,
+    "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59-14:00", "2025-06-15T15:06:40", "[" * 5000,
+)  # fmt: skip
+
+
+def reports(good: dict[str, object], count: int, seed: int) -> Iterator[str]:
+    """Reports made from a good one, as JSON or as a console shows them: damaged in their values, or as texts."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        report = damaged(good, chance)
+        if isinstance(report, dict) and chance.randrange(2):
+            *path, last = chance.choice(places(report) or [("x",)])
+            parent: Any = report
+            for key in path:
+                parent = parent[key]
+            parent[last] = copy.deepcopy(chance.choice(_STRANGE))
+        text = json.dumps(report, skipkeys=True)
+        if chance.randrange(5) == 0:
+            text = _garbled(text, chance).replace('"stale": 0', f'"stale": {chance.choice(("1e400", "NaN", "-0"))}')
+        if chance.randrange(2):
+            packed = base64.b64encode(bz2.compress(text.encode(errors="surrogatepass"), 1)).decode()
+            packed = _garbled(packed, chance) if chance.randrange(8) == 0 else packed
+            text = "".join(
+                f"\x1b[0m[ 9.{at}] nat-pod: {{}} report {packed}\r\n" for at in range(chance.randrange(1, 4))
+            )
+        yield text
+
+
 def vnic_lists(good: list[dict[str, object]], count: int, seed: int) -> Iterator[str]:
     """VNIC lists made from a good one."""
     chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Ten thousand broken stack files, rule documents and answers of IMDS: no traceback, no write, no hang.
+"""Ten thousand broken stack files, rule documents, answers of IMDS and reports: no traceback, no write, no hang.
 
 `make quick` tries the first few hundred of the same.
 
@@ -19,14 +19,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from broken_input import VALUES, http_answers, places, rule_documents, stack_files, vnic_lists
+from broken_input import VALUES, http_answers, places, reports, rule_documents, stack_files, vnic_lists
 from conftest import REPOSITORY
+from handbuilt_pods import GOOD
 from test_agent import agent
+from test_status import NOW, reported
 
 from nat_pod.commands import cli
+from nat_pod.commands.status import status_dict, status_text
 from nat_pod.config.model import PodConfig
-from nat_pod.errors import ConfigError
+from nat_pod.errors import ConfigError, NatPodError
+from nat_pod.handbuilt.vnic_list import read_vnics
+from nat_pod.lab.region.file import RegionFile, RegionFileError
+from nat_pod.plan import guest
 from nat_pod.plan.planner import plan_pod
+from nat_pod.rules import iptables
+from nat_pod.status import compare, read_report
 
 FEW, MANY = 300, 10_000
 SEED = 198018
@@ -170,6 +178,62 @@ def test_no_broken_rule_document_is_taken_for_more_than_it_says(dev, count):
     assert count / 2 < refused < count
 
 
+@how_many
+def test_no_broken_rule_document_is_a_traceback_in_the_lab(dev, count):
+    """The lab reads what the program registered, as the agent would."""
+    vm = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev").vm("natVm1")
+    refused = 0
+    for case in [packed_deep(), *rule_documents(vm.metadata["nat-pod-rules"], count, SEED)]:
+        with no_hang():
+            try:
+                document = guest.read_document(case)
+                iptables.parse(document.rules, document.hooks)
+            except ValueError:
+                refused += 1
+    assert count / 4 < refused < count
+
+
+def packed_deep() -> str:
+    """A document of some hundred bytes: lists in one another, too deep for a reader that calls itself."""
+    return f"{guest.FORMAT}:{base64.b64encode(bz2.compress(b'[' * 200_000)).decode()}"
+
+
+REGION_FILES = {
+    "nothing": "",
+    "a number": "1\n",
+    "brackets": "[" * 200_000,
+    "no line feed": "{" * 9_000_000,
+    "other types": '{"region": 1, "attachSeconds": 0, "lpgLimit": [], "secondaryIpLimit": 1, "domainPrefix": ""}\n',
+}
+HEADER = '{"region": "x", "attachSeconds": 0, "lpgLimit": 10, "secondaryIpLimit": 64, "domainPrefix": "x"}\n'
+REGION_CHANGES = {
+    "no JSON": "{\n",
+    "a list": "[]\n",
+    "nothing to do": "{}\n",
+    "nobody's": '{"do": "delete", "ocid": "x"}\n',
+    "another type": '{"do": "create", "type": "x", "inputs": {}, "name": "x", "ocid": null}\n',
+    "inputs that are none": '{"do": "create", "type": "oci:Core/vcn:Vcn", "inputs": 1, "name": "x", "ocid": null}\n',
+    "brackets": "[" * 200_000 + "\n",
+}
+
+
+@pytest.mark.parametrize("text", REGION_FILES.values(), ids=REGION_FILES.keys())
+def test_a_file_that_holds_no_region_is_named(tmp_path, text):
+    path = tmp_path / "region"
+    path.write_text(text)
+    with no_hang(), pytest.raises(RegionFileError, match=f"^{re.escape(str(path))}: "):
+        RegionFile(path)
+
+
+@pytest.mark.parametrize("text", REGION_CHANGES.values(), ids=REGION_CHANGES.keys())
+def test_a_change_that_no_region_wrote_is_a_sentence_with_the_files_name(tmp_path, text):
+    path = tmp_path / "region"
+    path.write_text(HEADER + text)
+    region = RegionFile(path)
+    with no_hang(), pytest.raises(RegionFileError, match=f"^{re.escape(str(path))} was written by another release"):
+        region.to_json()
+
+
 def check_harmless(document, case: str) -> None:
     text = agent.transaction(document, {})
     for line in text.splitlines():
@@ -290,6 +354,135 @@ def test_no_broken_answer_of_imds_stops_a_round_or_is_saved_as_good(vm, monkeypa
         status = json.loads((vm / "run/status.json").read_text())
         assert status["error"], case
     assert refused == count  # no answer can be a VNIC list and a rule document at once
+
+
+# --- reports and other files -----------------------------------------------------------------------------------------
+
+
+def shows_what_it_says(output: str) -> bool:
+    """Whether each character is one that a terminal prints."""
+    return all(sign.isprintable() or sign == "\n" for sign in output)
+
+
+@how_many
+def test_no_broken_report_gets_a_traceback_or_reaches_the_terminal_as_it_is(dev, count):
+    plan = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
+    good = reported(plan, "natVm1")
+    other = read_report(json.dumps(reported(plan, "natVm2")))
+    refused = 0
+    for case in reports(good, count, SEED):
+        with no_hang():
+            try:
+                report = read_report(case)
+            except ValueError as error:
+                report = str(error)
+                refused += 1
+            compared = compare(plan, {"natVm1": report, "natVm2": other}, NOW)
+            text = status_text(compared, "dev")
+            json.dumps(status_dict(compared), allow_nan=False)
+        assert shows_what_it_says(text), case
+        assert len(text) < 200_000, case
+    assert count / 8 < refused < count
+
+
+def bombs(size: int) -> str:
+    """Packed reports of some 60 bytes, each of which unpacks to 16 MB."""
+    line = f"[ 9.0] nat-pod: {{}} report {base64.b64encode(bz2.compress(bytes(16 << 20))).decode()}\r\n"
+    return line * (size // len(line))
+
+
+LARGE = {
+    "bombs": (bombs(1_000_000), "reports in it the newest 50 are damaged"),
+    "lines that are damaged": (" report QlpoOTFBWSZTWQ==\n" * 40_000, "the newest 50 are damaged"),
+    "an open bracket and another": ("{" + "[" * 1_000_000, "its JSON cannot be read"),
+    "blanks": (" report A" + " " * 4_000_000 + "x", "there is no report in it"),
+    "numbers": ('{"stale": ' + "9" * 1_000_000 + "}", "its JSON cannot be read"),
+    "VNICs": ('{"vnics": [' + "[]," * 1_000_000 + "[]]}", "it is not the report of a NAT VM"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), LARGE.values(), ids=LARGE.keys())
+def test_a_large_report_is_refused_before_it_takes_memory_or_time(text, reason):
+    with no_hang(), pytest.raises(ValueError, match=re.escape(reason)):
+        read_report(text)
+
+
+@pytest.mark.parametrize("command", [["status", "dev", "--report", "natVm1={}"], ["status", "dev", "--outputs", "{}"],
+                                     ["handover", "dev", "customer1", "--outputs", "{}"]])  # fmt: skip
+def test_a_file_of_more_than_8_megabytes_is_refused_by_name(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(REPOSITORY)
+    path = tmp_path / "large\x1b[2J"
+    path.write_bytes(bytes((8 << 20) + 1))
+    status, said = run(capsys, *(word.format(path) for word in command))
+    assert (status, said) == (
+        1,
+        f"{tmp_path}/large\\x1b[2J: has more than 8 MB, and nothing that this command reads is so large\n",
+    )
+
+
+def test_outputs_that_are_not_what_they_say_reach_no_terminal(tmp_path, monkeypatch, capsys, dev):
+    monkeypatch.chdir(REPOSITORY)
+    path = tmp_path / "outputs"
+    plan = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
+    files = []
+    for vm in ("natVm1", "natVm2"):
+        (tmp_path / vm).write_text(json.dumps(reported(plan, vm)))
+        files += ["--report", f"{vm}={tmp_path / vm}"]
+    good = {"generations": {"natVm1": "\x1b[2J" * 9, "natVm2": "w" * 100_000}, "lpgIds": {"customer1": "ocid1.a.b"}}
+    for case in reports(good, 200, SEED):
+        path.write_bytes(case.encode(errors="surrogatepass"))
+        for command in (["status", "dev", *files], ["handover", "dev", "customer1"]):
+            status, said = run(capsys, *command, "--outputs", str(path))
+            assert status in (cli.OK, cli.FINDINGS), case
+            assert shows_what_it_says(said), case
+            assert len(said) < 20_000, case
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+PRIVATE_IPS = [
+    {"ip-address": f"198.18.0.{number}", "is-primary": number == 2, "vnic-id": "x"} for number in range(2, 9)
+]
+
+
+def test_no_broken_list_of_vnics_gets_import_a_traceback():
+    refused = 0
+    for good in (VNICS, PRIVATE_IPS):
+        for case in vnic_lists(good, FEW, SEED):
+            with no_hang():
+                try:
+                    read_vnics([("one.json", case.encode())])
+                    said = ""
+                except NatPodError as error:
+                    said = str(error)
+            refused += bool(said)
+            assert shows_what_it_says(said), case
+            assert len(said) < 1000, case
+    assert FEW / 4 < refused < 2 * FEW
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (json.dumps([{"ip-address": f"10.{n >> 11}.{n >> 3 & 255}.{(n & 7) * 32}"} for n in range(40_000)]).encode(),
+         "40000 entries are more than one VM can have"),
+        (b"[" + b"{}," * 1_000_000 + b"{}]", "has more than 2 MB"),
+    ],
+    ids=["as many subnets", "as many objects"],
+)  # fmt: skip
+def test_a_large_list_of_vnics_is_refused(data, reason):
+    with no_hang(), pytest.raises(NatPodError, match=reason):
+        read_vnics([("one.json", data)])
+
+
+def test_what_hides_in_a_rule_is_shown_by_import(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for vm, file in (("natVm1", "one\u202e"), ("natVm2", "two")):
+        odd = "iptables -t nat -A POSTROUTING -m comment --comment \u202etcennoc\u2028x -j LOG\n\u202ex -j \u2028\n"
+        (tmp_path / file).write_text(f"{GOOD['article'][vm]}\n{odd}", encoding="utf-8")
+    _, said = run(capsys, "import", "--vm1", "one\u202e", "--vm2", "two", "--stack", "new")
+    assert "\\u202ex -j" in said
+    assert shows_what_it_says(said)
 
 
 def test_the_documents_that_this_starts_from_are_good(dev):

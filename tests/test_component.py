@@ -3,7 +3,6 @@
 What an engine does with the options (replacement, deletion) is not shown here: Pulumi's mocks only create.
 """
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -527,16 +526,14 @@ def test_outputs(deployed: tuple[Region, Deployment]) -> None:
     }
 
 
-def test_the_outputs_are_what_handover_reads(deployed: tuple[Region, Deployment], tmp_path: Path) -> None:
+def test_the_outputs_are_what_handover_reads(deployed: tuple[Region, Deployment]) -> None:
     region, deployment = deployed
-    path = tmp_path / "outputs.json"
-    path.write_text(json.dumps(deployment.outputs), encoding="utf-8")
     plan = plan_pod(PodConfig.from_mapping(stack_mapping("dev"), "dev"), "dev")
     for neighbour, expected in (
         ("customer2", ocid(region, oci.LPG, "customer2")),
         ("management", ocid(region, oci.SUBNET, "vrouter")),
     ):
-        sheet = with_outputs(handover(plan, "dev", neighbour), plan, path)
+        sheet = with_outputs(handover(plan, "dev", neighbour), plan, deployment.outputs, "outputs")
         assert (sheet.ocid, sheet.deployed) == (expected, True)
 
 

@@ -321,9 +321,9 @@ BAD_OUTPUTS = {
         "{",
         f"{NOT_JSON}Expecting property name enclosed in double quotes: line 1 column 2 (char 1); give",
     ),
-    "bytes": (b"\xff", f"{NOT_JSON}'utf-8' codec can't decode byte 0xff in position 0: invalid start byte; give"),
+    "bytes": (b"\xff", f"{NOT_JSON}Expecting value: line 1 column 1 (char 0); give"),
     "nested beyond reason": ("[" * 100_000, NOT_JSON),
-    "a list": ("[]", NO_OCID),
+    "a list": ("[]", "is not a JSON object; give"),
     "another stack's": ('{"lpgIds": {"customer7": "ocid1.a.b"}}', NO_OCID),
     "a word for the LPGs": ('{"lpgIds": "none"}', NO_OCID),
     "an LPG that is none": ('{"lpgIds": {"customer1": "`x`"}}', NO_OCID),
@@ -342,5 +342,5 @@ def test_outputs_that_are_none_are_a_sentence(run, tmp_path, name):
 
 def test_outputs_that_are_not_there_are_a_sentence(run, tmp_path):
     path = tmp_path / "none.json"
-    sentence = f"--outputs {path}: cannot be read: No such file or directory\n"
+    sentence = f"{path}: cannot be read: No such file or directory\n"
     assert run("handover", "dev", "customer1", "--outputs", str(path)) == (1, "", sentence)

@@ -13,11 +13,15 @@ import yaml
 from conftest import REPOSITORY, stack_mapping
 from handbuilt_pods import ARTICLE, DAMAGED, DNAT, GOOD, VMS, damage, imported, printed, shown
 
-from bench.pods import full_pod
+from bench.pods import full_pod, stack_config
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.config.whole_file import create
 from nat_pod.errors import NatPodError
+from nat_pod.handbuilt.draft import draft
+from nat_pod.handbuilt.reconstruct import reconstruct
+from nat_pod.handbuilt.saved_rules import read_saved
+from nat_pod.names import SIDES
 from nat_pod.plan.planner import plan_pod
 
 # --- the article, and back -------------------------------------------------------------------------------------------
@@ -229,6 +233,15 @@ def test_what_import_prints_for_a_damaged_pod_is_the_golden_one(run_import, gold
     assert status == 1
     golden("import-damaged.yaml", out)
     golden("import-damaged.txt", err)
+
+
+def test_a_stack_file_to_be_is_made_of_what_yaml_can_write():
+    """Strings that have methods of their own, as members' and sides' names have, it refuses."""
+    tables = {side: read_saved(GOOD["article"][side].encode(), side) for side in SIDES}
+    made = draft(reconstruct(tables, {}), {}, "new").config
+    full = stack_config(full_pod(customers=2, hosts=9, servers=2))
+    for config in (made, full):
+        assert yaml.safe_load(yaml.safe_dump(config)) == config
 
 
 @pytest.mark.parametrize("options", [(), ("--customer", "on=10.0.0.0/24", "--customer", "null=10.0.0.0/16")])

@@ -30,7 +30,7 @@ ALLOWED = {
     "oci": {"config", "errors", "limits", "names", "plan"},
     "component": {"oci"},
     "trace": {"config", "errors", "names", "plan", "rules"},
-    "status": {"limits", "names", "plan"},
+    "status": {"errors", "limits", "names", "plan"},
     "handbuilt": {"config", "errors", "limits", "names", "text"},
     "pages": {"config", "errors", "names", "plan", "text", "trace"},
     "lab.region": {"config", "errors", "limits", "names"},

@@ -407,7 +407,7 @@ WRONG = {
         "--report: one for each NAT VM, and only one of them from standard input\n"),
     "outputs without generations": (
         ["--report", "natVm1=one.log", "--outputs", "two.json"], 1,
-        "two.json: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json\n"),
+        "--outputs two.json: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json\n"),
     "no VM": (["--report", "one.log"], 2, None),
     "no file": (["--report", "natVm1="], 2, None),
     "a VM that no POD has": (["--report", "natVm3=one.log"], 2, None),

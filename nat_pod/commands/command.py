@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, excerpt
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -63,23 +63,55 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def read_bytes(name: str, most: int = -1) -> bytes:
+MOST_MEGABYTES = 8
+"""Of a file that a command reads.  A serial console's history has one, a full POD's outputs have a hundredth."""
+
+
+def read_bytes(name: str, most: int) -> bytes:
     """A file that the user names; a pipe will do: <(ssh nat-vm1 sudo iptables-save).  Raises NatPodError.
 
-    most: how many bytes to read; all of them without it.
+    most: how many bytes to read.
     """
     try:
         with Path(name).open("rb") as stream:
             return stream.read(most)
     except OSError as error:
-        raise NatPodError(f"{name}: cannot be read: {error.strerror}") from None
+        raise NatPodError(f"{excerpt(name)}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a zero byte in it
+        raise NatPodError(f"{excerpt(name)}: is not the name of a file") from None
 
 
 def read_text(name: str) -> str:
-    """A file that the user names; - is standard input.  Bytes that are not UTF-8 are replaced.  Raises NatPodError."""
-    if name != "-":
-        return read_bytes(name).decode(errors="replace")
+    """A file that the user names; - is standard input.  Bytes that are not UTF-8 are replaced.
+
+    Raises NatPodError, also for more than MOST_MEGABYTES: what is read takes many times its size.
+    """
+    most = MOST_MEGABYTES << 20
     try:
-        return sys.stdin.buffer.read().decode(errors="replace")
+        data = read_bytes(name, most + 1) if name != "-" else sys.stdin.buffer.read(most + 1)
     except OSError as error:
         raise NatPodError(f"standard input: cannot be read: {error.strerror}") from None
+    if len(data) > most:
+        shown = "standard input" if name == "-" else excerpt(name)
+        raise NatPodError(
+            f"{shown}: has more than {MOST_MEGABYTES} MB, and nothing that this command reads is so large"
+        )
+    return data.decode(errors="replace")
+
+
+def add_outputs(parser: argparse.ArgumentParser, words: str) -> None:
+    """The option --outputs.  words: what it is good for."""
+    parser.add_argument("--outputs", metavar="FILE", help=f"output of `pulumi stack output --json`; {words}")
+
+
+def read_outputs(name: str) -> dict[str, object]:
+    """What `pulumi stack output --json` printed.  Raises NatPodError for what is not such a file."""
+    what = "give the output of `pulumi stack output --json`"
+    text = read_text(name)
+    try:
+        loaded = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NatPodError(f"--outputs {excerpt(name)}: is not JSON: {excerpt(str(error))}; {what}") from None
+    if not isinstance(loaded, dict):
+        raise NatPodError(f"--outputs {excerpt(name)}: is not a JSON object; {what}")
+    return loaded

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.commands.command import (
+    OK,
+    Subparsers,
+    add_json,
+    add_outputs,
+    add_parser,
+    add_stack,
+    print_json,
+    read_outputs,
+)
 from nat_pod.commands.stack import load
 from nat_pod.names import MANAGEMENT
 from nat_pod.pages.handover import Sheet, handover, with_outputs
@@ -18,9 +26,7 @@ def add(commands: Subparsers) -> None:
     parser = add_parser(commands, "handover", words, _run)
     add_stack(parser)
     parser.add_argument("neighbour", metavar="CUSTOMER", help="a customer of the stack file, or `management`")
-    parser.add_argument(
-        "--outputs", metavar="FILE", type=Path, help="output of `pulumi stack output --json`; adds the OCIDs"
-    )
+    add_outputs(parser, "adds the OCIDs")
     add_json(parser)
 
 
@@ -28,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _, plan = load(arguments.stack)
     sheet = handover(plan, arguments.stack, arguments.neighbour)
     if arguments.outputs is not None:
-        sheet = with_outputs(sheet, plan, arguments.outputs)
+        sheet = with_outputs(sheet, plan, read_outputs(arguments.outputs), arguments.outputs)
     if arguments.json:
         print_json(sheet_dict(sheet))
     else:

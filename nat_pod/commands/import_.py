@@ -12,7 +12,7 @@ from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_par
 from nat_pod.config import whole_file
 from nat_pod.config.neighbours import is_customer_name
 from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, excerpt, visible
 from nat_pod.handbuilt.draft import ASSUMED, Draft, draft
 from nat_pod.handbuilt.numeric import as_network, network
 from nat_pod.handbuilt.reconstruct import Handbuilt, reconstruct
@@ -83,10 +83,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.stack and path.exists():
         raise NatPodError(f"{path.name}: exists already; import writes new files only (nothing was changed)")
     tables: dict[Side, SavedTable] = {
-        vm: read_saved(_read(file), file) for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
+        vm: read_saved(_read(file), excerpt(file))
+        for vm, file in zip(SIDES, (arguments.vm1, arguments.vm2), strict=True)
     }
     vnics: dict[Side, VnicList] = {
-        vm: read_vnics([(file, _read(file)) for file in files])
+        vm: read_vnics([(excerpt(file), _read(file)) for file in files])
         for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
         if files
     }
@@ -169,4 +170,5 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
 def _remark(remark: Remark) -> list[str]:
     place = "" if remark.line is None else f" line {remark.line}"
     where = f"{remark.vm}{place}: " if remark.vm else ""
-    return [f"  {remark.kind}: {where}{remark.why}"] + ([f"      {remark.rule}"] if remark.rule else [])
+    said = visible(f"{remark.kind}: {where}{remark.why}")
+    return [f"  {said}"] + ([f"      {visible(remark.rule)}"] if remark.rule else [])

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 
 from nat_pod import limits, status
-from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json, read_text
+from nat_pod.commands.command import (
+    FINDINGS,
+    OK,
+    Subparsers,
+    add_json,
+    add_outputs,
+    add_parser,
+    add_stack,
+    print_json,
+    read_outputs,
+    read_text,
+)
 from nat_pod.commands.lab import reports
 from nat_pod.commands.stack import load
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import SIDES, servers_first
 from nat_pod.rules.compiler import FORWARD, INPUT
 from nat_pod.status import MemberUse, Status, VmReport, duration
@@ -46,9 +56,7 @@ def add(commands: Subparsers) -> None:
         default=[],
         help="a report of natVm1 or natVm2; - reads standard input (default: ask the stack's lab)",
     )
-    parser.add_argument(
-        "--outputs", metavar="FILE", help="output of `pulumi stack output --json`; says what is deployed"
-    )
+    add_outputs(parser, "says what is deployed")
     add_json(parser)
 
 
@@ -82,7 +90,7 @@ def _report_of(vm: str, text: str | None) -> VmReport | str:
         return "none was given"
     try:
         found = status.read_report(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return str(error)
     if found.vm not in (None, vm):
         raise NatPodError(f"--report {vm}: this is a report of {found.vm}")
@@ -90,13 +98,13 @@ def _report_of(vm: str, text: str | None) -> VmReport | str:
 
 
 def _deployed_generations(file: str) -> dict[str, str]:
-    try:
-        generations = json.loads(read_text(file))["generations"]
-        return {vm: str(generations[vm]) for vm in SIDES}
-    except (ValueError, KeyError, TypeError):
+    generations = read_outputs(file).get("generations")
+    if not isinstance(generations, dict) or not all(isinstance(generations.get(vm), str) for vm in SIDES):
         raise NatPodError(
-            f"{file}: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json"
-        ) from None
+            f"--outputs {excerpt(file)}: has no generations of natVm1 and natVm2; "
+            "write it with: pulumi stack output --json"
+        )
+    return {vm: excerpt(generations[vm]) for vm in SIDES}
 
 
 def status_dict(status: Status) -> dict[str, object]:

@@ -12,8 +12,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, excerpt
 from nat_pod.handbuilt.numeric import Range, network, subnet_of
+
+MOST_BYTES = 2_000_000
+_MOST_ENTRIES = 5_000  # private IPs of one VM: 24 VNICs have 64 each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,8 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
     addresses: set[int] = set()
     all_addresses = False
     lists = [(name, _entries(name, data)) for name, data in files]
+    if (count := sum(len(entries) for _, entries in lists)) > _MOST_ENTRIES:
+        raise NatPodError(f"{', '.join(name for name, _ in lists)}: {count} entries are more than one VM can have")
     # Lists that know the subnets come first: the others only guess them.
     lists.sort(key=lambda named: not (isinstance(named[1][0], dict) and "subnetCidrBlock" in named[1][0]))
     for name, entries in lists:
@@ -55,7 +60,9 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
                     first = False
                     all_addresses = True
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise NatPodError(f"{name}: entry {number + 1} is neither a VNIC nor a private IP: {error}") from None
+                raise NatPodError(
+                    f"{name}: entry {number + 1} is neither a VNIC nor a private IP: {excerpt(str(error))}"
+                ) from None
             addresses.add(address)
             primary = address if first else primary
             if not any(known[0] <= address <= known[1] for known in subnets):
@@ -64,6 +71,8 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
 
 
 def _entries(name: str, data: bytes) -> list[Any]:
+    if len(data) > MOST_BYTES:
+        raise NatPodError(f"{name}: has more than {MOST_BYTES // 1_000_000} MB; a VM's list of VNICs has less than one")
     try:
         loaded = json.loads(data)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError

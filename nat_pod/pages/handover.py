@@ -6,15 +6,13 @@ A neighbour is a customer or management.  Addresses as the far end sees them are
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from netaddr import IPNetwork
 
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import MANAGEMENT, VROUTER, MemberName, natural
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.dispositions import Disposition
@@ -255,25 +253,20 @@ def _policies(realm: str, *, pod_asks: bool) -> tuple[tuple[str, tuple[str, ...]
 # --- the stack's outputs ---------------------------------------------------------------------------------------------
 
 
-def with_outputs(sheet: Sheet, plan: PodPlan, outputs: Path) -> Sheet:
+def with_outputs(sheet: Sheet, plan: PodPlan, outputs: Mapping[str, object], source: str) -> Sheet:
     """The sheet with the OCIDs of the deployed POD.
 
-    outputs: a file with what `pulumi stack output --json` prints.  Raises NatPodError for any other.
+    outputs: what `pulumi stack output --json` prints.  source: the file's name, for messages.
+    Raises NatPodError for outputs without those OCIDs.
     """
-    what = "give the output of `pulumi stack output --json`"
-    try:
-        loaded = json.loads(outputs.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NatPodError(f"--outputs {outputs}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise NatPodError(f"--outputs {outputs}: is not JSON: {str(error).splitlines()[0]}; {what}") from None
     place = ("vrouterSubnetId",) if sheet.realm == MANAGEMENT else ("lpgIds", sheet.realm)
-    value = loaded
+    value: object = outputs
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, str) or not _OCID.fullmatch(value):
         raise NatPodError(
-            f"--outputs {outputs}: has no OCID at {'.'.join(place)}; {what} of a POD that was deployed with it"
+            f"--outputs {excerpt(source)}: has no OCID at {'.'.join(place)}; give the output of "
+            "`pulumi stack output --json` of a POD that was deployed with it"
         )
     generations = {vm.key: vm.generation for vm in plan.vms}
-    return replace(sheet, ocid=value, deployed=loaded.get("generations") == generations)
+    return replace(sheet, ocid=value, deployed=outputs.get("generations") == generations)

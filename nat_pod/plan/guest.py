@@ -101,13 +101,17 @@ def read_document(value: str) -> Document:
         if not unpacker.eof or unpacker.unused_data:
             raise ValueError("cut short, too long, or followed by something")
         body = json.loads(text)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, RecursionError) as error:
         raise ValueError(f"rule document: cannot be unpacked: {error}") from None
     if not isinstance(body, dict) or set(body) != {"vm", "generation", "hooks", "rules"}:
         raise ValueError("rule document: expected exactly the keys vm, generation, hooks and rules")
     generation = body.pop("generation")
     if generation != _generation(body):
         raise ValueError(f"rule document: its contents do not match its generation {generation!r}")
+    if not isinstance(body["vm"], str) or not isinstance(body["rules"], str):
+        raise ValueError("rule document: vm and rules are not texts")
+    if not isinstance(body["hooks"], list) or not all(map(_is_hook, body["hooks"])):
+        raise ValueError("rule document: hooks are not lists of table, chain and own chain")
     try:
         rules = unfold(body["rules"])
     except ValueError as error:
@@ -118,6 +122,10 @@ def read_document(value: str) -> Document:
         hooks=tuple((table, builtin, chain) for table, builtin, chain in body["hooks"]),
         rules=rules,
     )
+
+
+def _is_hook(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 3 and all(isinstance(word, str) for word in entry)
 
 
 def fold(rules_text: str) -> str:

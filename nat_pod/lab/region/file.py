@@ -20,10 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from nat_pod.errors import NatPodError
+from nat_pod.errors import NatPodError, excerpt
 from nat_pod.lab.region.inputs import Inputs, Value
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+
+_HEADER = {"region": str, "attachSeconds": float, "lpgLimit": int, "secondaryIpLimit": int, "domainPrefix": str}
+_LONGEST_HEADER = 10_000
 
 
 class RegionFileError(NatPodError):
@@ -96,23 +99,24 @@ class RegionFile(Region):
         try:
             for line in lines:
                 if self._read_to:  # the first line is the header
-                    self._replay(json.loads(line))
+                    self._replay(line)
                 self._read_to += len(line) + 1
         finally:
             self._replaying = None
 
-    def _replay(self, change: Inputs) -> None:
+    def _replay(self, line: bytes) -> None:
         try:
+            change = json.loads(line)
             if change["do"] == "create":
                 self.create(change["type"], change["inputs"], change["name"], ocid=change["ocid"])
             elif change["do"] == "update":
                 self.update(change["ocid"], change["inputs"])
             else:
                 self.delete(change["ocid"])
-        except OciError as error:
+        except (OciError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise RegionFileError(
                 f"{self.path} was written by another release of nat-pod, whose region accepted what this one refuses "
-                f"({error}); delete it and start again"
+                f"({excerpt(str(error))}); delete it and start again"
             ) from None
 
     @contextmanager
@@ -156,11 +160,13 @@ class _SharedLock:
 def _header(path: Path) -> Inputs:
     try:
         with path.open(encoding="utf-8") as file:
-            header: Inputs = json.loads(file.readline())
+            header = json.loads(file.readline(_LONGEST_HEADER))
     except OSError as error:
         raise RegionFileError(f"{path}: no simulated region here: {error.strerror}") from None
-    except ValueError:
-        header = {}
-    if set(header) != {"region", "attachSeconds", "lpgLimit", "secondaryIpLimit", "domainPrefix"}:
+    except (ValueError, RecursionError):
+        header = None
+    kinds = {key: type(value) for key, value in header.items()} if isinstance(header, dict) else {}
+    # Python and JSON both have one kind of number more than the region: seconds may be whole.
+    if kinds | {"attachSeconds": float} != _HEADER or kinds.get("attachSeconds") not in (int, float):
         raise RegionFileError(f"{path}: this is not a simulated region")
-    return header
+    return dict(header)
