@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The NAT VM's agent: fetches the compiled rules, checks them, loads them, reports.  It decides nothing itself.
 
-    nat-pod-agent poll      one round: rules, sysctl, forwarding, VNICs, status (the timer's job)
+    nat-pod-agent guard     the guard that no document can take away, and nothing else (before firewalld goes)
     nat-pod-agent restore   last good rules, then forwarding, without any network (before the network, at boot)
+    nat-pod-agent poll      one round: rules, sysctl, forwarding, VNICs, status (the timer's job)
     nat-pod-agent status    what the last round found, with counters, open flows and VNICs as they are now
 
 Facts this file rests on
@@ -46,10 +47,40 @@ GOOD_RULES, GOOD_VNICS = STATE + "/rules", STATE + "/vnics"
 LOADED, STATUS = RUN + "/loaded.json", RUN + "/status.json"
 
 OWN = "NATPOD-"
+# Stands with or without a document, before firewalld goes and after each boot before the network; no document can take
+# it away.  A document's chains are entered before NATPOD-CLOSED, so without one nothing is forwarded and the VM is
+# open to nobody.  NATPOD-OWN is what the VM itself lives by, all of it from 169.254.0.0/16: DNS, DHCP, metadata, time,
+# and the iSCSI boot volume.  These are not tracked: each needs an entry in the connection table, and when a flood has
+# filled it, the document that ends the flood could not come in.
+GUARD = """*filter
+:NATPOD-OWN - [0:0]
+:NATPOD-CLOSED - [0:0]
+-A INPUT -j NATPOD-OWN
+-A INPUT -j NATPOD-CLOSED
+-A FORWARD -j NATPOD-CLOSED
+-A NATPOD-OWN -i lo -j ACCEPT
+-A NATPOD-OWN -s 169.254.0.0/16 -p tcp -m multiport --sports 53,80,3260 -m tcp \
+! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT
+-A NATPOD-OWN -s 169.254.0.0/16 -p udp -m multiport --sports 53,67,123 -j ACCEPT
+-A NATPOD-OWN -m conntrack --ctstate ESTABLISHED -j ACCEPT
+-A NATPOD-CLOSED -j DROP
+COMMIT
+*raw
+:NATPOD-UNTRACKED - [0:0]
+-A PREROUTING -s 169.254.0.0/16 -j NATPOD-UNTRACKED
+-A OUTPUT -d 169.254.0.0/16 -j NATPOD-UNTRACKED
+-A NATPOD-UNTRACKED -j CT --notrack
+COMMIT
+"""
+CLOSED = "-j NATPOD-CLOSED"
 PLATFORM_CHAINS = ("InstanceServices", "BareMetalInstanceServices")
 BUILTINS = {"filter": ("FORWARD", "INPUT"), "nat": ("PREROUTING", "POSTROUTING")}
-TABLES = ("filter", "nat")  # in the order in which they are loaded
+TABLES = ("filter", "nat")  # of a document
+# In the order in which they are loaded: what is no longer tracked must be let in before.
+LOADED_TABLES = ("filter", "nat", "raw")
+HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 FORMAT = "2"  # of a rule document, as guest.py writes it
+DEPTH = 15  # chains in one another: the kernel takes 16, and the built-in one is the first
 DOCUMENT_LIMIT = 4 << 20  # bytes unpacked, and once more unfolded; a full POD has 95 kB, and 270 kB
 PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
 UNDER_WAY = 0.2  # seconds in which a packet that is between two VMs arrives
@@ -72,18 +103,19 @@ def run(command, text=None):
     try:
         done = subprocess.run(
             command,
-            input=text,
+            input=text and text.encode("utf-8", "surrogateescape"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            universal_newlines=True,
             timeout=60,
             env=dict(os.environ, LC_ALL="C"),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AgentError("%s: %s" % (" ".join(command), error)) from None
     if done.returncode:
-        raise AgentError("%s: status %d: %s" % (" ".join(command), done.returncode, " ".join(done.stderr.split())))
-    return done.stdout
+        words = done.stderr.decode("utf-8", "replace").split()
+        raise AgentError("%s: status %d: %s" % (" ".join(command), done.returncode, " ".join(words)))
+    # Somebody's rule may have any bytes in its comment.
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def save(path, text):
@@ -344,7 +376,7 @@ class Document:
         for hook in body["hooks"]:
             self._read_hook(hook)
         for table in TABLES:
-            self._refuse_loops(self.rules[table])
+            self._refuse_depth(self.rules[table])
 
     def _read_rules(self, text):
         """Read both blocks, each `*table`, chains, rules, COMMIT."""
@@ -361,6 +393,8 @@ class Document:
                     chain = CHAIN(line[1:].partition(" ")[0])
                     if line != ":%s - [0:0]" % chain or chain in self.lines[table]:
                         raise AgentError("a chain is declared once, as `:%s - [0:0]`" % chain)
+                    if any(chain in chains for chains in GUARD_RULES.values()):
+                        raise AgentError("chain %s is the agent's own" % chain)
                     self.lines[table][chain], self.rules[table][chain] = [], []
                 elif line.startswith("-A "):
                     rule = parse_rule(table, line)
@@ -385,15 +419,16 @@ class Document:
         self.hooks[table][builtin] = chain
 
     @staticmethod
-    def _refuse_loops(chains):
-        """Refuse chains that lead back to themselves; `translate` would never end."""
+    def _refuse_depth(chains):
+        """Refuse chains that lead back to themselves, and deeper ones than the kernel takes."""
         leads = {chain: {rule["-g"] for rule in rules if "-g" in rule} for chain, rules in chains.items()}
-        while leads:
-            ends = [chain for chain in leads if not leads[chain] & set(leads)]
-            if not ends:
-                raise AgentError("chains lead in a circle: %s" % ", ".join(sorted(leads)))
-            for chain in ends:
-                del leads[chain]
+        for _ in range(DEPTH):
+            left = set(leads)
+            leads = {chain: to for chain, to in leads.items() if to & left}
+        if leads:
+            raise AgentError(
+                "chains lead in a circle, or more than %d deep: %s" % (DEPTH, ", ".join(sorted(leads)[:9]))
+            )
 
     def count(self):
         """Number of rules, hooks apart."""
@@ -457,18 +492,39 @@ def mapped(address, net):
 # --- netfilter -------------------------------------------------------------------------------------------------------
 
 
-def live_rules():
-    """What the kernel has: {table: {chain: [(rule without "-A CHAIN ", counters)]}}."""
-    tables, chains = {}, {}
-    for line in run(["iptables-save", "--counters"]).splitlines():
+# A line of iptables-save.  What stands in quotes may hold anything, a newline included.
+LINES = re.compile(r'(?:[^"\n]|"(?:[^"\\]|\\.)*")+', re.DOTALL)
+RULE = re.compile(r"(\[[0-9:]+\])? ?-A (\S+) ?(.*)", re.DOTALL)
+
+
+def read_saved(text):
+    """{table: {chain: [(rule without "-A CHAIN ", counters)]}} of what iptables-save prints.
+
+    A policy that is not ACCEPT stands behind the chain's rules, as `-P DROP`.
+    """
+    tables, chains, last = {}, {}, []
+    for line in LINES.findall(text):
+        rule = RULE.match(line)
         if line.startswith("*"):
             chains = tables.setdefault(line[1:], {})
         elif line.startswith(":"):
-            chains[line[1:].split()[0]] = []
-        elif line.startswith("["):
-            counters, _, chain, rule = (line + " ").split(" ", 3)  # somebody's rule may be empty: it only counts
-            chains[chain].append((rule.strip(), counters))
+            name, policy = line[1:].split()[:2]
+            chains[name] = []
+            if policy not in ("ACCEPT", "-"):
+                last.append((chains[name], "-P " + policy))
+        elif rule:
+            chains.setdefault(rule.group(2), []).append((rule.group(3).strip(), rule.group(1) or "[0:0]"))
+    for rules, policy in last:
+        rules.append((policy, "[0:0]"))
     return tables
+
+
+GUARD_RULES = read_saved(GUARD)
+
+
+def live_rules():
+    """What the kernel has, as `read_saved` gives it."""
+    return read_saved(run(["iptables-save", "--counters"]))
 
 
 def enters_own(rule):
@@ -477,65 +533,113 @@ def enters_own(rule):
     return bool(found) and found.group(1).startswith(OWN)
 
 
+def hooked(document, table, builtin, now):
+    """The rules by which a built-in chain enters ours, in order; without a document, those that are there stay."""
+    fixed = [rule for rule, _ in GUARD_RULES.get(table, {}).get(builtin, ())]
+    if document is None:
+        entries = [rule for rule, _ in now.get(builtin, ()) if enters_own(rule) and rule not in fixed]
+    else:
+        entries = ["-j " + chain for at, chain in document.hooks.get(table, {}).items() if at == builtin]
+    return [rule for rule in fixed if rule != CLOSED] + entries + [rule for rule in fixed if rule == CLOSED]
+
+
 def fingerprint(live):
-    """Hash of all that is ours in the kernel: our chains, and where other chains enter them."""
-    ours = []
-    for table in TABLES:
-        for chain, rules in sorted(live.get(table, {}).items()):
-            own = chain.startswith(OWN)
-            found = [(own or place == 0, rule) for place, (rule, _) in enumerate(rules) if own or enters_own(rule)]
-            if own or found:
-                ours.append((table, chain, found))
-    return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
+    """All that is ours in the kernel: {"TABLE CHAIN": what}, compared with the plan by nat_pod/plan/fingerprint.py.
+
+    For a chain of ours, a hash of its rules in the form of `canonical`.  For a chain that enters ours, the rules that
+    do so, each behind its place: `1 -j NATPOD-FORWARD, 2 -j NATPOD-CLOSED`.
+    """
+    ours = {}
+    for table, chains in live.items():
+        for chain, rules in chains.items():
+            name = "%s %s" % (table, chain)
+            if chain.startswith(OWN):
+                text = "\n".join(canonical(rule) for rule, _ in rules)
+                ours[name] = hashlib.sha256(text.encode()).hexdigest()[:12]
+            else:
+                entries = ["%d %s" % (place, rule) for place, (rule, _) in enumerate(rules, 1) if enters_own(rule)]
+                if entries:
+                    ours[name] = ", ".join(entries)
+    return ours
 
 
-def meaning(line):
-    """A rule's words in an order and quoting that do not depend on who wrote it, to recognise it again."""
-    return tuple(sorted(part.strip('"') for part in WORDS.findall(line)))
+def canonical(rule):
+    """A rule in a form that does not depend on who wrote it: its options with their values, sorted, without quotes."""
+    words = [word.strip('"') for word in WORDS.findall(rule)]
+    return json.dumps(sorted(pair for pair in pairs(words + [""] * (len(words) % 2)) if pair[0] != "-m"))
+
+
+def differences(old, new):
+    """The names under which two fingerprints differ."""
+    return sorted(name for name in set(old) | set(new) if old.get(name) != new.get(name))
+
+
+def foreign(live):
+    """Rules of others that a packet may meet, as `TABLE CHAIN: rule`.  Nothing gets past NATPOD-CLOSED."""
+    found = []
+    for table, chains in live.items():
+        for chain in HOOKS:
+            for rule, _ in chains.get(chain, ()):
+                if rule == CLOSED:
+                    break
+                if not enters_own(rule) and not (chain == "OUTPUT" and rule.endswith(PLATFORM_CHAINS)):
+                    found.append("%s %s: %s" % (table, chain, ascii(rule)[1:-1][:200]))
+    return found
+
+
+def wanted_chains(document, table):
+    """Our chains in a table, {chain: rules}: the guard's, and the document's unless it is None."""
+    chains = {chain: [rule for rule, _ in rules] for chain, rules in GUARD_RULES.get(table, {}).items()}
+    if document is not None:
+        for chain, lines in document.lines.get(table, {}).items():
+            chains[chain] = [line.split(" ", 2)[2] for line in lines]
+    return {chain: rules for chain, rules in chains.items() if chain.startswith(OWN)}
 
 
 def transaction(document, live):
-    """Input for iptables-restore that makes our part of `live` what the document says, and touches nothing else."""
+    """Input for iptables-restore that makes our part of `live` what the document says, and touches nothing else.
+
+    Without a document it puts the guard right, and leaves our other chains as they are.
+    """
     out = []
-    for table in TABLES:
-        wanted, now = document.lines[table], live.get(table, {})
+    for table in LOADED_TABLES:
+        wanted, now = wanted_chains(document, table), live.get(table, {})
         # A rule that stays keeps its counters: they are the operator's flow counts by mapping.
-        counters = {(chain, meaning(rule)): count for chain, rules in now.items() for rule, count in rules}
+        counters = {(chain, canonical(rule)): count for chain, rules in now.items() for rule, count in rules}
         out.append("*" + table)
         out.extend(":%s - [0:0]" % chain for chain in wanted)
-        for chain, lines in wanted.items():
-            for line in lines:
-                rule = line[len("-A %s " % chain) :]
-                out.append(counters.get((chain, meaning(rule)), "[0:0]") + " " + line)
-        hooks = dict(document.hooks[table])
-        for chain, rules in now.items():
-            if chain.startswith(OWN):
-                continue
-            entries = [rule for rule, _ in rules if enters_own(rule)]
+        for chain, rules in wanted.items():
+            out.extend("%s -A %s %s" % (counters.get((chain, canonical(rule)), "[0:0]"), chain, rule) for rule in rules)
+        for builtin in sorted(chain for chain in set(now) | set(HOOKS) if not chain.startswith(OWN)):
+            rules, entries = [rule for rule, _ in now.get(builtin, ())], hooked(document, table, builtin, now)
+            places = [place for place, rule in enumerate(rules, 1) if enters_own(rule)]
             # First, or an image's own `-A FORWARD -j REJECT` decides before us.
-            if chain in hooks and entries == ["-j " + hooks[chain]] and rules[0][0] == entries[0]:
-                del hooks[chain]
-            else:
-                out.extend("-D %s %s" % (chain, rule) for rule in entries)
-        out.extend("-I %s 1 -j %s" % hook for hook in sorted(hooks.items()))
-        stale = [chain for chain in now if chain.startswith(OWN) and chain not in wanted]
-        out.extend("-F " + chain for chain in stale)
-        out.extend("-X " + chain for chain in stale)
+            if rules[: len(entries)] == entries and len(places) == len(entries):
+                continue
+            # By its text, so that nobody else's goes if the chain has just changed; but a newline cannot be written.
+            text = all(rules[place - 1].isprintable() for place in places)
+            out.extend("-D %s %s" % (builtin, rules[place - 1] if text else place) for place in reversed(places))
+            out.extend("-I %s %d %s" % (builtin, place, rule) for place, rule in enumerate(entries, 1))
+        if document is not None:
+            stale = [chain for chain in now if chain.startswith(OWN) and chain not in wanted]
+            out.extend("-F " + chain for chain in stale)
+            out.extend("-X " + chain for chain in stale)
         out.append("COMMIT")
     return "\n".join(out) + "\n"
 
 
 def check_loaded(document, live):
     """Raise AgentError unless the kernel has every rule of the document, its hooks first, and nothing older of ours."""
-    for table in TABLES:
+    for table in LOADED_TABLES:
         now = live.get(table, {})
         ours = {chain: len(rules) for chain, rules in now.items() if chain.startswith(OWN)}
-        wanted = {chain: len(lines) for chain, lines in document.lines[table].items()}
+        wanted = {chain: len(rules) for chain, rules in wanted_chains(document, table).items()}
         if ours != wanted:
             raise AgentError("table %s reads back as %s, wanted %s" % (table, ours, wanted))
-        for builtin, chain in document.hooks[table].items():
-            if [rule for rule, _ in now.get(builtin, [])][:1] != ["-j " + chain]:
-                raise AgentError("table %s: %s is not the first rule of %s" % (table, chain, builtin))
+        for builtin in HOOKS:
+            entries = hooked(document, table, builtin, now)
+            if [rule for rule, _ in now.get(builtin, ())][: len(entries)] != entries:
+                raise AgentError("table %s: %s does not begin with %s" % (table, builtin, ", ".join(entries)))
 
 
 RESTORE = ["iptables-restore", "-w", "10", "--noflush", "--counters"]
@@ -559,6 +663,19 @@ def apply(document):
     return fingerprint(live)
 
 
+def stand_guard():
+    """Put the guard where it belongs, if it is not there; what a document has loaded stays."""
+    live = live_rules()
+    text = transaction(None, live)
+    right = all(
+        list(map(canonical, rules)) == [canonical(rule) for rule, _ in live.get(table, {}).get(chain, ())]
+        for table in LOADED_TABLES
+        for chain, rules in wanted_chains(None, table).items()
+    )
+    if not right or "\n-I " in text:
+        run(RESTORE, text)
+
+
 def keep_platform_chains():
     """Put the platform's own chains back where they have gone, exactly as the image had them.
 
@@ -577,6 +694,8 @@ def keep_platform_chains():
 # --- flows (ctnetlink) -----------------------------------------------------------------------------------------------
 
 CT_GET, CT_DELETE = 0x101, 0x102
+NFT_CHAINS, NFT_HOOK = 0xA04, 4
+IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 ERROR, DONE = 2, 3
 TUPLE_ORIG, TUPLE_REPLY, TUPLE_IP, IP_SRC, IP_DST, CT_ID, CT_ZONE = 1, 2, 1, 1, 2, 12, 18
@@ -601,9 +720,9 @@ def attribute(kind, payload):
     return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
-def ask(channel, kind, flags, payload=b""):
-    """Send one ctnetlink request for IPv4 and yield the payload of each answer.  Raises OSError with its errno."""
-    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + payload
+def ask(channel, kind, flags, payload=b"", family=socket.AF_INET):
+    """Send one request to netfilter and yield the payload of each answer.  Raises OSError with its errno."""
+    body = struct.pack("=BBH", family, 0, 0) + payload
     channel.send(struct.pack("=IHHII", 16 + len(body), kind, REQUEST | flags, 1, 0) + body)
     while True:
         data, at = channel.recv(1 << 17), 0
@@ -714,7 +833,7 @@ def read_vnics(text):
         raise AgentError("VNIC list of IMDS: %s: %s" % (type(error).__name__, error)) from None
 
 
-def bring_up(vnics, problems):
+def bring_up(vnics, problems, mended):
     """Configure the secondary VNICs; the primary is DHCP's.  Returns what the status shows."""
     shown = []
     try:
@@ -743,32 +862,58 @@ def bring_up(vnics, problems):
             for command in commands:
                 try:
                     run(command)
+                    mended.append((name, " ".join(command)))
                 except AgentError as problem:
                     problems.append(str(problem))
     return shown
 
 
-def apply_settings(path, notes):
-    """Bring the kernel in line with a sysctl file, `*` standing for every interface there is."""
+def settings(path):
+    """(file in /proc/sys, value) for each setting of a sysctl file, `*` standing for every interface there is."""
     for line in (load(path) or "").splitlines():
         key, _, value = (part.strip() for part in line.partition("="))
-        if not value or key.startswith("#"):
-            continue
-        found = sorted(glob.glob("/proc/sys/" + key.replace(".", "/")))
-        if not found:
-            notes.append("%s: this kernel has no such setting" % key)
-        for name in found:
-            set_kernel(name, value, notes)
+        if value and not key.startswith("#"):
+            names = "/proc/sys/" + key.replace(".", "/")
+            for name in sorted(glob.glob(names)) or [names]:
+                yield name, value
+
+
+def dotted_name(name):
+    """A file of /proc/sys as sysctl calls it."""
+    return name[len("/proc/sys/") :].replace("/", ".")
+
+
+def wrong_settings(path):
+    """Settings of a sysctl file that the kernel does not have so, in words."""
+    wrong = set()
+    for name, value in settings(path):
+        now = load(name)
+        if now is not None and now.split() != value.split():
+            wrong.add("%s is %s, not %s" % (dotted_name(name), now.strip(), value))
+    return sorted(wrong)
+
+
+def apply_settings(path, notes, mended):
+    """Bring the kernel in line with a sysctl file."""
+    for name, value in settings(path):
+        if not os.path.exists(name):
+            notes.append("%s: this kernel has no such setting" % dotted_name(name))
+        elif set_kernel(name, value, notes):
+            # Of an interface, or of all; forwarding may be off because we have stopped it.
+            whose = name.split("/")[6] if "/ipv4/conf/" in name else dotted_name(name)
+            mended.append((whose, "%s set to %s" % (dotted_name(name), value)))
 
 
 def set_kernel(name, value, notes):
-    """Write one file of /proc/sys, unless it says so already."""
+    """Write one file of /proc/sys, unless it says so already; returns whether that was needed and done."""
     try:
         if (load(name) or "").split() != value.split():
             with open(name, "w") as out:
                 out.write(value + "\n")
+            return True
     except OSError as error:
-        notes.append("%s = %s: %s" % (name[len("/proc/sys/") :].replace("/", "."), value, error))
+        notes.append("%s = %s: %s" % (dotted_name(name), value, error))
+    return False
 
 
 def size_conntrack(notes):
@@ -788,7 +933,7 @@ def size_conntrack(notes):
 # --- the rounds ------------------------------------------------------------------------------------------------------
 
 
-def settle_rules(document, problems):
+def settle_rules(document, problems, mended):
     """Load a document unless exactly it is loaded already.
 
     Until it is rehearsed nothing is touched.  Then LOADED goes first and comes back last.  Whatever happens in
@@ -796,9 +941,12 @@ def settle_rules(document, problems):
     of stale flows included.
     """
     loaded = load_json(LOADED)
-    if loaded.get("generation") == document.generation and loaded.get("fingerprint") == fingerprint(live_rules()):
-        keep(GOOD_RULES, document.value, problems)
-        return
+    changed = []
+    if loaded.get("generation") == document.generation:
+        changed = differences(loaded.get("fingerprint", {}), fingerprint(live_rules()))
+        if not changed:
+            keep(GOOD_RULES, document.value, problems)
+            return
     rehearse(document)
     own = own_addresses(interfaces())
     if os.path.exists(LOADED):
@@ -813,7 +961,9 @@ def settle_rules(document, problems):
     if deleted is None:
         return
     keep(LOADED, json.dumps({"generation": document.generation, "fingerprint": found}), problems)
-    why = "again, they had been changed" if loaded.get("generation") == document.generation else "now"
+    why = "again, they had been changed" if changed else "now"
+    if changed:
+        mended.append((None, "rules: " + ", ".join(changed)))
     say(
         5,
         "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
@@ -841,7 +991,7 @@ def good_vnics(problems):
         return []
 
 
-def settle(candidates, problems, notes):
+def settle(candidates, problems, notes, mended):
     """Load the first document that works, then settings, then forwarding: never forward unguarded."""
     try:
         keep_platform_chains()
@@ -850,15 +1000,15 @@ def settle(candidates, problems, notes):
     guarded = False
     for document in candidates:
         try:
-            settle_rules(document, problems)
+            settle_rules(document, problems, mended)
             guarded = True
             break
         except AgentError as problem:
             problems.append("generation %s: %s" % (document.generation, problem))
-    apply_settings(SETTINGS, notes)
+    apply_settings(SETTINGS, notes, mended)
     size_conntrack(notes)
     if guarded:
-        apply_settings(FORWARDING, notes)
+        apply_settings(FORWARDING, notes, mended)
     else:
         stop_forwarding(problems)
 
@@ -866,15 +1016,33 @@ def settle(candidates, problems, notes):
 def stop_forwarding(problems):
     """Nothing of the candidates works: forward only if rules of ours are there from before, whatever the image set."""
     try:
+        stand_guard()
         first = live_rules().get("filter", {}).get("FORWARD", [])[:1]
-        if not first or not enters_own(first[0][0]):
+        if not first or first[0][0] == CLOSED:
             set_kernel("/proc/sys/net/ipv4/ip_forward", "0", problems)
             problems.append("no rules are loaded: nothing is forwarded")
     except AgentError as problem:
+        set_kernel("/proc/sys/net/ipv4/ip_forward", "0", problems)
         problems.append(str(problem))
 
 
-def finish(vm, wanted, vnics, problems, notes):
+def repairs(old, mended):
+    """How often since boot something was found changed, when last, and what: what an earlier round had put right.
+
+    mended: (interface or setting, what was done).  An interface that comes late, and forwarding that was off with
+    reason, are no repairs.
+    """
+    known = {None, "all", "default"} | {vnic["interface"] for vnic in old.get("vnics", ())}
+    done = [what for whose, what in mended if whose in known or (whose.startswith("net.") and old.get("forwarding"))]
+    before = old.get("repairs") or {"count": 0}
+    if not old.get("vm") or not done:
+        return before
+    for what in done:
+        say(4, "had been changed, and is put right: %s" % what)
+    return {"count": before["count"] + len(done), "last": utc(), "what": "; ".join(done)[:1000]}
+
+
+def finish(vm, wanted, vnics, problems, notes, mended):
     """Write the status, tell journal and console what changed, and return the exit status."""
     old, now = load_json(STATUS), utc()
     # What repeats in every round is said once, and then in the reports.
@@ -889,8 +1057,9 @@ def finish(vm, wanted, vnics, problems, notes):
         "wanted": wanted,
         "applied": load_json(LOADED).get("generation"),
         "error": "; ".join(problems) or None,
-        "notes": notes,
+        "notes": list(dict.fromkeys(notes)),
         "vnics": vnics,
+        "repairs": repairs(old, mended),
         "forwarding": load("/proc/sys/net/ipv4/ip_forward") == "1\n",
     }
     changed = [key for key in state if state[key] != old.get(key)]
@@ -918,15 +1087,57 @@ def report():
              receiver (`to`, its address behind it)
     fullest  the translated source, address, protocol and port with most flows; a source has 64,512 ports for them
     stale    flows that the rules would translate differently now
+    rules    our rules as they are in the kernel, see `fingerprint`
+    foreign  others' rules that a packet may meet, the first 50
+    unread   what could not be looked at
+    settings sysctl values that are not ours
+    fragments  see `fragments`
     """
     links = interfaces()
-    up = [address for link in links if "LOWER_UP" in link["flags"] for address in ipv4(link)]
+    up = {address: link["mtu"] for link in links if "LOWER_UP" in link["flags"] for address in ipv4(link)}
     found = load_json(STATUS)
     for vnic in found.get("vnics", ()):
-        vnic["up"] = vnic["address"] in up
+        vnic.update(up=vnic["address"] in up, mtu=up.get(vnic["address"]))
     found.update(passing(good_rules([]), own_addresses(links)))
-    found.update(now=utc(), conntrack=conntrack_use(), counted=counted(live_rules()))
+    unread = []
+    try:
+        live = live_rules()
+    except AgentError as problem:
+        live = {}
+        unread.append(str(problem))
+    others = foreign(live) + other_rules(unread)
+    found.update(now=utc(), conntrack=conntrack_use(), counted=counted(live), rules=fingerprint(live), unread=unread)
+    found.update(foreign=others[:50] + ["and %d more" % (len(others) - 50)] * (len(others) > 50), fragments=fragments())
+    found["settings"] = wrong_settings(SETTINGS) + wrong_settings(FORWARDING)
     return found
+
+
+def other_rules(unread):
+    """Rules and chains that iptables-save does not show: those of iptables-legacy, and of nft itself."""
+    found = []
+    if (load("/proc/net/ip_tables_names") or "").split():
+        try:
+            found += ["legacy " + rule for rule in foreign(read_saved(run(["iptables-legacy-save"])))]
+        except AgentError as problem:
+            unread.append(str(problem))
+    try:
+        with conntrack() as channel:
+            for name, family in (("inet", 1), ("ip", 2), ("netdev", 5)):
+                for data in ask(channel, NFT_CHAINS, DUMP, family=family):
+                    chain = attributes(data)
+                    table, own = (chain[kind].rstrip(b"\0").decode("ascii", "replace") for kind in (1, 3))
+                    # Those of iptables itself are called like its built-in ones.
+                    if NFT_HOOK in chain and not (name == "ip" and own in HOOKS and table in IPTABLES):
+                        found.append("nft %s %s: chain %s" % (name, table, ascii(own)[1:-1]))
+    except OSError as error:
+        unread.append("chains of nft: %s" % error)
+    return found
+
+
+def fragments():
+    """Packets since boot of which not all fragments came, or for which there was no room."""
+    rows = [line.split() for line in (load("/proc/net/snmp") or "").splitlines() if line.startswith("Ip: ")]
+    return sum(int(row[rows[0].index("ReasmFails")]) for row in rows[1:])
 
 
 def passing(document, own):
@@ -987,12 +1198,13 @@ def dotted(address):
 
 
 def poll():
-    """One round: what IMDS wants, or the last good state where it does not say."""
-    problems, notes, wanted, vnics = [], [], None, None
+    """One round: the last good state again where it has been changed, then what IMDS wants."""
+    problems, before, notes, mended, wanted, vnics = [], [], [], [], None, None
     good = good_rules(problems)
     if good:
-        # `restore` has loaded them, or stopped forwarding.  IMDS may take 15 seconds to fail; VNICs need not wait.
-        bring_up(good_vnics([]), [])
+        # IMDS may take 15 seconds to fail, and may be cut off by what is put right here.
+        bring_up(good_vnics([]), [], mended)
+        settle([good], before, notes, mended)
     try:
         listed, vm, value = [
             imds(path) for path in ("vnics/", "instance/metadata/nat-pod-vm", "instance/metadata/nat-pod-rules")
@@ -1003,32 +1215,44 @@ def poll():
     except AgentError as problem:
         listed = vm = value = None
         problems.append("%s; the last good rules and VNICs stay" % problem)
-    candidates = [good] if good else []
+    fresh = None
     if vm is not None and value is not None:
         try:
             document = Document(value, vm)
             wanted = document.generation
             if not good or good.value != value:
-                candidates.insert(0, document)
+                fresh = document
         except AgentError as problem:
             problems.append("document refused, what is loaded stays: %s" % problem)
-    settle(candidates, problems, notes)
+    if fresh or not good:
+        settle([document for document in (fresh, good) if document], problems, notes, mended)
+    else:
+        problems += before
     if listed is not None:
         try:
             vnics = read_vnics(listed)
             keep(GOOD_VNICS, listed, problems)
         except AgentError as problem:
             problems.append(str(problem))
-    shown = bring_up(vnics or good_vnics(problems), problems)
-    return finish(vm, wanted, shown, problems, notes)
+    shown = bring_up(vnics or good_vnics(problems), problems, mended)
+    return finish(vm, wanted, shown, problems, notes, mended)
+
+
+def guard():
+    """At first boot, around the end of firewalld, which forwards and lets in what it likes: the guard alone."""
+    problems = []
+    stop_forwarding(problems)
+    for problem in problems:
+        say(4, problem)
+    return 0
 
 
 def restore():
-    """At boot, before the network: the last good rules, then forwarding."""
+    """At boot, before the network: the guard, the last good rules, then forwarding."""
     problems, notes = [], []
     good = good_rules(problems)
-    settle([good] if good else [], problems, notes)
-    return finish(None, good and good.generation, [], problems, notes)
+    settle([good] if good else [], problems, notes, [])
+    return finish(None, good and good.generation, [], problems, notes, [])
 
 
 def status():
@@ -1040,9 +1264,9 @@ def status():
 
 def main(arguments):
     """Run one subcommand, alone: a round by hand and the timer's must not mix."""
-    commands = {"poll": poll, "restore": restore, "status": status}
+    commands = {"guard": guard, "restore": restore, "poll": poll, "status": status}
     if len(arguments) != 1 or arguments[0] not in commands:
-        print("usage: nat-pod-agent poll | restore | status", file=sys.stderr)
+        print("usage: nat-pod-agent guard | restore | poll | status", file=sys.stderr)
         return 2
     os.umask(0o077)
     try:

@@ -13,7 +13,7 @@ import base64
 import bz2
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from nat_pod.errors import excerpt, shorten
 from nat_pod.limits import FLOWS_PER_ADDRESS
 from nat_pod.names import MemberName
+from nat_pod.plan.fingerprint import fingerprint, guard_names
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 
 ROUND_SECONDS = 15
@@ -38,11 +39,36 @@ SHOWN_SECONDS = 90
 FULL = 0.8
 """Share of a table or of an address's ports at which there is something to do."""
 
+MTU = 9000
+"""Of every VNIC; a smaller one splits or drops what peers send."""
+
+FRAGMENTS_LOST = 100
+"""Packets that could not be put together since boot: some lose a fragment on their way, a flood does more."""
+
+REPAIR_SECONDS = 86400
+"""So long a repair is a finding, unless somebody has taken note of it on the VM."""
+
+NOT_LOOKED_AT = (
+    "rules inside chains of others",
+    "IPv6 rules",
+    "routes and routing policy",
+    "traffic control, XDP and eBPF",
+    "the program of the agent itself",
+    "what was changed and put back between two rounds",
+    "route rules, security rules and peerings of OCI",
+    "the neighbours' networks",
+)
+"""What can stop or divert a packet and is in no report."""
+
+_SHOWN = 3  # of a list in a finding
+
 # A report comes from a machine that may be somebody else's by now, and a console shows what anybody writes to it.
 _MOST_BYTES = 2 << 20  # of a packed report, unpacked; a full POD's has less than a megabyte
 _MOST_TRIED = 50  # packed reports, the newest first: so many, and no more, may be damaged
 _MOST_VNICS = 256  # the largest bare metal shape has fewer
 _MOST_NOTES = 20
+_MOST_CHAINS = 5000
+_MOST_LINES = 100  # of rules of others, settings, ...: the agent sends fewer
 _MOST_COUNTED = 2**64  # the kernel's counters begin anew there
 _SINCE = ("wanted", "applied", "error")
 _CONNTRACK = ("count", "max", "insert_failed", "drop", "early_drop")
@@ -69,6 +95,16 @@ class VnicState:
     address: str
     interface: str | None
     up: bool
+    mtu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What the agent has found changed since the VM booted, and put right: how often, when last, and what then."""
+
+    count: int = 0
+    last: float | None = None
+    what: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +134,9 @@ class VmReport:
     of `wanted`, `applied` and `error`.  `by_member` and `by_chain` have packets by target (`goto`, `DNAT`, `SNAT`,
     `DROP`, ...): of the rules for each member, and of each chain's other rules; in nat they are first packets of flows.
     `sent` has what passes now by the sender's address before the translation, `received` by the receiver's behind it.
+    `rules` is what the kernel has of ours (nat_pod/plan/fingerprint.py), `foreign` rules of others that a
+    packet may meet, `unread` what could not be looked at, `settings` the sysctl values that are not ours.
+    `fragments_lost` counts packets that could not be put together.
     """
 
     vm: str | None
@@ -117,6 +156,12 @@ class VmReport:
     received: dict[str, Use]
     stale: int
     fullest: Fullest | None
+    rules: dict[str, str]
+    foreign: tuple[str, ...]
+    unread: tuple[str, ...]
+    settings: tuple[str, ...]
+    repairs: Repairs
+    fragments_lost: int
 
     @property
     def open_flows(self) -> int:
@@ -206,7 +251,8 @@ def compare(
                 Finding(vm.key, f"no report: {report}", "python -m nat_pod status --help says how to get one")
             )
         else:
-            findings += _agent(report, vm, now) + _generation(report, vm) + _vnics(report, vm) + _use(report, vm)
+            findings += _agent(report, vm, now) + _generation(report, vm) + _kernel(report, vm) + _vnics(report, vm)
+            findings += _use(report, vm)
     return Status(
         now=now,
         planned={vm.key: vm.generation for vm in plan.vms},
@@ -278,6 +324,51 @@ def _generation(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
+def _kernel(report: VmReport, vm: NatVmPlan) -> list[Finding]:
+    """What the kernel has, against the plan; rules of others; what had to be put right."""
+    found = []
+    heals = f"the agent's next round, within {ROUND_SECONDS} s, puts it right; if it stays, {_JOURNAL}"
+    changed = _changed(report, vm)
+    if changed:
+        found.append(Finding(vm.key, f"its rules are not as planned: {_some(changed)}", heals))
+    if report.settings:
+        found.append(Finding(vm.key, f"its kernel's settings are changed: {_some(report.settings)}", heals))
+    if report.foreign:
+        what = f"rules of others decide about its packets: {_some(report.foreign)}"
+        found.append(Finding(vm.key, what, "find out whose; the agent leaves them alone, so delete what must not be"))
+    if report.unread:
+        found.append(Finding(vm.key, f"not everything could be looked at: {_some(report.unread)}", _JOURNAL))
+    repairs = report.repairs
+    if repairs.last is not None and report.made - repairs.last < REPAIR_SECONDS:
+        times = "once" if repairs.count == 1 else f"{repairs.count} times"
+        what = (
+            f"changed by others and put right {times}, last {duration(report.made - repairs.last)} ago: {repairs.what}"
+        )
+        found.append(Finding(vm.key, what, "find out who; then, on the VM: sudo rm /run/nat-pod/status.json"))
+    return found
+
+
+def _changed(report: VmReport, vm: NatVmPlan) -> list[str]:
+    """How the rules in the kernel differ from those of the plan; of another generation, the guard alone is compared."""
+    planned, now = fingerprint(vm.rules), report.rules
+    names = planned.keys() | now.keys() if report.applied == vm.generation else guard_names()
+    changed = []
+    for name in sorted(names):
+        if name not in now:
+            changed.append(f"{name} is without {'them' if ' NATPOD-' in name else planned[name]}")
+        elif name not in planned:
+            changed.append(f"{name} is not planned")
+        elif now[name] != planned[name]:
+            changed.append(f"{name} has {'others' if ' NATPOD-' in name else f'{now[name]}, not {planned[name]}'}")
+    return changed
+
+
+def _some(things: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = len(things) - _SHOWN
+    return "; ".join([*things[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
 def _vnics(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     """Planned, listed by OCI, up."""
     found = []
@@ -293,6 +384,9 @@ def _vnics(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         elif not vnic.up:
             next_step = f"on the VM: ip address show dev {vnic.interface}"
             found.append(Finding(vm.key, f"{name} is down, interface {vnic.interface}", next_step))
+        elif vnic.mtu not in (None, MTU):
+            next_step = f"on the VM: ip link set dev {vnic.interface} mtu {MTU}"
+            found.append(Finding(vm.key, f"{name} has MTU {vnic.mtu}, not {MTU}, on {vnic.interface}", next_step))
     found += [
         Finding(vm.key, f"a VNIC with {address} is attached, and not planned", "pulumi up --refresh, or detach it")
         for address in listed
@@ -313,6 +407,9 @@ def _use(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         found.append(
             Finding(vm.key, f"new flows were lost since it booted: {words}", "see conntrack and fullest below")
         )
+    if report.fragments_lost >= FRAGMENTS_LOST:
+        what = f"{report.fragments_lost} packets came in fragments and could not be put together since it booted"
+        found.append(Finding(vm.key, what, "on the VM: nstat -az 'IpReasm*'; if they grow, see who sends fragments"))
     if report.fullest is not None and report.fullest.flows >= FULL * FLOWS_PER_ADDRESS:
         what = f"{report.fullest.flows} of {FLOWS_PER_ADDRESS} ports are in use: {report.fullest}"
         found.append(Finding(vm.key, what, "sourceNat: static, which has that many for each host"))
@@ -373,7 +470,30 @@ def _trusting(found: object) -> VmReport:
         received=_uses(found["open"]["to"]),
         stale=_count(found["stale"]),
         fullest=None if found["fullest"] is None else _fullest(found["fullest"]),
+        rules=_rules(found["rules"]),
+        foreign=_lines(found["foreign"]),
+        unread=_lines(found["unread"]),
+        settings=_lines(found["settings"]),
+        repairs=_repairs(found["repairs"]),
+        fragments_lost=_count(found["fragments"]),
     )
+
+
+def _rules(found: Mapping[str, object]) -> dict[str, str]:
+    if len(found) > _MOST_CHAINS:
+        raise ValueError(f"{len(found)} chains are more than a POD can have")
+    return {_words(name): _words(what) for name, what in found.items()}
+
+
+def _lines(found: list[object]) -> tuple[str, ...]:
+    if not isinstance(found, list) or len(found) > _MOST_LINES:
+        raise TypeError(f"{shorten(found)} is not a list of at most {_MOST_LINES}")
+    return tuple(map(_words, found))
+
+
+def _repairs(found: Mapping[str, object]) -> Repairs:
+    count = _count(found["count"])
+    return Repairs(count, _seconds(found["last"]), _words(found["what"])) if count else Repairs()
 
 
 def _packets(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -397,7 +517,15 @@ def _notes(found: list[object]) -> tuple[str, ...]:
 def _vnic_states(found: list[dict[str, object]]) -> tuple[VnicState, ...]:
     if len(found) > _MOST_VNICS:
         raise ValueError(f"{len(found)} VNICs are more than a VM can have")
-    return tuple(VnicState(_words(vnic["address"]), _text(vnic["interface"]), vnic["up"] is True) for vnic in found)
+    return tuple(
+        VnicState(
+            _words(vnic["address"]),
+            _text(vnic["interface"]),
+            vnic["up"] is True,
+            None if vnic["mtu"] is None else _count(vnic["mtu"]),
+        )
+        for vnic in found
+    )
 
 
 def _fullest(found: Mapping[str, Any]) -> Fullest:

@@ -5,8 +5,10 @@ import base64
 import bz2
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ import pytest
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import imds
 from nat_pod.plan import guest
+from nat_pod.plan.fingerprint import fingerprint
 from nat_pod.plan.planner import plan_pod
 
 SOURCE = Path(__file__).resolve().parent.parent / "cloud-init/nat_pod_agent.py"
@@ -207,6 +210,19 @@ def test_the_grammar_refuses_and_accepts_the_twin(table, refused, accepted):
     with pytest.raises(agent.AgentError):
         document(text_of(**{f"{table}_rules": refused.split("\n")}))
     assert document(text_of(**{f"{table}_rules": accepted.split("\n")})).generation
+
+
+def one_behind_the_other(count: int) -> str:
+    names = ["NATPOD-PRE", *(f"NATPOD-{number}" for number in range(1, count))]
+    gotos = [f"-A {one} -g {next_one}" for one, next_one in itertools.pairwise(names)]
+    return text_of(nat_rules=gotos, chains=CHAINS | {"nat": [*names, "NATPOD-POST"]})
+
+
+@pytest.mark.parametrize("count", [16, 3600])
+def test_more_chains_in_one_another_than_the_kernel_takes_are_refused(count):
+    assert document(one_behind_the_other(15)).count() == 14
+    with pytest.raises(agent.AgentError, match="chains lead in a circle, or more than 15 deep: NATPOD-"):
+        document(one_behind_the_other(count))
 
 
 @pytest.mark.parametrize(
@@ -421,13 +437,37 @@ def rule(text, counters="[0:0]"):
     return (text, counters)
 
 
+OWN_RULES = [  # what the VM lives by, with or without a document
+    "[0:0] -A NATPOD-OWN -i lo -j ACCEPT",
+    "[0:0] -A NATPOD-OWN -s 169.254.0.0/16 -p tcp -m multiport --sports 53,80,3260 -m tcp"
+    " ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT",
+    "[0:0] -A NATPOD-OWN -s 169.254.0.0/16 -p udp -m multiport --sports 53,67,123 -j ACCEPT",
+    "[0:0] -A NATPOD-OWN -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+    "[0:0] -A NATPOD-CLOSED -j DROP",
+]
+UNTRACKED = [
+    "*raw",
+    ":NATPOD-UNTRACKED - [0:0]",
+    "[0:0] -A NATPOD-UNTRACKED -j CT --notrack",
+    "-I OUTPUT 1 -d 169.254.0.0/16 -j NATPOD-UNTRACKED",
+    "-I PREROUTING 1 -s 169.254.0.0/16 -j NATPOD-UNTRACKED",
+    "COMMIT",
+]
+
+
 def test_the_transaction_for_an_empty_kernel():
     made = agent.transaction(document(text_of([DROP], [f"-A NATPOD-PRE -g {V}"])), {})
     assert made.splitlines() == [
         "*filter",
+        ":NATPOD-OWN - [0:0]",
+        ":NATPOD-CLOSED - [0:0]",
         ":NATPOD-FORWARD - [0:0]",
+        *OWN_RULES,
         "[0:0] " + DROP,
         "-I FORWARD 1 -j NATPOD-FORWARD",
+        "-I FORWARD 2 -j NATPOD-CLOSED",
+        "-I INPUT 1 -j NATPOD-OWN",
+        "-I INPUT 2 -j NATPOD-CLOSED",
         "COMMIT",
         "*nat",
         ":NATPOD-PRE - [0:0]",
@@ -437,28 +477,63 @@ def test_the_transaction_for_an_empty_kernel():
         "-I POSTROUTING 1 -j NATPOD-POST",
         "-I PREROUTING 1 -j NATPOD-PRE",
         "COMMIT",
+        *UNTRACKED,
     ]
+
+
+FORWARD = ["-I FORWARD 1 -j NATPOD-FORWARD", "-I FORWARD 2 -j NATPOD-CLOSED"]
 
 
 @pytest.mark.parametrize(
     ("forward", "expected"),
     [
-        (["-j NATPOD-FORWARD", "-j REJECT"], []),
-        (["-j REJECT"], ["-I FORWARD 1 -j NATPOD-FORWARD"]),
-        (["-j REJECT", "-j NATPOD-FORWARD"], ["-D FORWARD -j NATPOD-FORWARD", "-I FORWARD 1 -j NATPOD-FORWARD"]),
-        (
-            ["-j NATPOD-FORWARD", "-j NATPOD-FORWARD"],
-            ["-D FORWARD -j NATPOD-FORWARD", "-D FORWARD -j NATPOD-FORWARD", "-I FORWARD 1 -j NATPOD-FORWARD"],
-        ),
-        (["-j NATPOD-OLD"], ["-D FORWARD -j NATPOD-OLD", "-I FORWARD 1 -j NATPOD-FORWARD"]),
-        (["-s 10.0.0.0/8 -g NATPOD-FORWARD"],
-         ["-D FORWARD -s 10.0.0.0/8 -g NATPOD-FORWARD", "-I FORWARD 1 -j NATPOD-FORWARD"]),
+        (["-j NATPOD-FORWARD", "-j NATPOD-CLOSED", "-j REJECT"], []),
+        (["-j REJECT"], FORWARD),
+        (["-j REJECT", "-j NATPOD-FORWARD"], ["-D FORWARD -j NATPOD-FORWARD", *FORWARD]),
+        (["-j NATPOD-FORWARD", "-j ACCEPT", "-j NATPOD-CLOSED"],
+         ["-D FORWARD -j NATPOD-CLOSED", "-D FORWARD -j NATPOD-FORWARD", *FORWARD]),
+        (["-j NATPOD-CLOSED", "-j NATPOD-FORWARD"],
+         ["-D FORWARD -j NATPOD-FORWARD", "-D FORWARD -j NATPOD-CLOSED", *FORWARD]),
+        (["-j NATPOD-FORWARD", "-j NATPOD-FORWARD"],
+         ["-D FORWARD -j NATPOD-FORWARD", "-D FORWARD -j NATPOD-FORWARD", *FORWARD]),
+        (["-j NATPOD-OLD"], ["-D FORWARD -j NATPOD-OLD", *FORWARD]),
+        (["-s 10.0.0.0/8 -g NATPOD-FORWARD"], ["-D FORWARD -s 10.0.0.0/8 -g NATPOD-FORWARD", *FORWARD]),
+        # A newline cannot be said to iptables-restore: then by its place.
+        (["-j ACCEPT", '-m comment --comment "a\nb" -j NATPOD-OLD'], ["-D FORWARD 2", *FORWARD]),
     ],
 )  # fmt: skip
 def test_hooks_are_first_and_once_and_left_alone_when_they_are(forward, expected):
     live = {"filter": {"FORWARD": [rule(text) for text in forward], "NATPOD-FORWARD": []}}
     lines = agent.transaction(document(text_of([DROP])), live).split("*nat")[0].splitlines()
-    assert [line for line in lines if line[:2] in ("-I", "-D")] == expected
+    assert [line for line in lines if line[:2] in ("-I", "-D") and "INPUT" not in line] == expected
+
+
+def test_the_guard_stands_without_a_document_and_leaves_those_chains_alone_that_one_has_loaded():
+    live = {"filter": {"FORWARD": [rule("-j ACCEPT"), rule("-j NATPOD-FORWARD")], "NATPOD-FORWARD": [rule("-j DROP")]}}
+    assert agent.transaction(None, live).splitlines() == [
+        "*filter",
+        ":NATPOD-OWN - [0:0]",
+        ":NATPOD-CLOSED - [0:0]",
+        *OWN_RULES,
+        "-D FORWARD -j NATPOD-FORWARD",
+        *FORWARD,
+        "-I INPUT 1 -j NATPOD-OWN",
+        "-I INPUT 2 -j NATPOD-CLOSED",
+        "COMMIT",
+        "*nat",
+        "COMMIT",
+        *UNTRACKED,
+    ]
+
+
+@pytest.mark.parametrize("chain", ["NATPOD-OWN", "NATPOD-CLOSED", "NATPOD-UNTRACKED"])
+def test_no_document_can_take_the_guard_away(chain):
+    with pytest.raises(agent.AgentError, match=f"chain {chain} is the agent's own"):
+        document(text_of().replace("COMMIT", f":{chain} - [0:0]\nCOMMIT", 1))
+    for hooks in ([], HOOKS):
+        made = agent.transaction(document(text_of(), hooks), {})
+        assert all(line in made.splitlines() for line in OWN_RULES)
+        assert re.findall("-I FORWARD . (.*)", made)[-1] == "-j NATPOD-CLOSED"
 
 
 def test_chains_of_an_older_release_go_after_the_last_way_into_them():
@@ -466,6 +541,32 @@ def test_chains_of_an_older_release_go_after_the_last_way_into_them():
     lines = agent.transaction(document(text_of([DROP])), live).splitlines()
     assert lines.index("-D OUTPUT -j NATPOD-OLD") < lines.index("-F NATPOD-OLD") < lines.index("-X NATPOD-OLD")
     assert not any("DOCKER" in line for line in lines)
+
+
+def kernel_of(restore: str) -> dict:
+    """What iptables-save would show after this input to an empty kernel."""
+    lines = [re.sub(r"-I (\S+) \d+ ", r"[0:0] -A \1 ", line) for line in restore.splitlines()]
+    return agent.read_saved("\n".join(lines))
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+@pytest.mark.parametrize("stack", ["dev", "ten"])
+def test_the_plan_and_the_agent_know_the_same_rules_by_the_same_fingerprint(request, stack, policy):
+    config = request.getfixturevalue(stack) | {"sourceNat": policy}
+    for vm in plan_pod(PodConfig.from_mapping(config, stack), stack).vms:
+        live = kernel_of(agent.transaction(agent.Document(vm.metadata["nat-pod-rules"]), {}))
+        assert agent.fingerprint(live) == fingerprint(vm.rules)
+        # And each single rule counts, its place, and which of its two networks is which.
+        for table, chains in live.items():
+            for chain, rules in chains.items():
+                if len(rules) > 1:
+                    other = live | {table: chains | {chain: rules[::-1]}}
+                    assert agent.fingerprint(other) != fingerprint(vm.rules), chain
+                other = live | {table: chains | {chain: rules[1:]}}
+                assert not rules or agent.fingerprint(other) != fingerprint(vm.rules), chain
+    assert agent.canonical("-s 10.0.0.1/32 -d 10.0.0.2/32 -j DROP") != agent.canonical(
+        "-d 10.0.0.1/32 -s 10.0.0.2/32 -j DROP"
+    )
 
 
 def test_counters_stay_with_a_rule_however_iptables_quotes_it():
@@ -479,6 +580,18 @@ def test_counters_stay_with_a_rule_however_iptables_quotes_it():
 def test_a_rule_of_somebody_else_s_may_be_empty(monkeypatch):
     monkeypatch.setattr(agent, "run", lambda command: "*filter\n:FORWARD ACCEPT [0:0]\n[7:700] -A FORWARD\nCOMMIT\n")
     assert agent.live_rules() == {"filter": {"FORWARD": [("", "[7:700]")]}}
+
+
+def test_a_rule_of_somebody_else_s_may_have_anything_in_its_comment():
+    """A newline, another rule behind it, quotes, bytes that are no UTF-8."""
+    comment = r'"a' + "\n" + r"[0:0] -A FORWARD -j NATPOD-FORWARD\" \\ " + '\udcff"'
+    saved = f"*filter\n:FORWARD DROP [0:0]\n[1:2] -A FORWARD -m comment --comment {comment} -j ACCEPT\nCOMMIT\n"
+    assert agent.read_saved(saved) == {
+        "filter": {"FORWARD": [(f"-m comment --comment {comment} -j ACCEPT", "[1:2]"), ("-P DROP", "[0:0]")]}
+    }
+    shown = agent.foreign(agent.read_saved(saved))
+    assert len(shown) == 2
+    assert all(line.isascii() and line.isprintable() for line in shown)
 
 
 # --- what it would translate -----------------------------------------------------------------------------------------
@@ -554,7 +667,7 @@ def test_a_vnic_list_that_is_none_is_refused(text):
 @pytest.mark.parametrize("network_manager", [True, False])
 def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatch, tmp_path, network_manager):
     """The primary VNIC is DHCP's, whatever it looks like."""
-    done, problems = [], []
+    done, problems, mended = [], [], []
 
     def link(name, last, mtu, flags, address):
         info = [{"family": "inet", "local": address, "prefixlen": 27}] if address else []
@@ -565,7 +678,7 @@ def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatc
     monkeypatch.setattr(agent, "run", done.append)
     monkeypatch.setattr(agent, "NETWORK_MANAGER", str(tmp_path if network_manager else tmp_path / "nothing"))
     vnics = agent.read_vnics(json.dumps(VNICS))
-    report = agent.bring_up(vnics, problems)
+    report = agent.bring_up(vnics, problems, mended)
     assert [" ".join(command) for command in done] == [
         "ip link set dev s mtu 9000",
         "ip link set dev s up",
@@ -573,9 +686,10 @@ def test_only_secondary_vnics_are_configured_and_only_what_is_missing(monkeypatc
         "ip address replace 198.18.0.34/27 dev s",
     ]
     assert [entry["interface"] for entry in report] == ["p", "s"]
+    assert mended == [("s", " ".join(command)) for command in done]
     done.clear()
     monkeypatch.setattr(agent, "interfaces", lambda: [link("s", "0b", 9000, ["UP"], "198.18.0.34")])
-    agent.bring_up(vnics, problems)
+    agent.bring_up(vnics, problems, mended)
     assert done == []
     assert problems == ["VNIC 198.18.0.2/27 (02:00:17:00:00:0a): no interface has this MAC yet"]
 
@@ -669,9 +783,10 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "live_rules", dict)
     monkeypatch.setattr(agent, "interfaces", list)
     monkeypatch.setattr(agent, "rehearse", lambda document: done.append("rehearse"))
-    monkeypatch.setattr(agent, "apply", lambda document: done.append("apply") or agent.fingerprint({}))
+    monkeypatch.setattr(agent, "apply", lambda document: done.append("apply") or {})
     monkeypatch.setattr(agent, "delete_stale_flows", lambda document, own: done.append("flows") or 0)
-    monkeypatch.setattr(agent, "apply_settings", lambda path, notes: done.append(Path(path).name))
+    monkeypatch.setattr(agent, "stand_guard", lambda: done.append("guard"))
+    monkeypatch.setattr(agent, "apply_settings", lambda path, notes, mended: done.append(Path(path).name))
     monkeypatch.setattr(agent, "size_conntrack", lambda notes: None)
     monkeypatch.setattr(agent, "set_kernel", lambda name, value, notes: done.append(f"{Path(name).name}={value}"))
     return done
@@ -679,7 +794,7 @@ def world(tmp_path, monkeypatch):
 
 def settle(*candidates):
     problems = []
-    agent.settle(candidates, problems, [])
+    agent.settle(candidates, problems, [], [])
     return problems
 
 
@@ -695,15 +810,15 @@ def test_a_round_goes_from_the_guard_to_forwarding(world):
 
 def test_without_rules_nothing_is_forwarded(world):
     assert settle() == ["no rules are loaded: nothing is forwarded"]
-    assert world == ["settings", "ip_forward=0"]
+    assert world == ["settings", "guard", "ip_forward=0"]
 
 
 def test_rules_that_are_there_from_before_go_on_forwarding_when_no_document_works(world, monkeypatch):
     monkeypatch.setattr(agent, "live_rules", lambda: {"filter": {"FORWARD": [rule("-j NATPOD-FORWARD")]}})
     assert settle() == []
-    assert world == ["settings"]
-    # A guard that is not first guards nothing.
-    live = {"filter": {"FORWARD": [rule("-j ACCEPT"), rule("-j NATPOD-FORWARD")]}}
+    assert world == ["settings", "guard"]
+    # The guard alone has nothing to forward.
+    live = {"filter": {"FORWARD": [rule("-j NATPOD-CLOSED")]}}
     monkeypatch.setattr(agent, "live_rules", lambda: live)
     assert settle() == ["no rules are loaded: nothing is forwarded"]
 

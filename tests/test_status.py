@@ -24,6 +24,7 @@ from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.probe import Probe
 from nat_pod.plan import guest
+from nat_pod.plan.fingerprint import fingerprint
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.status import Use, VmReport, VnicState, compare, read_report
@@ -82,7 +83,7 @@ def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
         "notes": [],
         "forwarding": True,
         "vnics": [
-            {"address": f"{address}/27", "interface": name, "mac": "02:00:17:00:00:01", "up": True}
+            {"address": f"{address}/27", "interface": name, "mac": "02:00:17:00:00:01", "up": True, "mtu": 9000}
             for address, name in addresses.items()
         ],
         "conntrack": {"count": 9, "max": 1048576, "insert_failed": 0, "drop": 0, "early_drop": 0},
@@ -90,6 +91,12 @@ def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
         "open": flows,
         "stale": 0,
         "fullest": fullest(2),
+        "rules": fingerprint(planned.rules),
+        "foreign": [],
+        "unread": [],
+        "settings": [],
+        "repairs": {"count": 0},
+        "fragments": 2,
     } | changes
 
 
@@ -157,6 +164,9 @@ WRONG_SHAPES = [
     ("counted", {"members": {"a": 1}, "chains": {}}), ("counted", {"members": {}, "chains": {"a": {"DROP": "x"}}}),
     ("open", []), ("open", {"from": {}}), ("open", {"from": {}, "to": {"1.2.3.4": 1}}),
     ("open", {"from": {"1.2.3.4": {"flows": 1, "packets": 2}}, "to": {}}),
+    ("rules", []), ("foreign", 1), ("unread", 1), ("settings", 1), ("repairs", []),
+    ("repairs", {"count": 1}), ("repairs", {"count": 1, "last": "x", "what": ""}), ("fragments", []),
+    ("fragments", "x"),    ("vnics", [{"address": "x", "interface": None, "up": True, "mtu": "y"}]),
     ("stale", "x"), ("stale", float("inf")), ("fullest", 1), ("fullest", {"flows": 1}), ("fullest", fullest("x")),
 ]  # fmt: skip
 
@@ -247,6 +257,24 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
     ),
     "ports left": ({"fullest": fullest(51609)}, []),
     "nobody there": ({"fullest": None, "open": {"from": {}, "to": {}}}, []),
+    "rules of others": (
+        {"foreign": ["nat PREROUTING: -j DNAT"] * 5},
+        ["rules of others decide about its packets: nat PREROUTING: -j DNAT; nat PREROUTING: -j DNAT; "
+         "nat PREROUTING: -j DNAT; and 2 more"],
+    ),
+    "what could not be read": ({"unread": ["iptables-save: x"]},
+                               ["not everything could be looked at: iptables-save: x"]),
+    "settings": ({"settings": ["net.ipv4.ip_forward is 0, not 1"]},
+                 ["its kernel's settings are changed: net.ipv4.ip_forward is 0, not 1"]),
+    "a repair": (
+        {"repairs": {"count": 3, "last": "2025-06-15T15:06:00Z", "what": "rules: nat NATPOD-PRE"}},
+        ["changed by others and put right 3 times, last 40 s ago: rules: nat NATPOD-PRE"],
+    ),
+    "a repair of the day before": ({"repairs": {"count": 3, "last": "2025-06-14T15:06:00Z", "what": "x"}}, []),
+    "a flood of fragments": (
+        {"fragments": 100},
+        ["100 packets came in fragments and could not be put together since it booted"],
+    ),
     "stale flows": ({"stale": 2}, ["2 open flows are translated in a way that its rules no longer give"]),
 }  # fmt: skip
 
@@ -258,9 +286,42 @@ def test_one_thing_at_a_time_is_found_and_nothing_else(plan, vm, changes, expect
     assert findings(plan, vm, **changes) == [line.replace("GENERATION", generation) for line in expected]
 
 
+RULES: dict[str, tuple[dict[str, str | None], list[str]]] = {
+    "a chain with other rules": ({"nat NATPOD-POST": "0" * 12}, ["nat NATPOD-POST has others"]),
+    "a chain that is gone": ({"nat NATPOD-POST": None}, ["nat NATPOD-POST is without them"]),
+    "a chain of nobody's": ({"mangle NATPOD-X": "0" * 12}, ["mangle NATPOD-X is not planned"]),
+    "a hook that is gone": ({"nat POSTROUTING": None}, ["nat POSTROUTING is without 1 -j NATPOD-POST"]),
+    "a hook behind another rule": (
+        {"filter FORWARD": "2 -j NATPOD-FORWARD, 3 -j NATPOD-CLOSED"},
+        ["filter FORWARD has 2 -j NATPOD-FORWARD, 3 -j NATPOD-CLOSED, not 1 -j NATPOD-FORWARD, 2 -j NATPOD-CLOSED"],
+    ),
+    "the guard": (
+        {"filter NATPOD-CLOSED": "0" * 12, "raw PREROUTING": None},
+        ["filter NATPOD-CLOSED has others; raw PREROUTING is without 1 -s 169.254.0.0/16 -j NATPOD-UNTRACKED"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), RULES.values(), ids=RULES.keys())
+def test_rules_in_the_kernel_are_held_against_the_plan_whatever_the_agent_says(plan, changes, expected):
+    rules = fingerprint(plan.vm("natVm2").rules) | changes
+    rules = {name: what for name, what in rules.items() if what is not None}
+    assert findings(plan, rules=rules) == [f"its rules are not as planned: {line}" for line in expected]
+
+
+def test_of_another_generation_the_guard_is_still_compared(plan):
+    rules = fingerprint(plan.vm("natVm2").rules) | {"nat NATPOD-POST": "0" * 12, "filter NATPOD-OWN": "0" * 12}
+    other = {"applied": OTHER, "wanted": OTHER}
+    assert findings(plan, rules=rules, **other)[1:] == ["its rules are not as planned: filter NATPOD-OWN has others"]
+
+
 def test_vnics_are_told_apart(plan):
-    one, two = (VnicState(f"{vnic.primary}/27", "ens3", True) for vnic in plan.vm("natVm1").vnics)
+    one, two = (VnicState(f"{vnic.primary}/27", "ens3", True, 9000) for vnic in plan.vm("natVm1").vnics)
     for vnics, expected in (
+        (
+            [replace(one, mtu=1500), two],
+            ["VNIC natVm1-vnic-1 (198.18.0.2) has MTU 1500, not 9000, on ens3"],
+        ),
         ([one, replace(two, up=False)], ["VNIC natVm1-vnic-2 (198.18.0.34) is down, interface ens3"]),
         (
             [one, replace(two, interface=None, up=False)],
@@ -653,6 +714,12 @@ def mended(pod) -> Iterator[Pod]:
 def test_a_vnic_that_is_down_is_found_and_the_next_round_brings_it_up(mended):
     mended.log_in("natVm2", "ip", "link", "set", "ens5", "down")
     assert mended.findings() == [("natVm2", "VNIC natVm2-vnic-2 (198.18.0.66) is down, interface ens5")]
+    assert mended.poll("natVm2") == 0
+    ((vm, what),) = mended.findings()
+    assert vm == "natVm2"
+    assert re.fullmatch(r"changed by others and put right once, last \d+ s ago: ip link set dev ens5 up", what)
+    # Until somebody has taken note of it.
+    mended.log_in("natVm2", "rm", "/run/nat-pod/status.json")
     assert mended.poll("natVm2") == 0
     assert mended.findings() == []
 

@@ -25,7 +25,7 @@ from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import SIDES, servers_first
 from nat_pod.rules.compiler import FORWARD, INPUT
-from nat_pod.status import MemberUse, Status, VmReport, duration
+from nat_pod.status import NOT_LOOKED_AT, MemberUse, Repairs, Status, VmReport, duration
 from nat_pod.text import count, table, wrapped
 
 _HOW_TO_FETCH = """\
@@ -123,10 +123,14 @@ def status_dict(status: Status) -> dict[str, object]:
             }
             for member in status.members
         },
+        "notLookedAt": list(NOT_LOOKED_AT),
     }
 
 
 def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]:
+    def ago(time: float | None) -> int | None:
+        return None if time is None else round(status.now - time)
+
     return {
         "planned": status.planned[vm],
         "wanted": report.wanted,
@@ -143,6 +147,11 @@ def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]
         "openFlows": report.open_flows,
         "staleFlows": report.stale,
         "fullest": None if report.fullest is None else asdict(report.fullest),
+        "foreignRules": list(report.foreign),
+        "notRead": list(report.unread),
+        "changedSettings": list(report.settings),
+        "repairs": {"count": report.repairs.count, "last": ago(report.repairs.last), "what": report.repairs.what},
+        "fragmentsLost": report.fragments_lost,
     }
 
 
@@ -174,6 +183,8 @@ def status_text(status: Status, stack: str) -> str:
                     for member in sorted(status.members, key=lambda member: servers_first(member.name))
                 ],
             ),
+            "",
+            wrapped(f"Not looked at: {'; '.join(NOT_LOOKED_AT)}."),
         ]
     )
 
@@ -185,6 +196,9 @@ def _vm_rows(status: Status) -> list[list[object]]:
     def ago(time: float | None) -> str:
         return "-" if time is None else f"{duration(status.now - time)} ago"
 
+    def repaired(repairs: Repairs) -> object:
+        return repairs.count if repairs.last is None else f"{repairs.count}, last {ago(repairs.last)}"
+
     return [
         row("generation", lambda _, report: report.applied or "none"),
         row("applied", lambda _, report: ago(report.since.get("applied"))),
@@ -195,6 +209,9 @@ def _vm_rows(status: Status) -> list[list[object]]:
         row("conntrack", lambda _, report: f"{report.conntrack.get('count')} of {report.conntrack.get('max')}"),
         row("open flows", lambda _, report: report.open_flows),
         row("stale flows", lambda _, report: report.stale),
+        row("rules of others", lambda _, report: len(report.foreign)),
+        row("repairs", lambda _, report: repaired(report.repairs)),
+        row("fragments lost", lambda _, report: report.fragments_lost),
         row("dropped, sent through", lambda _, report: report.dropped(FORWARD)),
         row("dropped, sent to it", lambda _, report: report.dropped(INPUT)),
     ]

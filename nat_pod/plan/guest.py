@@ -9,7 +9,8 @@ Facts this module rests on
   so may releases of liblzma, which makes a folded document no smaller (8,184 bytes against 8,186 for a full /21).
 - base85 would be 6 % shorter than base64, but Go's JSON, which the provider sends, writes its <, > and & in six bytes.
 - user_data must be gzip, the only packing cloud-init undoes, and is therefore a committed file: packing it anew on
-  another machine would change its bytes and with them replace every NAT VM.
+  another machine would change its bytes and with them replace every NAT VM.  The agent in it is bzip2, which runcmd
+  undoes: 700 bytes shorter.
 
 `python -m nat_pod.plan.guest` rebuilds the committed file from `cloud-init/`.
 """
@@ -294,7 +295,8 @@ def render_user_data() -> str:
 def render_cloud_config() -> str:
     """The cloud-config as the sources in `cloud-init/` give it, before packing."""
     values = {name: (SOURCES / file).read_text(encoding="utf-8") for name, file in _FILES.items()}
-    values["agent"] = without_docstrings(values["agent"])
+    agent = without_comments(without_docstrings(values["agent"]))
+    values["agent"] = base64.b64encode(bz2.compress(agent.encode())).decode()
     # A JSON string is a YAML string, whatever is in it.
     quoted = {name: json.dumps(without_comments(value)) for name, value in values.items()}
     template = (SOURCES / "cloud-config.yaml").read_text(encoding="utf-8")
