@@ -32,6 +32,9 @@ LPGS_PER_VCN = 10
 LPGS_PER_VCN_RAISED = 20
 """OCI docs, "Local VCN Peering"; 20 after a limit increase (A-Team, "ISV architecture: operations")."""
 
+BALANCERS_PER_REGION = 3
+"""Network load balancers of a region, unless Oracle raised the limit (OCI docs, "Service Limits")."""
+
 ROUTE_RULES_PER_TABLE = 200
 """OCI docs, "VCN Route Tables"."""
 

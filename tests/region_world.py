@@ -90,6 +90,42 @@ class World:
         ips = self.region.invoke("oci:Core/getPrivateIps:getPrivateIps", {"vnicId": vnic})["privateIps"]
         return str(next(ip["id"] for ip in ips if ip["isPrimary"]))
 
+    def balancer(self, subnet: str | None = None, **inputs: Any) -> str:
+        given = {"displayName": "balancer", "subnetId": subnet or self.a, "isPreserveSourceDestination": True}
+        return self.make(oci.BALANCER, {**given, **inputs})
+
+    def backend_set(self, balancer: str | None = None, check: dict[str, Any] | None = None, **inputs: Any) -> str:
+        checker = {"protocol": "HTTP", "port": 8080, "urlPath": "/health", **(check or {})}
+        given = {"networkLoadBalancerId": balancer or self.balancer(), "name": "vms", "policy": "TWO_TUPLE"}
+        return self.region.create(oci.BACKEND_SET, {**given, "healthChecker": checker, **inputs})[0]
+
+    def backend(self, backend_set: str | None = None, target: str | None = None, **inputs: Any) -> str:
+        facts = self.region.get(backend_set or self.backend_set()).facts
+        given = {
+            "networkLoadBalancerId": facts["networkLoadBalancerId"],
+            "backendSetName": facts["name"],
+            "targetId": target or self.primary_ip(self.vnic),
+            "port": 0,
+        }
+        return self.region.create(oci.BACKEND, {**given, **inputs})[0]
+
+    def listener(self, backend_set: str | None = None, **inputs: Any) -> str:
+        facts = self.region.get(backend_set or self.backend_set()).facts
+        given = {
+            "networkLoadBalancerId": facts["networkLoadBalancerId"],
+            "defaultBackendSetName": facts["name"],
+            "name": "all",
+            "port": 0,
+            "protocol": "L3IP",
+        }
+        return self.region.create(oci.LISTENER, {**given, **inputs})[0]
+
+    def balancer_ip(self, balancer: str) -> str:
+        """The OCID of a balancer's address, found as a program finds it: by subnet and address."""
+        state = self.region.read(balancer)
+        args = {"subnetId": state["subnetId"], "ipAddress": state["ipAddresses"][0]["ipAddress"]}
+        return str(self.region.invoke("oci:Core/getPrivateIps:getPrivateIps", args)["privateIps"][0]["id"])
+
     def update(self, ocid: str, **changes: Any) -> dict[str, Any]:
         return self.region.update(ocid, {**self.region.get(ocid).inputs, **changes})
 

@@ -203,9 +203,15 @@ REGION_FILES = {
     "a number": "1\n",
     "brackets": "[" * 200_000,
     "no line feed": "{" * 9_000_000,
-    "other types": '{"region": 1, "attachSeconds": 0, "lpgLimit": [], "secondaryIpLimit": 1, "domainPrefix": ""}\n',
+    "other types": (
+        '{"region": 1, "attachSeconds": 0, "lpgLimit": [], "secondaryIpLimit": 1, "balancerLimit": 3, '
+        '"domainPrefix": ""}\n'
+    ),
 }
-HEADER = '{"region": "x", "attachSeconds": 0, "lpgLimit": 10, "secondaryIpLimit": 64, "domainPrefix": "x"}\n'
+HEADER = (
+    '{"region": "x", "attachSeconds": 0, "lpgLimit": 10, "secondaryIpLimit": 64, "balancerLimit": 3, '
+    '"domainPrefix": "x"}\n'
+)
 REGION_CHANGES = {
     "no JSON": "{\n",
     "a list": "[]\n",

@@ -13,6 +13,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from nat_pod.lab.engine.plugin import decode, encode, new_server, serve, write_e
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.region.inputs import Inputs, InputSpec, Value, in_shape
+from nat_pod.lab.region.kinds import BALANCER
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
@@ -37,6 +41,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
 
     def __init__(self, region: Region) -> None:
         self._region = region
+        self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         # pulumi_oci imports its modules at first use, and Python 3.11 lets a second thread see such a module half done.
         for token in registry.RESOURCES:
             InputSpec.of(token)
@@ -114,7 +119,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             # What is not among the inputs stays unknown to the program until the resource exists.
             return provider_pb2.CreateResponse(properties=encode(registry.resource(type_token).with_defaults(inputs)))
         try:
-            ocid, state = self._region.create(type_token, inputs, _name(request.urn))
+            with self._turn(inputs.get("networkLoadBalancerId")):
+                ocid, state = self._region.create(type_token, inputs, _name(request.urn))
         except (OciError, NatPodError) as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return provider_pb2.CreateResponse(id=ocid, properties=encode(state))
@@ -136,14 +142,16 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             known = {**decode(request.olds), **registry.resource(_type(request.urn)).with_defaults(inputs)}
             return provider_pb2.UpdateResponse(properties=encode(known))
         try:
-            state = self._region.update(request.id, inputs)
+            with self._turn(_balancer(request, inputs)):
+                state = self._region.update(request.id, inputs)
         except (OciError, NatPodError) as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return provider_pb2.UpdateResponse(properties=encode(state))
 
     def Delete(self, request: provider_pb2.DeleteRequest, context: grpc.ServicerContext) -> empty_pb2.Empty:
         try:
-            self._region.delete(request.id)
+            with self._turn(_balancer(request, decode(request.properties))):
+                self._region.delete(request.id)
         except OciError as error:
             # What is gone already needs no deletion (handleMissingResourceError of the real provider).
             if error.status != 404:
@@ -158,6 +166,10 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         response = provider_pb2.InvokeResponse()
         getattr(response, "return").CopyFrom(encode(found))  # the field's name is a keyword
         return response
+
+    def _turn(self, balancer: str | None) -> AbstractContextManager[object]:
+        """A change of a load balancer waits for the one under way (the real provider's mutex, since 8.13.0)."""
+        return nullcontext() if balancer is None else self._turns[balancer]
 
 
 def schema() -> Inputs:
@@ -189,6 +201,12 @@ def write_plugin(home: Path) -> None:
 def _type(urn: str) -> str:
     """From urn:pulumi:stack::project::parentType$type::name."""
     return urn.split("::")[2].split("$")[-1]
+
+
+def _balancer(request: provider_pb2.UpdateRequest | provider_pb2.DeleteRequest, properties: Inputs) -> str | None:
+    """The network load balancer that a resource is, or is a part of."""
+    found: str | None = request.id if _type(request.urn) == BALANCER else properties.get("networkLoadBalancerId")
+    return found
 
 
 def _name(urn: str) -> str:

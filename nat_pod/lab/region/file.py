@@ -25,7 +25,14 @@ from nat_pod.lab.region.inputs import Inputs, Value
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
-_HEADER = {"region": str, "attachSeconds": float, "lpgLimit": int, "secondaryIpLimit": int, "domainPrefix": str}
+_HEADER = {
+    "region": str,
+    "attachSeconds": float,
+    "lpgLimit": int,
+    "secondaryIpLimit": int,
+    "balancerLimit": int,
+    "domainPrefix": str,
+}
 _LONGEST_HEADER = 10_000
 
 
@@ -36,7 +43,7 @@ class RegionFileError(NatPodError):
 class RegionFile(Region):
     """The region in a file.  Every method first takes in what other processes have changed.
 
-    That an instance is busy with an attach or detach is known to the process that does it, and to no other.
+    That an instance or a load balancer is busy with a change is known to the process that does it, and to no other.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,6 +54,7 @@ class RegionFile(Region):
             attach_seconds=header["attachSeconds"],
             lpg_limit=header["lpgLimit"],
             secondary_ip_limit=header["secondaryIpLimit"],
+            balancer_limit=header["balancerLimit"],
             domain_prefix=header["domainPrefix"],
         )
         self._read_to = 0
@@ -63,6 +71,7 @@ class RegionFile(Region):
             "attachSeconds": region.attach_seconds,
             "lpgLimit": region.lpg_limit,
             "secondaryIpLimit": region.secondary_ip_limit,
+            "balancerLimit": region.balancer_limit,
             "domainPrefix": region.domain_prefix,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +129,11 @@ class RegionFile(Region):
             ) from None
 
     @contextmanager
-    def _modifying(self, instance: str | None) -> Iterator[None]:
+    def _modifying(self, ocid: str | None) -> Iterator[None]:
         if self._replaying == threading.get_ident():  # it happened already
             yield
             return
-        with super()._modifying(instance):
+        with super()._modifying(ocid):
             yield
 
 

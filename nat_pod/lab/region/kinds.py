@@ -1,7 +1,7 @@
 """The names of the kinds of objects that the region keeps: what everybody who speaks of one calls it.
 
 A resource's kind is its type token at the provider.  What a kind *is* stands in the file of its subject, in one class
-(`vcn.py`, `routes.py`, `lpg.py`, `security.py`, `instance.py`, `vnic.py`, `private_ip.py`).
+(`vcn.py`, `routes.py`, `lpg.py`, `security.py`, `instance.py`, `vnic.py`, `private_ip.py`, `balancer.py`).
 """
 
 VCN = "oci:Core/vcn:Vcn"
@@ -16,6 +16,10 @@ NSG = "oci:Core/networkSecurityGroup:NetworkSecurityGroup"
 NSG_RULE = "oci:Core/networkSecurityGroupSecurityRule:NetworkSecurityGroupSecurityRule"
 SECURITY_LIST = "oci:Core/securityList:SecurityList"
 DEFAULT_SECURITY_LIST = "oci:Core/defaultSecurityList:DefaultSecurityList"
+BALANCER = "oci:NetworkLoadBalancer/networkLoadBalancer:NetworkLoadBalancer"
+BACKEND_SET = "oci:NetworkLoadBalancer/backendSet:BackendSet"
+BACKEND = "oci:NetworkLoadBalancer/backend:Backend"
+LISTENER = "oci:NetworkLoadBalancer/listener:Listener"
 
 # Objects of OCI that come into being with others and are not resources of the program.
 VNIC = "vnic"

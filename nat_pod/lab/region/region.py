@@ -20,7 +20,7 @@ from dataclasses import asdict
 from nat_pod import limits
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.inputs import Diff, Inputs, Value, in_shape
-from nat_pod.lab.region.kinds import INSTANCE
+from nat_pod.lab.region.kinds import BALANCER, INSTANCE
 from nat_pod.lab.region.refusals import invalid, not_simulated
 from nat_pod.lab.region.store import Record, Store
 
@@ -35,6 +35,7 @@ class Region(Store):
         attach_seconds: float = 0.01,
         lpg_limit: int = limits.LPGS_PER_VCN,
         secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
+        balancer_limit: int = limits.BALANCERS_PER_REGION,
         domain_prefix: str = "nPod",
     ) -> None:
         """The arguments are those of `Store`."""
@@ -44,6 +45,7 @@ class Region(Store):
             attach_seconds=attach_seconds,
             lpg_limit=lpg_limit,
             secondary_ip_limit=secondary_ip_limit,
+            balancer_limit=balancer_limit,
             domain_prefix=domain_prefix,
         )
 
@@ -95,6 +97,9 @@ class Region(Store):
             record = self.get(ocid)
             self._refuse_invalid(record.kind, inputs)
             resource = registry.resource(record.kind)
+            occupied = resource.occupies_to_update(record)
+        with self._modifying(occupied), self._lock:
+            record = self.get(ocid)
             replace = resource.diff(record.inputs, inputs).replace
             metadata = [path.removeprefix("metadata.") for path in replace if path.startswith("metadata.")]
             if metadata:
@@ -118,7 +123,8 @@ class Region(Store):
         with self._lock:
             record = self.get(ocid)
             resource = registry.resource(record.kind)
-        with self._modifying(resource.occupies(record.facts)), self._lock:
+            occupied = resource.occupies({"id": ocid, **record.facts})
+        with self._modifying(occupied), self._lock:
             resource.delete(self, self.get(ocid))
             self._done(do="delete", ocid=ocid)
 
@@ -140,6 +146,7 @@ class Region(Store):
                 "attachSeconds": self.attach_seconds,
                 "lpgLimit": self.lpg_limit,
                 "secondaryIpLimit": self.secondary_ip_limit,
+                "balancerLimit": self.balancer_limit,
                 "born": self._born,
                 "records": sorted((asdict(record) for record in self._records.values()), key=lambda r: str(r["ocid"])),
             }
@@ -154,6 +161,7 @@ class Region(Store):
             attach_seconds=document["attachSeconds"],
             lpg_limit=document["lpgLimit"],
             secondary_ip_limit=document["secondaryIpLimit"],
+            balancer_limit=document["balancerLimit"],
             domain_prefix=document["domainPrefix"],
         )
         region._born = document["born"]
@@ -171,18 +179,18 @@ class Region(Store):
             raise invalid(f"{type_token}: {text}", "pulumi_oci, the type's inputs")
 
     @contextmanager
-    def _modifying(self, instance: str | None) -> Iterator[None]:
-        """Keep an instance busy for as long as an attach or detach lasts, without holding the region's lock."""
-        if instance is None:
+    def _modifying(self, ocid: str | None) -> Iterator[None]:
+        """Keep an instance or load balancer busy for as long as a change lasts, without holding the region's lock."""
+        if ocid is None:
             yield
             return
         with self._lock:
-            self.get(instance, INSTANCE)
-            self.refuse_busy(instance)
-            self._busy.add(instance)
+            self.get(ocid, INSTANCE, BALANCER)
+            self.refuse_busy(ocid)
+            self._busy.add(ocid)
         try:
             time.sleep(self.attach_seconds)
             yield
         finally:
             with self._lock:
-                self._busy.discard(instance)
+                self._busy.discard(ocid)

@@ -79,7 +79,14 @@ class Resource(ObjectKind, ABC):
         """Remove the object and what dies with it."""
 
     def occupies(self, inputs: Inputs) -> str | None:  # noqa: ARG002
-        """The instance that a create or delete keeps busy while it lasts, if any."""
+        """The instance or load balancer that a create or delete keeps busy while it lasts, if any.
+
+        inputs: those of a create; before a delete, the facts with the object's own `id`.
+        """
+        return None
+
+    def occupies_to_update(self, record: Record) -> str | None:  # noqa: ARG002
+        """The same of an update."""
         return None
 
     def state(self, store: Store, record: Record) -> Inputs:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from nat_pod import limits
 from nat_pod.lab.region.inputs import Inputs
+from nat_pod.lab.region.kinds import BALANCER
 from nat_pod.lab.region.refusals import OciError, conflict, invalid
 
 
@@ -38,11 +39,13 @@ class Store:
         attach_seconds: float = 0.01,
         lpg_limit: int = limits.LPGS_PER_VCN,
         secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
+        balancer_limit: int = limits.BALANCERS_PER_REGION,
         domain_prefix: str = "nPod",
     ) -> None:
         """ocid_types: kind to the word that its OCIDs begin with (`vcn` of ocid1.vcn.oc1..).
 
-        attach_seconds: how long an attach or detach lasts, in which its instance takes no other one.
+        attach_seconds: how long an attach or detach lasts, in which its instance takes no other one; also how long a
+        change of a network load balancer lasts, in which it takes no other one.
         domain_prefix: what the names of availability domains begin with in this tenancy; OCI gives each one its own.
         """
         self.name = name
@@ -50,6 +53,7 @@ class Store:
         self.attach_seconds = attach_seconds
         self.lpg_limit = lpg_limit
         self.secondary_ip_limit = secondary_ip_limit
+        self.balancer_limit = balancer_limit
         self._ocid_types = ocid_types
         self._records: dict[str, Record] = {}
         self._kinds: dict[str, dict[str, Record]] = {}
@@ -130,14 +134,19 @@ class Store:
                 "OCI docs, Regions and Availability Domains",
             )
 
-    def refuse_busy(self, instance: str) -> None:
-        """409 while an attach or detach of this instance is under way."""
+    def refuse_busy(self, ocid: str) -> None:
+        """409 while an attach or detach of this instance, or a change of this network load balancer, is under way."""
         with self._lock:
-            if instance in self._busy:
+            if ocid not in self._busy:
+                return
+            if self.get(ocid).kind == BALANCER:
                 raise conflict(
-                    f"instance {instance} is currently being modified, try again later",
-                    "terraform-provider-oci issue 1282",
+                    "Invalid State Transition of NLB lifeCycle state from Updating to Updating",
+                    "terraform-provider-oci issue 1456",
                 )
+            raise conflict(
+                f"instance {ocid} is currently being modified, try again later", "terraform-provider-oci issue 1282"
+            )
 
     def _keep(self, record: Record) -> None:
         self._records[record.ocid] = record

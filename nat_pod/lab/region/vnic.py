@@ -151,11 +151,12 @@ def refuse_vnic(store: Store, details: Inputs, domain: str) -> None:
             "(assignPublicIp is true on an instance unless it says false)",
             "OCI API, CreateVnicDetails",
         )
-    _refuse_nsgs(store, subnet, details.get("nsgIds") or [])
+    refuse_nsgs(store, subnet, details.get("nsgIds") or [])
     claim(store, subnet, details.get("privateIp"))
 
 
-def _refuse_nsgs(store: Store, subnet: Record, nsgs: list[str]) -> None:
+def refuse_nsgs(store: Store, subnet: Record, nsgs: list[str]) -> None:
+    """Refuse network security groups that a VNIC in this subnet cannot have."""
     if len(nsgs) > NSGS_PER_VNIC:
         raise over_limit(
             f"{len(nsgs)} network security groups, a VNIC has {NSGS_PER_VNIC}", 'OCI docs, "Security Rules"'
@@ -182,7 +183,7 @@ def add_vnic(store: Store, instance: Record, attachment: Record, details: Inputs
             "state": "AVAILABLE",
         },
     )
-    vnic.facts["macAddress"] = _mac(store, vnic.ocid)
+    vnic.facts["macAddress"] = new_mac(store, vnic.ocid)
     others = [record.facts.get("order", -1) for record in store.all(VNIC_ATTACHMENT)]
     attachment.facts.update(vnicId=vnic.ocid, order=max(others) + 1)
     address = claim(store, subnet, details.get("privateIp"))
@@ -205,7 +206,7 @@ def changed_vnic(store: Store, vnic: Record, details: Inputs) -> Inputs:
         raise invalid(f"subnet {subnet.ocid} prohibits public IPs on its VNICs", "OCI API, CreateVnicDetails")
     nsgs = details.get("nsgIds")
     if nsgs is not None:
-        _refuse_nsgs(store, subnet, nsgs)
+        refuse_nsgs(store, subnet, nsgs)
     plain = ("skipSourceDestCheck", "displayName", "hostnameLabel", "assignPublicIp")
     changed: Inputs = {key: details[key] for key in plain if key in details}
     return changed if nsgs is None else {**changed, "nsgIds": sorted(nsgs)}
@@ -230,7 +231,7 @@ def vnic_details(store: Store, owner: Record, attachment: Record) -> Inputs:
     return {**written, **real, "privateIp": primary.facts["ipAddress"]}
 
 
-def _mac(store: Store, vnic: str) -> str:
+def new_mac(store: Store, vnic: str) -> str:
     """A MAC that nobody in the region has, from the VNIC's OCID: 02:00:17 is OCI's own prefix."""
     taken = {record.facts.get("macAddress") for record in store.all(VNIC)}
     attempt = 0
@@ -255,6 +256,8 @@ def _list_attachments(store: Store, args: Inputs) -> Inputs:
 
 def _get_vnic(store: Store, args: Inputs) -> Inputs:
     record = store.get(args["vnicId"], VNIC)
+    if record.facts["instanceId"] is None:
+        raise not_simulated(f"{record.ocid} is the VNIC of a service; what OCI says of it is not documented")
     attachment = next(a for a in store.all(VNIC_ATTACHMENT) if a.facts["vnicId"] == record.ocid)
     primary = next(ip for ip in store.all(PRIVATE_IP) if ip.facts["isPrimary"] and ip.facts["vnicId"] == record.ocid)
     domain = store.get(record.facts["instanceId"], INSTANCE).facts["availabilityDomain"]
