@@ -3,14 +3,29 @@
 import gc
 import sys
 
-from nat_pod.commands.cli import main
+_FROM_PYPI = ("google", "grpc", "netaddr", "pulumi", "pulumi_oci", "yaml")
+_INTERRUPTED = 130
 
 
 def program() -> int:
     """Carry out the command line of this process; returns its exit status."""
     # A command needs what it builds to its end, which is near: looking for garbage is a tenth of what `diff` takes.
     gc.disable()
-    return main()
+    try:
+        # Here, because most of the first tenth of a second goes into it: an interruption is no traceback then either.
+        from nat_pod.commands.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _FROM_PYPI:
+            raise
+        print(
+            f"{sys.executable} has no {error.name}, which nat-pod needs: type `make venv`, then `. .venv/bin/activate`",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ of its own: test_check.py, test_allocate.py, test_trace_command.py, test_pods.py
 """
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, edit
@@ -248,6 +250,44 @@ def test_a_reader_that_goes_away_is_no_error(project, arguments):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 0
+
+
+def run_program(project: Path, *arguments: str, options: tuple[str, ...] = (), **environment: str) -> tuple[int, str]:
+    """Exit status and standard error of a process whose standard output is a full disk."""
+    command = [sys.executable, *options, "-m", "nat_pod", *arguments]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "", **environment}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=project, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [["plan", "dev"], ["check", "--json"], ["pods"]], ids=" ".join)
+def test_a_full_disk_is_one_line(project, arguments, unbuffered):
+    sentence = "standard output cannot be written: No space left on device\n"
+    assert run_program(project, *arguments, **unbuffered) == (1, sentence)
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("module", ["argparse", "netaddr", "yaml"])
+def test_an_interruption_of_what_is_loaded_first_is_no_traceback(project, tmp_path, module):
+    """Ctrl-C in the first tenth of a second, which goes into imports."""
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / f"{module}.py").write_text("raise KeyboardInterrupt\n")
+    path = f"{tmp_path / 'early'}{os.pathsep}{REPOSITORY}"
+    assert run_program(project, "check", PYTHONPATH=path) == (130, "")
+
+
+@pytest.mark.runs_commands
+def test_a_python_without_what_nat_pod_needs_is_told_how_to_get_it(project):
+    status, err = run_program(project, "check", options=("-S",))
+    assert status == 1
+    assert err == (
+        f"{sys.executable} has no netaddr, which nat-pod needs: type `make venv`, then `. .venv/bin/activate`\n"
+    )
 
 
 @pytest.mark.runs_commands

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, project_with
 
 from nat_pod.commands.cli import main
 from nat_pod.lab import checks, commands
@@ -56,6 +56,20 @@ def test_demo_fails_when_the_prediction_is_not_what_is_declared(powerless, monke
 def test_up_needs_namespaces_and_says_so(powerless, capsys):
     assert main(["lab", "up", "dev"]) == 1
     assert capsys.readouterr().err == WHY + "\n"
+
+
+@pytest.mark.parametrize("missing", ["Pulumi.yaml", "__main__.py"])
+@pytest.mark.parametrize("action", ["up", "demo"])
+def test_a_directory_without_the_program_is_said(tmp_path, monkeypatch, capsys, action, missing):
+    project_with(tmp_path, "dev", (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8"))
+    (tmp_path / missing).unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sandbox, "available", lambda: None)
+    assert main(["lab", action, "dev"]) == 1
+    assert capsys.readouterr().err == (
+        f"{tmp_path} has no {missing}: the lab runs the Pulumi program of the directory that it is started in, a "
+        "checkout of nat-pod\n"
+    )
 
 
 @pytest.mark.parametrize("action", [["check", "dev"], ["shell", "dev", "natVm1"]])

@@ -393,6 +393,53 @@ def test_a_new_network_of_management_waits_for_the_vrouter_and_the_old_route_sta
     assert ", and there is none to 10.0.0.0/17. " in warning
 
 
+@pytest.fixture
+def nat_vm1_gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[Region], None]:
+    """Makes a region's next look-ups list every address of NAT VM1's first VNIC but the primary one."""
+
+    def patch(region: Region) -> None:
+        answer = region.invoke
+
+        def without(token: str, args: dict[str, Any]) -> dict[str, Any]:
+            found = answer(token, args)
+            if "privateIps" not in found:
+                return found
+            return {**found, "privateIps": [ip for ip in found["privateIps"] if ip["ipAddress"] != "198.18.0.2"]}
+
+        monkeypatch.setattr(region, "invoke", without)
+
+    return patch
+
+
+def test_the_lpgs_keep_their_rules_when_nat_vm1_is_not_found(nat_vm1_gone: Callable[[Region], None]) -> None:
+    region = Region()
+    vrouter(region, deploy(REPOSITORY, "dev", region).outputs["vrouterSubnetId"], skip=True)
+    table = ocid(region, oci.ROUTE_TABLE, "lpgs")
+    before = region.read(table)["routeRules"]
+    assert before
+    nat_vm1_gone(region)
+    (warning,) = deploy(REPOSITORY, "dev", region).warnings
+    assert region.read(table)["routeRules"] == before
+    assert warning == (
+        "No private IP 198.18.0.2 on NAT VM1's first VNIC at the moment. The LPGs keep the route rules that they have; "
+        "run `pulumi up` again."
+    )
+
+
+def test_a_new_pod_whose_nat_vm1_is_not_found_is_not_left_without_the_lpgs_rules(
+    nat_vm1_gone: Callable[[Region], None],
+) -> None:
+    """Customers would get past NAT VM1."""
+    region = Region()
+    nat_vm1_gone(region)
+    with pytest.raises(DeployError) as refused:
+        deploy(REPOSITORY, "dev", region)
+    assert str(refused.value) == (
+        "nat-pod dev: No private IP 198.18.0.2 on NAT VM1's first VNIC, so there is nothing that the LPGs' route "
+        "rules could lead to; run `pulumi up` again."
+    )
+
+
 def test_a_vrouter_with_the_check_on_is_refused_in_ocis_words() -> None:
     region = Region()
     first = deploy(REPOSITORY, "dev", region)

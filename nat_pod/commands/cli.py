@@ -7,6 +7,7 @@ Exit status 0: fine; 1: findings (problems in a stack file, a flow that does not
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -41,22 +42,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A value from a stack file may hold what a terminal without UTF-8 cannot show: \xe4 instead of a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = _parser(arguments[0] if arguments else "").parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        status = command(parsed)
-        sys.stdout.flush()  # here, where a closed pipe can still be caught
-        return status
+        try:
+            parsed = _parser(arguments[0] if arguments else "").parse_args(arguments)
+            command: Callable[[argparse.Namespace], int] = parsed.command
+            return command(parsed)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe or a full disk can still be caught
     except NatPodError as error:
         # Line by line: what was typed, or what a file is called, may hold a terminal's escape sequences.
         print("\n".join(visible(line) for line in str(error).split("\n")), file=sys.stderr)
         return FINDINGS
     except BrokenPipeError:
-        # `| head` closed our output; that is its business.  Keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # `| head` closed it; that is its business
         return OK
+    except OSError as error:
+        # Whoever opens a file by name says so himself; what is left is what we print into.
+        if error.filename is not None or error.errno not in _CANNOT_WRITE:
+            raise
+        _drop_output()
+        print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return FINDINGS
     except KeyboardInterrupt:
         return 130
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere; the interpreter would complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(first: str) -> argparse.ArgumentParser:

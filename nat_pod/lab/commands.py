@@ -126,6 +126,12 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
     same region.
     """
     plan, region = prepare(directory, stack)
+    for name in ("Pulumi.yaml", "__main__.py"):
+        if not (directory / name).is_file():
+            raise NatPodError(
+                f"{directory} has no {name}: the lab runs the Pulumi program of the directory that it is started in, "
+                "a checkout of nat-pod"
+            )
     cli = find_cli()
     with scratch_folder() as scratch:
         engine = None

@@ -245,8 +245,15 @@ class NatPod(pulumi.ComponentResource):
         found = oci.core.get_private_ips_output(
             vnic_id=self._primary_vnics[vm.key], opts=pulumi.InvokeOutputOptions(parent=self)
         )
-        target = found.apply(lambda result: next(ip.id for ip in result.private_ips if ip.ip_address == primary))
-        return target.apply(lambda ocid: [_route_rule(rule.destination, ocid) for rule in self._plan.routes[LPGS]])
+
+        def lead(private_ips: Sequence[Any]) -> pulumi.Output[list[RouteRule]]:
+            targets = [ip.id for ip in private_ips if ip.ip_address == primary]
+            if not targets:
+                return self._standing_rules(LPGS).apply(lambda rules: self._without_nat_vm1(primary, rules))
+            rules = [_route_rule(rule.destination, targets[0]) for rule in self._plan.routes[LPGS]]
+            return pulumi.Output.from_input(rules)
+
+        return found.apply(lambda result: lead(result.private_ips))
 
     def _rules_to_management(self) -> pulumi.Output[list[RouteRule]]:
         to_vrouter = [rule.destination for rule in self._plan.routes[NAT_VM2]]
@@ -259,17 +266,33 @@ class NatPod(pulumi.ComponentResource):
 
         def lead(private_ips: Sequence[Any]) -> pulumi.Output[list[RouteRule]]:
             if not private_ips:
-                return self._standing_rules().apply(lambda rules: self._without_vrouter(to_vrouter, rules))
+                return self._standing_rules(NAT_VM2).apply(lambda rules: self._without_vrouter(to_vrouter, rules))
             return pulumi.Output.from_input([_route_rule(range_, private_ips[0].id) for range_ in to_vrouter])
 
         return found.apply(lambda result: lead(result.private_ips))
 
-    def _standing_rules(self) -> pulumi.Output[list[RouteRule]]:
-        """The rules that NAT VM2's route table has in the region; none while there is no such table."""
+    def _without_nat_vm1(self, primary: str, standing: list[RouteRule]) -> list[RouteRule]:
+        """The LPGs' rules when OCI did not list NAT VM1's primary address: those that stand, with a warning.
+
+        Without them customers would get past NAT VM1, so a POD where none stand is not made.
+        """
+        missing = f"No private IP {primary} on NAT VM1's first VNIC"
+        if not standing and self._plan.routes[LPGS]:
+            raise pulumi.RunError(
+                f"{missing}, so there is nothing that the LPGs' route rules could lead to; run `pulumi up` again."
+            )
+        pulumi.log.warn(
+            f"{missing} at the moment. The LPGs keep the route rules that they have; run `pulumi up` again.",
+            resource=self,
+        )
+        return standing
+
+    def _standing_rules(self, key: str) -> pulumi.Output[list[RouteRule]]:
+        """The rules that a route table of the POD has in the region; none while there is no such table."""
         found = oci.core.get_route_tables_output(
             compartment_id=self._plan.compartment_id,
             vcn_id=self._vcn.id,
-            display_name=self._child(NAT_VM2),
+            display_name=self._child(key),
             state="AVAILABLE",
             opts=pulumi.InvokeOutputOptions(parent=self),
         )
