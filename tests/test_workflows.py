@@ -76,14 +76,17 @@ def test_a_checkout_leaves_no_token_behind(path):
 
 
 @each_workflow
-def test_secrets_are_in_the_environment_of_pulumis_step_only(path):
+def test_secrets_are_in_the_environment_of_pulumis_steps_only(path):
     text = path.read_text(encoding="utf-8")
     holders = [step for step in steps(path) if "secrets." in json.dumps(step)]
     assert text.count("secrets.") == sum(json.dumps(step).count("secrets.") for step in holders)
-    assert len(holders) == (0 if path.stem == "test" else 1)
-    for step in holders:
-        assert step["uses"].startswith("pulumi/actions@")
-        assert "secrets." not in json.dumps(step["with"])
+    assert len(holders) == (0 if path.stem == "test" else 2)
+    for asks, runs in zip(holders[::2], holders[1::2], strict=True):
+        # Who asks for the stacks gets the backend's, and nothing of OCI's.
+        assert asks["run"].startswith(".ci/stack-exists ")
+        assert [key for key in asks["env"] if "OCI" in asks["env"][key] or "PASSPHRASE" in key] == []
+        assert runs["uses"].startswith("pulumi/actions@")
+        assert "secrets." not in json.dumps(runs["with"])
     for job in load(path)["jobs"].values():
         if "secrets." in json.dumps(job):
             assert job["environment"] in ("preview", "production")
@@ -109,7 +112,7 @@ def test_the_pulumi_of_the_workflows_is_the_pinned_one():
     versions = [
         step["with"]["pulumi-version"] for path in WORKFLOWS for step in steps(path) if "pulumi" in step.get("uses", "")
     ]
-    assert versions == [pinned, pinned]
+    assert versions == [pinned] * 4
 
 
 @each_workflow
@@ -123,7 +126,20 @@ def test_each_job_ends_in_time(path):
 def test_deploying_is_one_stack_at_a_time_and_protected():
     job = load(REPOSITORY / ".github" / "workflows" / "deploy.yml")["jobs"]["up"]
     assert (job["strategy"]["max-parallel"], job["environment"]) == ("1", "production")
+    assert job["strategy"]["fail-fast"] == "false", "one POD that fails must not stop the others"
     assert job["concurrency"] == {"group": "deploy-${{ matrix.stack }}", "cancel-in-progress": "false"}
+
+
+@pytest.mark.parametrize("name", ["deploy", "preview"])
+def test_only_a_stack_that_exists_is_touched(name):
+    job = load(REPOSITORY / ".github" / "workflows" / f"{name}.yml")["jobs"][{"deploy": "up"}.get(name, name)]
+    *_, install, asks, runs = job["steps"]
+    assert "command" not in install["with"]
+    assert (asks["id"], asks["run"]) == ("stack", '.ci/stack-exists "$STACK" "$BACKEND" >> "$GITHUB_OUTPUT"')
+    assert (runs["if"], runs["with"]["command"]) == (
+        "steps.stack.outputs.exists == 'true'",
+        {"deploy": "up"}.get(name, name),
+    )
 
 
 @pytest.mark.runs_commands
@@ -143,7 +159,7 @@ def checkout(tmp_path):
     """A repository with this project's scripts, two stacks and an example."""
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     (tmp_path / ".ci").mkdir()
-    for name in ("approved-commit", "changed-stacks", "flows", "comment"):
+    for name in ("approved-commit", "changed-stacks", "flows", "comment", "stack-exists"):
         shutil.copy2(REPOSITORY / ".ci" / name, tmp_path / ".ci" / name)
     shutil.copy2(REPOSITORY / "Pulumi.yaml", tmp_path / "Pulumi.yaml")
     shutil.copy2(REPOSITORY / "Pulumi.dev.yaml", tmp_path / "Pulumi.example.yaml")
@@ -314,6 +330,65 @@ def test_a_deployment_looks_at_the_newest_main_before_anything_else():
     first, second, *_ = load(REPOSITORY / ".github" / "workflows" / "deploy.yml")["jobs"]["up"]["steps"]
     assert first["with"] == {"ref": "${{ github.ref }}", "fetch-depth": "0", "persist-credentials": "false"}
     assert (second["env"], second["run"]) == ({"COMMIT": "${{ github.sha }}"}, '.ci/approved-commit "$STACK" "$COMMIT"')
+
+
+# --- a stack file whose stack nobody has made ------------------------------------------------------------------------
+
+PULUMI = """#!/bin/sh
+echo "$PWD: $*" >> "$LOG"
+case "$1 $2" in
+  "login "*) exit "$LOGIN" ;;
+  "stack ls") printf '%s' "$STACKS"; exit "$LS" ;;
+esac
+exit 9
+"""
+NOTICE = (
+    "::notice::Pulumi.ten.yaml has no stack yet, so nothing was done for it. To make it: pulumi stack init ten, commit "
+    "what that adds to the file, and run this job again\n"
+)
+
+
+def exists(directory: Path, stacks: str, login: int = 0, ls: int = 0) -> subprocess.CompletedProcess[str]:
+    (directory / "bin").mkdir()
+    (directory / "bin" / "pulumi").write_text(PULUMI)
+    (directory / "bin" / "pulumi").chmod(0o755)
+    environment = {
+        "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
+        "LOG": str(directory / "log"),
+        "STACKS": stacks,
+        "LOGIN": str(login),
+        "LS": str(ls),
+    }
+    command = [directory / ".ci" / "stack-exists", "ten", "s3://pods"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
+
+
+STACKS = {
+    "none at all": ("[]", False),
+    "another": ('[{"name": "dev", "current": false}]', False),
+    "one that begins like it": ('[{"name": "ten-2", "current": false}]', False),
+    "itself": ('[{"name": "dev", "current": false}, {"name": "ten", "current": false}]', True),
+    "itself, with its organisation": ('[{"name": "isv/ten", "current": false}]', True),
+}
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_that_nobody_has_made_is_a_notice_with_what_to_type(checkout, name):
+    stacks, there = STACKS[name]
+    done = exists(checkout, stacks)
+    assert done.returncode == 0
+    assert (done.stdout, done.stderr) == (("exists=true\n", "") if there else ("exists=false\n", NOTICE))
+    assert (checkout / "log").read_text() == (
+        f"{checkout}: login --non-interactive s3://pods\n{checkout}: stack ls --non-interactive --json\n"
+    )
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize(("stacks", "login", "ls"), [("[]", 1, 0), ("", 0, 1)], ids=["no login", "no answer"])
+def test_a_backend_that_does_not_answer_is_a_failure_and_no_missing_stack(checkout, stacks, login, ls):
+    done = exists(checkout, stacks, login, ls)
+    assert (done.returncode, done.stdout, "::notice::" in done.stderr) == (1, "", False)
 
 
 def flows(directory: Path, python: str) -> subprocess.CompletedProcess[str]:
