@@ -5,6 +5,7 @@ Address plan: the article's (conftest.py).  Flows are written "sender > receiver
 
 import copy
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -572,3 +573,15 @@ def test_this_checkout_knows_the_bootstrap_of_the_revision(monkeypatch, capsys):
     status, out, _ = diff(capsys, "dev", "--base", "main")
     assert (status, asked) == (1, ["cloud-init/user-data.b64"])
     assert "the bootstrap (user_data)" in out
+
+
+@pytest.mark.runs_commands
+def test_what_somebody_wrote_into_a_stack_file_is_nothing_but_text_in_a_comment(checkout, capsys):
+    """GitHub makes HTML, pictures and @names of a comment, which is posted with the project's own token."""
+    hostile = "'<img src=x> `@all` | \\e[2J'"
+    change(checkout, "  nat-pod:sourceNat:", f'  oci:note: "{hostile}"\n  nat-pod:sourceNat:')
+    out = diff(capsys, "dev", "--base", "first", "--markdown")[1]
+    assert "`oci:note`: `" in out
+    assert "@all" in out
+    outside = re.sub("`[^`]*`", "", out)
+    assert ("<img" in outside, "@all" in outside, "\x1b" in out) == (False, False, False)

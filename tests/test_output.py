@@ -12,6 +12,7 @@ import pytest
 
 from nat_pod.commands.cli import main
 from nat_pod.config.stack_file import read_stack
+from nat_pod.text import markdown_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -96,3 +97,7 @@ def test_a_value_that_the_terminal_cannot_show_is_escaped_and_no_traceback(outpu
     assert (
         output("check", "80")[1] == '  Pulumi.dev.yaml:23: nat-pod:sourceNat: "n\u00e4t": must be masquerade or static'
     )
+
+
+def test_a_cell_of_a_markdown_table_stays_one_cell() -> None:
+    assert markdown_table(["a", "b"], [["x|y", "z"]]) == "| a | b |\n| --- | --- |\n| x\\|y | z |"

@@ -245,7 +245,7 @@ def _settings(outcome: Outcome, quote: str = "") -> Iterator[tuple[str, str]]:
     """Each setting that differs, and what that does; those of members are in the lists, but for what is alike."""
     for change in outcome.changes:
         if change.member is None:
-            yield f"{quote}{visible(change.path)}{quote}{_from_to(change)}", _effect(change)
+            yield f"{_quoted(change.path, quote)}{_from_to(change, quote)}", _effect(change)
     quiet = {change.member for change in outcome.changes if change.member is not None} - _listed(outcome)
     if quiet:
         yield f"settings of {_some(sorted(quiet, key=natural))}", "no effect on flows"
@@ -260,22 +260,31 @@ def _listed(outcome: Outcome) -> set[MemberName]:
     return ends | {slot.member for slot in slots}
 
 
-def _from_to(change: Change) -> str:
+def _from_to(change: Change, quote: str) -> str:
     if change.path.startswith(_NOT_SHOWN):
         return ""
     old, new = change.old, change.new
     if old is not None and new is not None:
-        return f": {_value(old)} -> {_value(new)}"
+        return f": {_value(old, quote)} -> {_value(new, quote)}"
     if new is not None:
-        return f": {_value(new)} is new"
-    return "" if old is None else f": {_value(old)} is taken out"
+        return f": {_value(new, quote)} is new"
+    return "" if old is None else f": {_value(old, quote)} is taken out"
 
 
 _NOT_SHOWN = ("natVm.sshPublicKey", "oci:private", "beside config")
 
 
-def _value(value: Value) -> str:
-    return visible(shorten(value).strip('"') if isinstance(value, str) else f"[{', '.join(value)}]")
+def _value(value: Value, quote: str) -> str:
+    return _quoted(shorten(value).strip('"') if isinstance(value, str) else f"[{', '.join(value)}]", quote)
+
+
+def _quoted(text: str, quote: str) -> str:
+    """What somebody wrote into a stack file, so that it is nothing but text where it is shown.
+
+    quote: a backtick for a comment on GitHub, where HTML, links and @names between two of them are none.
+    """
+    text = visible(text)
+    return f"{quote}{text.replace(quote, chr(39))}{quote}" if quote else text
 
 
 def _effect(change: Change) -> str:

@@ -26,8 +26,7 @@ def trace_text(traced: Trace, title: str, *, every_step: bool, width: int) -> st
             continue
         lines += _hop_lines(leg, width)
         if leg.reached is None:
-            steps = leg.steps
-            lines += _step_lines(steps, _last_machine(steps), width)
+            lines += _step_lines(leg.steps[_last_machine(leg.steps) :], len(leg.hops), width)
     return "\n".join([*lines, verdict_text(traced.disposition, traced.why, width)])
 
 
@@ -56,11 +55,10 @@ def _last_machine(steps: tuple[Step, ...]) -> int:
     return first
 
 
-def _step_lines(steps: tuple[Step, ...], first: int, width: int) -> list[str]:
-    """The steps from number `first` on, numbered as among all."""
+def _step_lines(steps: tuple[Step, ...], number: int, width: int) -> list[str]:
+    """The steps, numbered on from `number`: that of the last hop above them, 0 where none is."""
     lines = []
-    number = first
-    for machine, group in groupby(steps[first:], key=lambda step: step.machine):
+    for machine, group in groupby(steps, key=lambda step: step.machine):
         made = list(group)
         lines += wrapped(f"    at {machine}: {' > '.join(made[0].before)}", width, " " * 7)
         for step in made:
