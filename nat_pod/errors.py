@@ -60,6 +60,11 @@ class SlotTwice(Problem):
     other: str
 
 
+@dataclass(frozen=True, slots=True)
+class LooksRenamed(Problem):
+    """A member is gone, and another one without a slot looks like it: `allocate` asks before it releases the slot."""
+
+
 class NatPodError(Exception):
     """Something the user can put right; str() is the whole message."""
 

@@ -60,7 +60,8 @@ def static() -> dict:
     mapping = stack_mapping("dev")
     mapping["sourceNat"] = "static"
     mapping["management"]["servers"]["dns"] = "10.0.3.53"
-    mapping["customers"]["customer1"].update(servers=["mgmt"], formerly="acme")
+    mapping["customers"]["customer1"].update(servers=["mgmt"], formerly="acme", hostsFormerly={"vm1": "web"})
+    mapping["management"]["serversFormerly"] = {"dns": "ns"}
     mapping["customers"]["customer1"]["peerId"] = "ocid1.localpeeringgateway.oc1.uk-london-1.one"
     mapping["natVm"]["availabilityDomain"] = "nPod:UK-LONDON-1-AD-1"
     mapping["lpgLimit"] = 10
@@ -131,7 +132,7 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
                 return next_address(mapping, customer)
             case ("customers", _, "servers"):
                 return list(value[1:])
-            case ("customers", _, "formerly"):
+            case ("customers", _, "formerly") | (_, _, "hostsFormerly", _) | ("management", "serversFormerly", _):
                 return "somebody-else"
             case ("sourceNat",):
                 return "static" if value == "masquerade" else "masquerade"

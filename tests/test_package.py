@@ -112,13 +112,19 @@ def test_types(schema: dict[str, Any]) -> None:
     assert {name: members(entry["properties"], entry["required"]) for name, entry in types.items()} == {
         "NatVm": {"shape": "Shape", "imageId": "string", "sshPublicKey": "string", "availabilityDomain": "string?"},
         "Shape": {"shape": "string", "ocpus": "integer?", "memoryGbs": "integer?"},
-        "Management": {"cidr": "string", "vrouter": "string", "servers": "map(string)"},
+        "Management": {
+            "cidr": "string",
+            "vrouter": "string",
+            "servers": "map(string)",
+            "serversFormerly": "map(string)?",
+        },
         "Customer": {
             "cidr": "string",
             "hosts": "map(string)",
             "servers": "list(string)?",
             "peerId": "string?",
             "formerly": "string?",
+            "hostsFormerly": "map(string)?",
         },
         "Layout": {"natVm1": "list(string)", "natVm2": "list(string)", "vrouter": "string"},
         "Slot": {"natVm1": "string", "natVm2": "string", "released": "boolean?"},

@@ -10,7 +10,7 @@ from nat_pod.config import address_book as book
 from nat_pod.config import whole_file
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
-from nat_pod.errors import ConfigError
+from nat_pod.errors import ConfigError, LooksRenamed, Problem
 from nat_pod.names import natural
 
 
@@ -20,19 +20,27 @@ def add(commands: Subparsers) -> None:
     parser = add_parser(commands, "allocate", words, _run)
     add_stack(parser)
     parser.add_argument("--reuse", action="store_true", help="also hand out slots that were released and kept back")
+    parser.add_argument(
+        "--not-renamed",
+        action="store_true",
+        help="release the slots of members that are gone, also where new ones look like them under another name",
+    )
     add_json(parser)
 
 
 _TRIES = 3
 
 
-def _allocate(name: str, *, reuse: bool) -> tuple[PodConfig, book.Settled]:
+def _allocate(name: str, *, reuse: bool, not_renamed: bool) -> tuple[PodConfig, book.Settled]:
     """Settle the stack's book and write it.  Raises ChangedError when the file was saved by somebody else meanwhile."""
     stack = read_stack(Path.cwd(), name)
     before = whole_file.read(stack.path)
-    config, problems, _ = stack.draft()
+    config, problems, unsettled = stack.draft()
     if config is None:
         raise ConfigError(stack.path.name, problems)
+    questions: list[Problem] = [problem for problem in unsettled if isinstance(problem, LooksRenamed)]
+    if questions and not not_renamed:
+        raise ConfigError(stack.path.name, questions)
     settled = book.settle(config, reuse=reuse)
     if settled.changed:
         whole_file.replace(stack.path, book.edit(before, config, settled), before)
@@ -42,7 +50,7 @@ def _allocate(name: str, *, reuse: bool) -> tuple[PodConfig, book.Settled]:
 def _run(arguments: argparse.Namespace) -> int:
     for left in reversed(range(_TRIES)):
         try:
-            config, settled = _allocate(arguments.stack, reuse=arguments.reuse)
+            config, settled = _allocate(arguments.stack, reuse=arguments.reuse, not_renamed=arguments.not_renamed)
             break
         except whole_file.ChangedError:
             if not left:

@@ -156,6 +156,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, object]:
             ]
             for name, flows in _flow_lists(difference)
         },
+        "renamed": dict(difference.renamed),
         "policy": {"before": difference.policy[0], "after": difference.policy[1]},
         "capacity": {
             name: None if value is None else {"slots": value.slots, "used": value.used, "free": value.free}
@@ -318,6 +319,10 @@ def _summary(difference: Difference) -> list[str]:
     """The lines that everybody reads."""
     lines = _mistakes("declared, and not delivered", difference.not_delivered)
     lines += _mistakes("delivered, and not declared", difference.not_declared)
+    if difference.renamed:
+        names = [f"{old} is {new} now" for old, new in list(difference.renamed.items())[:3]]
+        more = len(difference.renamed) - len(names)
+        lines.append(f"renamed: {', '.join(names)}{f' and {more} more' if more else ''}")
     counts = [f"{len(flows)} {name}" for name, flows in _flow_lists(difference)]
     lines.append(f"flows: {', '.join(counts)} (of {len(difference.before)})")
     policy_before, policy = difference.policy

@@ -116,11 +116,10 @@ def _no_slot_left(config: PodConfig, first: MemberName, missing: int, kept_back:
 def _renamed(
     entries: dict[MemberName, Entry], config: PodConfig
 ) -> tuple[dict[MemberName, Entry], tuple[MemberName, ...]]:
-    """The entries with those of renamed customers under their new names, and these names: slots do not move."""
-    names = {customer.formerly: customer.name for customer in config.customers if customer.formerly is not None}
+    """The entries with those of renamed customers and members under their new names, and these: slots do not move."""
     result, renamed = {}, []
     for name, entry in entries.items():
-        new = MemberName(names[name.realm], name.short) if name.realm in names else name
+        new = config.renames.member(name)
         if new != name and new not in entries:
             renamed.append(new)
             result[new] = entry
@@ -201,19 +200,25 @@ def _rewritten(
 def _edited(
     lines: list[str], block: yaml.MappingNode, loaded: dict[str, Any], config: PodConfig, settled: Settled
 ) -> list[str]:
-    """Line by line: keep, rewrite or drop each entry, and add the new ones behind the last."""
+    """Line by line: keep, rewrite or drop each entry, and add the new ones behind the last; a renamed one stays put."""
+    names = {key.value: key.value for key, _ in block.value}
+    for former in names.keys() - settled.entries.keys():
+        new = config.renames.member(MemberName.parse(former))
+        if new in settled.renamed and new not in names:
+            names[former] = new
     indent = " " * block.value[0][0].start_mark.column
     result = list(lines[: block.value[0][0].start_mark.line])
     for index, (key, value) in enumerate(block.value):
         start, end = key.start_mark.line, _last_line(lines, value)
         following = block.value[index + 1][0].start_mark.line if index + 1 < len(block.value) else end + 1
-        entry = settled.entries.get(key.value)
+        name = names[key.value]
+        entry = settled.entries.get(name)
         if entry is not None:
-            kept = _read(loaded[key.value]) == _value(config, entry)
-            written = f"{indent}{_line(key.value, entry, config)}{_comment(lines, value)}"
+            kept = name == key.value and _read(loaded[key.value]) == _value(config, entry)
+            written = f"{indent}{_line(name, entry, config)}{_comment(lines, value)}"
             result += lines[start : end + 1] if kept else [written]
         result += lines[end + 1 : following]  # comments between two entries
-    present = {key.value for key, _ in block.value}
+    present = set(names.values())
     result += [
         f"{indent}{_line(name, entry, config)}" for name, entry in settled.entries.items() if name not in present
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from netaddr import IPNetwork
 
@@ -11,15 +12,26 @@ from nat_pod.config.addressing import Layout, Slot, default_layout
 from nat_pod.config.nat_vm import NatVmConfig, vnic_rule
 from nat_pod.config.neighbours import Written
 from nat_pod.config.reader import Reader
-from nat_pod.errors import SlotTwice, Unsettled
+from nat_pod.config.renames import Networks, Renames, look_alikes
+from nat_pod.errors import Problem, SlotTwice, Unsettled
 from nat_pod.names import NAMESPACE, MemberName, natural
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Members:
+    """Who stands in the file, what they were called, and where they are; where they were is looked up on demand."""
+
+    written: Written
+    renames: Renames
+    now: Networks
+    earlier: Callable[[], Networks | None]
 
 
 def read_book(
     reader: Reader,
     value: object,
     layout: Layout,
-    written: Written,
+    members: Members,
     nat_vm: NatVmConfig | None,
 ) -> tuple[dict[MemberName, Slot], dict[MemberName, Slot]]:
     """The address book: member -> slot, and the released ones.
@@ -75,25 +87,40 @@ def read_book(
             released[name] = slot
         else:
             book[name] = slot
-    for name in sorted((name for name in book if written.is_gone(name)), key=natural):
-        reader.unsettled.append(
-            Unsettled(
-                f'{NAMESPACE}:addresses["{name}"]',
-                None,
-                "owns a slot but is neither a server nor a host any more; the slot must be kept as released",
-                command,
-            )
-        )
-    for name in sorted(written.names & set(released), key=natural):
-        reader.unsettled.append(
-            Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
-        )
-    missing = sorted(written.names - listed, key=natural)
-    reader.unsettled.extend(
-        Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "has no slot; addresses are never invented by up", command)
-        for name in missing
-    )
+    reader.unsettled.extend(_unsettled(reader.stack, members, book, released, listed))
     return book, released
+
+
+def _unsettled(
+    stack: str,
+    members: Members,
+    book: Mapping[MemberName, Slot],
+    released: Mapping[MemberName, Slot],
+    listed: set[MemberName],
+) -> Iterator[Problem]:
+    """What `allocate` would settle: slots of members that are gone, or renamed, and members without a slot."""
+    command = f"python -m nat_pod allocate {stack}"
+    written = members.written
+    gone = {name for name in book if written.is_gone(name)}
+    missing = written.names - listed
+    for name in sorted(gone, key=natural):
+        new = members.renames.member(name)
+        if new in missing:
+            rule = "is its name now; the slot moves with the name"
+            yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', str(new), rule, command)
+            gone, missing = gone - {name}, missing - {new}
+    kept = {members.renames.member(name) for name in book} & written.names
+    for question, names in look_alikes(gone, missing, kept, members.now, members.earlier, stack):
+        yield question
+        gone, missing = gone - names, missing - names
+    for name in sorted(gone, key=natural):
+        rule = "owns a slot but is neither a server nor a host any more; the slot must be kept as released"
+        yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, rule, command)
+    for name in sorted(written.names & set(released), key=natural):
+        yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
+    for name in sorted(missing, key=natural):
+        rule = "has no slot; addresses are never invented by up"
+        yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, rule, command)
 
 
 def other_range(value: object, layout: Layout) -> IPNetwork | None:

@@ -10,14 +10,14 @@ holds across them is in `check`.  Arithmetic: `addressing.py`.  Limits: `limits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from netaddr import IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addresses import other_range, read_book
+from nat_pod.config.addresses import Members, other_range, read_book
 from nat_pod.config.addressing import Layout, Pair, Slot
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
@@ -30,6 +30,7 @@ from nat_pod.config.neighbours import (
     written_members,
 )
 from nat_pod.config.reader import Reader
+from nat_pod.config.renames import Networks, Renames
 from nat_pod.config.subnets import read_layout, read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import MANAGEMENT, MemberName, Side
@@ -104,6 +105,11 @@ class PodConfig:
         return tuple(member for member in self.members if not member.name.is_server)
 
     @property
+    def renames(self) -> Renames:
+        """Who was called otherwise before."""
+        return _renames(self.management, self.customers)
+
+    @property
     def pairs(self) -> tuple[Pair, ...]:
         """The VNIC pairs in use: made as slots need them, the first (the primary VNICs') at once."""
         used = {slot.pair for slot in self.book.values()} | {1}
@@ -132,11 +138,14 @@ SETTINGS = (*_REQUIRED, *_OPTIONAL)
 """The keys of a stack file below `nat-pod:`."""
 
 
-def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
+def read_draft(
+    mapping: Mapping[str, object], stack: str, earlier: Callable[[], Mapping[str, object] | None] = lambda: None
+) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
     """Read a configuration whose address book may lag behind its members.
 
-    Returns the config (None when there are problems), the problems, and what `allocate` would settle: members
-    without a slot and slots without a member.
+    earlier: looks up the same file on the base branch, which tells renamed members from new ones.
+    Returns the config (None when there are problems), the problems, and what `allocate` would settle: members without a
+    slot and slots without a member.
     """
     reader = Reader(stack)
     root = reader.section(
@@ -165,7 +174,13 @@ def read_draft(mapping: Mapping[str, object], stack: str) -> tuple[PodConfig | N
     book: dict[MemberName, Slot] = {}
     released: dict[MemberName, Slot] = {}
     if layout is not None and former is None:
-        book, released = read_book(reader, root.get("addresses"), layout, written_members(root), nat_vm)
+        changes = Members(
+            written=written_members(root),
+            renames=_renames(management, customers or ()),
+            now=Networks.read(root),
+            earlier=lambda: None if (base := earlier()) is None else Networks.read(base),
+        )
+        book, released = read_book(reader, root.get("addresses"), layout, changes, nat_vm)
     if (
         reader.problems
         or compartment_id is None
@@ -201,6 +216,18 @@ def _moved(former: IPNetwork) -> str:
         '(docs/operate.md, "Grow"). In a POD that is still to be made, delete nat-pod:addresses, and give '
         "nat-pod:management.vrouter an address of this range"
     )
+
+
+def _renames(management: ManagementConfig | None, customers: Iterable[CustomerConfig]) -> Renames:
+    members = {} if management is None else _former_names(MANAGEMENT, management.servers_formerly)
+    for customer in customers:
+        members |= _former_names(customer.name, customer.hosts_formerly)
+    names = {customer.formerly: customer.name for customer in customers if customer.formerly is not None}
+    return Renames(names, members)
+
+
+def _former_names(realm: str, formerly: Mapping[str, str]) -> dict[MemberName, MemberName]:
+    return {MemberName(realm, former): MemberName(realm, name) for name, former in formerly.items()}
 
 
 def _members(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> Iterator[Member]:

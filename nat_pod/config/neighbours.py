@@ -19,11 +19,15 @@ _VROUTER_ADDRESSES = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ManagementConfig:
-    """The management network: its CIDR, the vRouter's floating IP in this POD, the servers by name."""
+    """The management network: its CIDR, the vRouter's floating IP in this POD, the servers by name.
+
+    `servers_formerly` has the former names of renamed servers by their present ones.
+    """
 
     cidr: IPNetwork
     vrouter: IPAddress
     servers: dict[str, IPAddress]
+    servers_formerly: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +35,7 @@ class CustomerConfig:
     """A customer: its VCN's CIDR, its hosts by name, the servers it may reach (None: all), an LPG to peer with.
 
     `formerly` is the name it had before it was renamed: its LPG and its slots stay the ones of that name.
+    `hosts_formerly` has the former names of renamed hosts by their present ones.
     """
 
     name: str
@@ -39,6 +44,7 @@ class CustomerConfig:
     servers: tuple[str, ...] | None
     peer_id: str | None
     formerly: str | None
+    hosts_formerly: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,13 @@ class Written:
 
 def read_management(reader: Reader, value: object) -> ManagementConfig | None:
     """The section `management`; None when its networks cannot be read."""
-    section = reader.section("management", value, required=("cidr", "vrouter", "servers"))
+    section = reader.section(
+        "management", value, required=("cidr", "vrouter", "servers"), optional=("serversFormerly",)
+    )
     cidr = reader.network("management.cidr", section.get("cidr"), "10.0.0.0/16")
     vrouter = reader.address("management.vrouter", section.get("vrouter"), "198.18.3.250")
     servers = _addresses_in(reader, "management.servers", section.get("servers"), "servers", cidr)
+    formerly = _formerly_in(reader, "management.serversFormerly", section.get("serversFormerly"), section, "servers")
     if cidr is None or vrouter is None:
         return None
     usable = cidr.size - limits.RESERVED_LOW - limits.RESERVED_HIGH
@@ -81,7 +90,7 @@ def read_management(reader: Reader, value: object) -> ManagementConfig | None:
             f"has {usable} usable addresses for {len(servers)} servers; the vRouter needs {_VROUTER_ADDRESSES} of its "
             "own there, its VNIC's and the floating IP",
         )
-    return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers)
+    return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers, servers_formerly=formerly)
 
 
 def read_customers(reader: Reader, value: object, written: Written) -> tuple[CustomerConfig, ...] | None:
@@ -99,7 +108,8 @@ def read_customers(reader: Reader, value: object, written: Written) -> tuple[Cus
             reader.add(path, None, f"is longer than {longest} characters; the name is part of a chain's name")
         if name in _OWN_NAMES:
             reader.add(path, None, f"{name} is a name of nat-pod's own; call the customer something else")
-        section = reader.section(path, entry, required=("cidr", "hosts"), optional=("peerId", "servers", "formerly"))
+        optional = ("peerId", "servers", "formerly", "hostsFormerly")
+        section = reader.section(path, entry, required=("cidr", "hosts"), optional=optional)
         if entry is None:
             reader.add(path, None, f"is empty; {EXAMPLES['customers']}")
         cidr = reader.network(f"{path}.cidr", section.get("cidr"), "10.0.0.0/24")
@@ -107,6 +117,7 @@ def read_customers(reader: Reader, value: object, written: Written) -> tuple[Cus
         peer_id = reader.ocid(f"{path}.peerId", section.get("peerId"), ("localpeeringgateway",))
         servers = _server_list(reader, f"{path}.servers", section.get("servers"), written)
         formerly = reader.text(f"{path}.formerly", section.get("formerly"), NAME_RULE, NAME)
+        was = _formerly_in(reader, f"{path}.hostsFormerly", section.get("hostsFormerly"), section, "hosts")
         if formerly is not None and formerly in entries:
             reader.add(f"{path}.formerly", formerly, "is a customer of this POD still; it names one that was renamed")
         elif formerly is not None and former.setdefault(formerly, name) != name:
@@ -115,7 +126,15 @@ def read_customers(reader: Reader, value: object, written: Written) -> tuple[Cus
             reader.add(f"{path}.peerId", peer_id, f"is already the LPG of {peers[peer_id]}; an LPG has one peer")
         if cidr is not None:
             customers.append(
-                CustomerConfig(name=name, cidr=cidr, hosts=hosts, servers=servers, peer_id=peer_id, formerly=formerly)
+                CustomerConfig(
+                    name=name,
+                    cidr=cidr,
+                    hosts=hosts,
+                    servers=servers,
+                    peer_id=peer_id,
+                    formerly=formerly,
+                    hosts_formerly=was,
+                )
             )
     return tuple(customers)
 
@@ -161,6 +180,31 @@ def _addresses_in(reader: Reader, path: str, value: object, what: str, cidr: IPN
             continue
         owner[address] = name
         good[name] = address
+    return good
+
+
+def _formerly_in(reader: Reader, path: str, value: object, section: Mapping[str, object], key: str) -> dict[str, str]:
+    """Former names by present ones: of members that there are, each once, and none of which there is still.
+
+    A map beside the addresses and not a key in each of them, because in an SDK an address is a string or it is not:
+    Pulumi's schema has no "one or the other", and no program should write a mapping for every host for this.
+    """
+    written = section.get(key)
+    there = {str(name) for name in written} if isinstance(written, Mapping) else set()
+    good: dict[str, str] = {}
+    for name, entry in reader.named(path, value, "former names, e.g. web: vm1 for the one that was vm1").items():
+        place = f"{path}.{name}"
+        former = reader.text(place, entry, NAME_RULE, NAME)
+        if entry is None:
+            reader.add(place, None, "has no former name, e.g. web: vm1 for the one that was vm1")
+        elif name not in there:
+            reader.add(place, entry, f"{name} is not in {key}; the present name comes first, e.g. web: vm1")
+        elif former is not None and former in there:
+            reader.add(place, former, f"is in {key} still; it names one that was renamed")
+        elif former is not None and former in good.values():
+            reader.add(place, former, f"is already what {next(n for n, f in good.items() if f == former)} was called")
+        elif former is not None:
+            good[name] = former
     return good
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from nat_pod import limits
 from nat_pod.config.model import SourceNat
-from nat_pod.names import NAMESPACE
+from nat_pod.config.renames import Renames
+from nat_pod.names import MANAGEMENT, NAMESPACE, MemberName
 
 Path = tuple[str, ...]
 """A setting's place: ("customers", "customer1", "hosts", "vm1"); of another namespace its full key, ("oci:region",)."""
@@ -53,19 +54,26 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
     return found
 
 
-def renamed(old: Mapping[Path, Value], names: Mapping[str, str]) -> dict[Path, Value]:
-    """The settings with renamed customers under their new names: {old name: new name}."""
-    return {_new_path(path, names): value for path, value in old.items()}
+def renamed(old: Mapping[Path, Value], renames: Renames) -> dict[Path, Value]:
+    """The settings with renamed customers and members under their new names."""
+    return dict(_renamed(path, value, renames) for path, value in old.items())
 
 
-def _new_path(path: Path, names: Mapping[str, str]) -> Path:
+def _renamed(path: Path, value: Value, renames: Renames) -> tuple[Path, Value]:
     match path:
-        case ("customers", customer, *rest) if customer in names:
-            return ("customers", names[customer], *rest)
+        case ("customers", customer, "hosts", host):
+            member = renames.member(MemberName(customer, host))
+            return ("customers", member.realm, "hosts", member.short), value
+        case ("customers", customer, "servers"):
+            servers = (renames.member(MemberName(MANAGEMENT, name)).short for name in value)
+            return ("customers", renames.realm(customer), "servers"), tuple(sorted(servers))
+        case ("customers", customer, *rest):
+            return ("customers", renames.realm(customer), *rest), value
+        case ("management", "servers", server):
+            return ("management", "servers", renames.member(MemberName(MANAGEMENT, server)).short), value
         case ("addresses", member, *rest):
-            realm, _, short = member.partition("/")
-            return ("addresses", f"{names.get(realm, realm)}/{short}", *rest)
-    return path
+            return ("addresses", renames.member(MemberName.parse(member)), *rest), value
+    return path, value
 
 
 def changed(old: Mapping[Path, Value], new: Mapping[Path, Value]) -> tuple[Changed, ...]:

@@ -67,7 +67,12 @@ class Stack:
 
     def draft(self) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
         """What `config.model.read_draft` reads, each problem with its line."""
-        config, problems, unsettled = read_draft(self.pod_config(), self.name)
+
+        def earlier() -> dict[str, object] | None:
+            base = self._on_base()
+            return None if base is None else base[1].pod_config()
+
+        config, problems, unsettled = read_draft(self.pod_config(), self.name, earlier)
         return config, self.located(problems), self.located(unsettled)
 
     def located(self, problems: Sequence[Problem]) -> list[Problem]:
@@ -80,27 +85,32 @@ class Stack:
 
     def _owned(self, twice: SlotTwice) -> SlotTwice:
         """With the member that has the slot on the base branch, if one of the two is known there: it keeps it."""
+        base = self._on_base()
+        if base is None:
+            return twice
+        branch, stack = base
+        book, mine = stack.config.get(f"{NAMESPACE}:addresses"), self.config[f"{NAMESPACE}:addresses"]
+        assert isinstance(mine, dict)
+        known = [
+            name
+            for name in (twice.member, twice.other)
+            if isinstance(book, dict) and _addresses(book.get(name)) == _addresses(mine.get(name))
+        ]
+        if len(known) != 1:
+            return twice
+        newer = twice.other if known == [twice.member] else twice.member
+        rule = f"is already the slot of {twice.other}; on {branch} it is {known[0]}'s: delete the line of {newer}"
+        return replace(twice, rule=rule)
+
+    def _on_base(self) -> tuple[str, Stack] | None:
+        """The base branch and the stack as it is there; None where there is neither."""
         for branch in BASE_BRANCHES:
             try:
                 base = read_stack_at(self.path.parent, self.name, branch)
             except NatPodError:
                 continue
-            book = {} if base is None else base.config.get(f"{NAMESPACE}:addresses")
-            mine = self.config[f"{NAMESPACE}:addresses"]
-            assert isinstance(mine, dict)
-            known = [
-                name
-                for name in (twice.member, twice.other)
-                if isinstance(book, dict) and _addresses(book.get(name)) == _addresses(mine.get(name))
-            ]
-            if len(known) == 1:
-                newer = twice.other if known == [twice.member] else twice.member
-                rule = (
-                    f"is already the slot of {twice.other}; on {branch} it is {known[0]}'s: delete the line of {newer}"
-                )
-                return replace(twice, rule=rule)
-            break
-        return twice
+            return None if base is None else (branch, base)
+        return None
 
 
 def stack_names(directory: Path) -> list[str]:

@@ -51,6 +51,9 @@ class Management(TypedDict):
     servers: dict[str, str]
     """Servers by name: their addresses."""
 
+    serversFormerly: NotRequired[dict[str, str]]
+    """Former names of renamed servers by their present ones; they keep their slots."""
+
 
 class Customer(TypedDict):
     """A customer's network."""
@@ -69,6 +72,9 @@ class Customer(TypedDict):
 
     formerly: NotRequired[str]
     """Its name before it was renamed; keeps its LPG and its slots."""
+
+    hostsFormerly: NotRequired[dict[str, str]]
+    """Former names of renamed hosts by their present ones; they keep their slots."""
 
 
 class Layout(TypedDict):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from nat_pod.config.model import Capacity, SourceNat
+from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, MemberName, Side
 from nat_pod.rules.netfilter import Ruleset
 
@@ -135,7 +136,7 @@ class PodPlan:
     `security` has the NSG rules of natVm1 and natVm2 and the security list of the vRouter's subnet.  `neighbours` is
     what others must add: destinations to send to the POD, by customer name and for `management`.  `may_reach` is by
     customer: the servers that its hosts may open flows to; every server may open flows to every host.  `released` has
-    the pairs that are kept back, by the name of the member that had them.
+    the pairs that are kept back, by the name of the member that had them.  `renames` has who was called otherwise.
     """
 
     cidr: str
@@ -159,6 +160,7 @@ class PodPlan:
     capacity: Capacity
     may_reach: dict[str, tuple[MemberName, ...]]
     released: dict[MemberName, tuple[str, str]]
+    renames: Renames
 
     def vm(self, key: str) -> NatVmPlan:
         """The NAT VM with this key, e.g. natVm1.  Raises KeyError when there is none."""

@@ -87,6 +87,7 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
         capacity=config.capacity,
         may_reach=_may_reach(config),
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
+        renames=config.renames,
     )
     problems = _limit_problems(plan)
     if problems:

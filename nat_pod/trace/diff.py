@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nat_pod.config.model import Capacity, SourceNat
+from nat_pod.config.renames import Renames
 from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.dispositions import Disposition
@@ -92,6 +93,7 @@ class Difference:
     `rerouted`: the sender's address and the source seen are the same, something between or behind them is not (a
     host's real address): nobody has to be told, open connections end.  `taken`, `returned`, `released`, `freed`: slots
     that a member gets, gets back from those kept, leaves behind and kept, and that are free for others again.
+    `renamed`: customers and members by their former names; they are compared under the present ones.
     `moved`: members that come or go, or whose own addresses differ; the change is theirs, and not of who talks to them.
     `routes`: by neighbour, the ranges that it sends to the POD from now on, and those that it need not any more.
     `not_delivered` are declared flows that do not get through, `not_declared` those that get through all the same:
@@ -109,6 +111,7 @@ class Difference:
     returned: tuple[SlotChange, ...]
     released: tuple[SlotChange, ...]
     freed: tuple[SlotChange, ...]
+    renamed: dict[str, str]
     moved: frozenset[MemberName]
     routes: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
     not_delivered: tuple[Pair, ...]
@@ -123,7 +126,7 @@ class Difference:
 
 def compare(old: PodPlan | None, new: PodPlan) -> Difference:
     """What becomes of the flows of `old` (None: the POD was not there) in `new`."""
-    names = {} if old is None else new_names(old, new)
+    names = Renames() if old is None else new_names(old, new)
     before = {} if old is None else _rename(delivered(old), names)
     after = delivered(new)
     pairs = sorted(pair for pair in before.keys() | after.keys() if before.get(pair) != after.get(pair))
@@ -147,6 +150,7 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
         returned=slots["returned"],
         released=slots["released"],
         freed=slots["freed"],
+        renamed={str(former): str(name) for former, name in [*names.customers.items(), *names.members.items()]},
         moved=_moved(old, new, names),
         routes={} if old is None else _routes(old, new, names),
         not_delivered=tuple(sorted(declared - after.keys())),
@@ -266,37 +270,37 @@ def _ends(delivery: Delivery | None) -> tuple[str, str] | None:
     return None if delivery is None else (delivery.address, delivery.seen)
 
 
-# --- renamed customers -----------------------------------------------------------------------------------------------
+# --- renames ---------------------------------------------------------------------------------------------------------
 
 
-def new_names(old: PodPlan, new: PodPlan) -> dict[str, str]:
-    """{old name: new name} of the customers; a name that was somebody's already is no new one."""
-    return {
-        lpg.formerly: lpg.customer
-        for lpg in new.lpgs
-        if lpg.formerly is not None and lpg.formerly in old.customer_cidrs and lpg.customer not in old.customer_cidrs
+def new_names(old: PodPlan, new: PodPlan) -> Renames:
+    """Who is called otherwise in `new`; whose name was somebody's already was not renamed, or long ago."""
+    customers = {
+        former: name
+        for former, name in new.renames.customers.items()
+        if former in old.customer_cidrs and name not in old.customer_cidrs
     }
+    moved = Renames(customers)
+    were = {moved.member(slot.member) for slot in old.slots} | {moved.member(name) for name in old.released}
+    members = {former: name for former, name in new.renames.members.items() if former in were and name not in were}
+    return Renames(customers, members)
 
 
-def _new_name(member: MemberName, names: dict[str, str]) -> MemberName:
-    return MemberName(names[member.realm], member.short) if member.realm in names else member
-
-
-def _rename(deliveries: dict[Pair, Delivery], names: dict[str, str]) -> dict[Pair, Delivery]:
+def _rename(deliveries: dict[Pair, Delivery], names: Renames) -> dict[Pair, Delivery]:
     """The same flows under the members' new names; otherwise a rename would end them all and begin others."""
-    if not names:
+    if names == Renames():
         return deliveries
-    labels = {member.label: _new_name(member, names).label for pair in deliveries for member in pair}
+    labels = {member.label: names.member(member).label for pair in deliveries for member in pair}
     return {
-        (_new_name(sender, names), _new_name(receiver, names)): replace(
+        (names.member(sender), names.member(receiver)): replace(
             delivery, hops=tuple(hop.renamed(labels) for hop in delivery.hops)
         )
         for (sender, receiver), delivery in deliveries.items()
     }
 
 
-def _moved(old: PodPlan | None, new: PodPlan, names: dict[str, str]) -> frozenset[MemberName]:
-    was = {} if old is None else {_new_name(slot.member, names): slot for slot in old.slots}
+def _moved(old: PodPlan | None, new: PodPlan, names: Renames) -> frozenset[MemberName]:
+    was = {} if old is None else {names.member(slot.member): slot for slot in old.slots}
     now = {slot.member: slot for slot in new.slots}
 
     def addresses(slot: SlotPlan | None) -> tuple[str, str, str] | None:
@@ -307,9 +311,9 @@ def _moved(old: PodPlan | None, new: PodPlan, names: dict[str, str]) -> frozense
     )
 
 
-def _routes(old: PodPlan, new: PodPlan, names: dict[str, str]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+def _routes(old: PodPlan, new: PodPlan, names: Renames) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """A neighbour that comes or goes is left out: it has all of them to add, or to take out."""
-    was = {names.get(realm, realm): destinations for realm, destinations in old.neighbours.items()}
+    was = {names.realm(realm): destinations for realm, destinations in old.neighbours.items()}
     return {
         realm: (
             tuple(one for one in now if one not in was[realm]),
@@ -323,10 +327,10 @@ def _routes(old: PodPlan, new: PodPlan, names: dict[str, str]) -> dict[str, tupl
 # --- slots -----------------------------------------------------------------------------------------------------------
 
 
-def _slot_changes(old: PodPlan | None, new: PodPlan, names: dict[str, str]) -> dict[str, tuple[SlotChange, ...]]:
+def _slot_changes(old: PodPlan | None, new: PodPlan, names: Renames) -> dict[str, tuple[SlotChange, ...]]:
     was = _pairs(old, names)
-    kept = {} if old is None else {_new_name(name, names): pair for name, pair in old.released.items()}
-    now = _pairs(new, {})
+    kept = {} if old is None else {names.member(name): pair for name, pair in old.released.items()}
+    now = _pairs(new, Renames())
     # A server and a host may share one pair: it is free when nobody has it and nobody's is kept.
     in_use = Counter([*now.values(), *new.released.values()])
     left = {name: pair for name, pair in {**kept, **was}.items() if in_use[pair] == 0}
@@ -338,9 +342,9 @@ def _slot_changes(old: PodPlan | None, new: PodPlan, names: dict[str, str]) -> d
     }
 
 
-def _pairs(plan: PodPlan | None, names: dict[str, str]) -> dict[MemberName, tuple[str, str]]:
+def _pairs(plan: PodPlan | None, names: Renames) -> dict[MemberName, tuple[str, str]]:
     slots = () if plan is None else plan.slots
-    return {_new_name(slot.member, names): (slot.nat_vm1, slot.nat_vm2) for slot in slots}
+    return {names.member(slot.member): (slot.nat_vm1, slot.nat_vm2) for slot in slots}
 
 
 def _changes(pairs: dict[MemberName, tuple[str, str]]) -> tuple[SlotChange, ...]:
