@@ -1,4 +1,4 @@
-# Everything runs from .venv; each target does its own set-up.
+# Everything runs from .venv, and each target does its own set-up.
 PYTHON ?= python3
 RUN = .venv/bin/python
 
@@ -11,10 +11,10 @@ help:
 	@echo "make test-vm    NAT VM1 booted by real cloud-init and systemd, as on Ubuntu and on Oracle Linux (root; 4 minutes)"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"
-	@echo "make golden     rewrite the golden files; read the diff"
-	@echo "make bench      what a POD costs a packet, against plain routing: bench/results.md and its plot (6 minutes)"
-	@echo "make bench-engine  preview and up of full PODs against a bare program, as ratios: bench/engine.md (9 minutes)"
-	@echo "make bench-commands  every command on a full POD against starting Python, as ratios: bench/commands.md"
+	@echo "make golden     rewrite the golden files; then read the diff"
+	@echo "make bench      what a POD costs a packet, compared with plain routing: bench/results.md and its plot (6 minutes)"
+	@echo "make bench-engine  preview and up of full PODs, compared with a bare program: bench/engine.md (9 minutes)"
+	@echo "make bench-commands  every command on a full POD, compared with starting Python: bench/commands.md"
 	@echo "make bench-change  1,000 edits of mappings under hundreds of flows: bench/change.md (10 minutes)"
 
 demo: packages venv

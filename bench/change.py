@@ -1,9 +1,9 @@
 """Mappings change while hundreds of flows go through both NAT VMs: `make bench-change`.
 
-The stack file is edited at random, planned by the real planner, and its documents put into the metadata of both NAT
-VMs, whose agents then run one after the other, in turns which comes first.  Which flows a change may end is what
-`nat_pod/trace/diff.py` says: those whose way (addresses at each hop) is not the same before and after.  Every other
-flow must go on: no reset, no wrong byte, no stall.
+The stack file is edited at random and planned by the real planner, and its documents are put into the metadata of both
+NAT VMs.  Their agents then run one after the other, and take turns at going first.  `nat_pod/trace/diff.py` says which
+flows a change may end: those whose way (the addresses at each hop) differs before and after.  Every other flow must go
+on: no reset, no wrong byte, no stall.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPE = "VM.Standard2.4"
 FEWEST_HOSTS = 3  # of a customer; what is removed beyond that is not
 LIMIT_SECONDS = 9 * 60  # what is not done by then is not done
 PATIENCE = 5.0  # seconds until a flow that must answer counts as lost
-WINDOW = 0.15  # seconds in which a flow that must not answer has the time to do so
+WINDOW = 0.15  # seconds that a flow which must not answer is given to do so
 REPORT_TEXT = """\
 # Mappings change under load
 
@@ -155,7 +155,7 @@ class Editor:
         return changed, done
 
     def _customer(self, stack: dict[str, Any]) -> tuple[str, dict[str, str], list[str]]:
-        """A customer, its hosts, and the addresses of its machines that are no members."""
+        """A customer, its hosts, and the addresses of its machines that are not members."""
         number = self.dice.randrange(CUSTOMERS)
         hosts: dict[str, str] = stack["customers"][f"customer{number}"]["hosts"]
         idle = [a for a in (_machine(number, n) for n in range(MACHINES)) if a not in hosts.values()]
@@ -185,7 +185,7 @@ class Editor:
         free = [slot for slot in config.layout.slots() if slot.pair <= PAIRS and slot not in taken]
         member, slot = f"{customer}/{self.dice.choice(sorted(hosts))}", self.dice.choice(free)
         pair = config.layout.addresses(slot)
-        # A slot kept for somebody who is gone goes to this member.
+        # A slot that was kept for somebody who is gone goes to this member.
         stack["addresses"] = {
             name: entry
             for name, entry in stack["addresses"].items()
@@ -195,7 +195,7 @@ class Editor:
         return True
 
     def new_address(self, stack: dict[str, Any]) -> bool:
-        """A host is another machine now."""
+        """A host becomes another machine."""
         _, hosts, idle = self._customer(stack)
         if idle:
             hosts[self.dice.choice(sorted(hosts))] = self.dice.choice(idle)
@@ -212,7 +212,7 @@ class Editor:
         return bool(sorted(chosen) != before)
 
     def policy(self, stack: dict[str, Any]) -> bool:
-        """The other policy."""
+        """Switch to the other policy."""
         stack["sourceNat"] = {"masquerade": "static", "static": "masquerade"}[stack["sourceNat"]]
         return True
 
@@ -221,9 +221,9 @@ class Editor:
 
 
 def network(stack: dict[str, Any]) -> Topology:
-    """The stack's POD with every machine that may become a member, and every private IP that may be given away.
+    """The stack's POD with every machine that may become a member, and every private IP that may be handed out.
 
-    So nothing but metadata changes afterwards; on OCI `pulumi up` makes the private IPs as well.
+    So only metadata changes afterwards; on OCI `pulumi up` makes the private IPs as well.
     """
     whole = copy.deepcopy(stack)
     for number in range(CUSTOMERS):
@@ -253,7 +253,7 @@ def machines(topology: Topology) -> dict[tuple[str, str], str]:
 def paths(plan: PodPlan, at: dict[tuple[str, str], str]) -> set[Course]:
     """Every flow that the plan delivers, between machines."""
     machine = {slot.member: at[slot.member.realm, slot.real] for slot in plan.slots}
-    # Hops name members, and which member a machine is may change without any packet noticing.
+    # Hops name members, and a machine may become another member without any difference to packets.
     return {
         Course(machine[sender], machine[receiver], way.address, way.seen, tuple((hop.src, hop.dst) for hop in way.hops))
         for (sender, receiver), way in delivered(plan).items()
@@ -284,7 +284,7 @@ class Run:
         self._wait(opened)
 
     def changes(self, count: int) -> Iterator[int]:
-        """Make changes, and yield after each how many that were."""
+        """Make changes; after each, yield how many there were."""
         with ThreadPoolExecutor(1) as other:
             following = other.submit(self._prepare)
             for done in range(1, count + 1):
@@ -375,7 +375,7 @@ class Run:
         return set(flows)
 
     def _wait(self, must: set[int]) -> dict[int, dict[str, Any]]:
-        """The report when all that must have answered since the mark, and WINDOW has gone by."""
+        """The report, once every flow that must answer has done so since the mark, and WINDOW is over."""
         began = time.monotonic()
         while True:
             time.sleep(0.05)
@@ -395,7 +395,7 @@ class Run:
 
 
 def run(changes: int, seed: int, tell: Callable[[str], None] = lambda _: None, seconds: float = LIMIT_SECONDS) -> Tally:
-    """Build the lab, make the changes, at most for so many seconds, and return what was counted."""
+    """Build the lab, make changes for at most so many seconds, and return what was counted."""
     stack = first_stack()
     topology = network(stack)
     with Lab(topology, tell) as lab:
@@ -415,10 +415,10 @@ def run(changes: int, seed: int, tell: Callable[[str], None] = lambda _: None, s
 
 
 def main() -> int:
-    """Run, print the table and write it to change.md; 1 when anything happened that must not."""
+    """Run, print the table and write it to change.md; returns 1 if anything happened that must not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--changes", type=int, default=520, help="how many, of one to three edits (default: 520)")
-    parser.add_argument("--seed", type=int, default=4, help="of the dice (default: 4)")
+    parser.add_argument("--seed", type=int, default=4, help="seed of the random edits (default: 4)")
     parser.add_argument("--seconds", type=float, default=LIMIT_SECONDS, help="at most (default: %(default)s)")
     given = parser.parse_args()
     tally = run(given.changes, given.seed, lambda text: print(text, file=sys.stderr, flush=True), given.seconds)

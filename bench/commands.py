@@ -1,7 +1,7 @@
 """How long each command takes on a full /21 POD, as a multiple of starting Python and loading: `make bench-commands`.
 
-A command and the floor (`--help`, which loads what every command does) take turns, in the same run, each as a process
-of its own.  User and system time are counted, not the clock: what others do on the machine counts less.
+A command and the floor (`--help`, which loads what every command loads) take turns in the same run, each as its own
+process.  User and system time are counted, and not the clock, so that other work on the machine matters less.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _prepare(directory: Path, policy: str) -> None:
 
 
 def _many(rounds: int) -> dict[str, float]:
-    """The commands that read every stack file, on 128 of them: Pulumi.ten.yaml with one range after the other."""
+    """The commands that read every stack file, on 128 copies of Pulumi.ten.yaml, each with its own range."""
     ten = (REPOSITORY / "Pulumi.ten.yaml").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="nat-pod-bench-") as scratch:
         directory = Path(scratch)
@@ -139,7 +139,7 @@ def _many(rounds: int) -> dict[str, float]:
 
 
 def _moved(ten: str, number: int) -> str:
-    """Pulumi.ten.yaml as a POD that is none of the examples, which take no range: in the /22 of this number."""
+    """Pulumi.ten.yaml in the /22 of this number, and no longer an example, because examples take no range."""
 
     def address(found: re.Match[str]) -> str:
         second, third = divmod(4 * number + int(found[1]) - 4, 256)
@@ -149,7 +149,7 @@ def _moved(ten: str, number: int) -> str:
 
 
 def _seconds(directory: Path, arguments: list[str]) -> float:
-    """Processor time of one Python process and of what it starts."""
+    """Processor time of one Python process and of the processes that it starts."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *arguments],

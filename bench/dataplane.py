@@ -1,10 +1,10 @@
 """What a NAT POD costs a packet, as a multiple of plain routing: `make bench`.
 
-Every rule set stands in a line of namespaces of its own (`line.py`), all at once, and they are timed in turns: slices
-of a few milliseconds, in an order that is shuffled each round.  Between any two slices the line without rules is timed,
-and a slice counts as a multiple of its two neighbours, so a machine that changes its speed changes both.  A slice
-during which another process had the core, or whose neighbours differ by more than an eighth, does not count.  Reported
-are the median, and the least and the greatest median of five parts of the run.
+Each rule set has its own line of namespaces (`line.py`).  All lines exist at once and are timed in turns, in slices of
+a few milliseconds whose order is shuffled each round.  Between any two slices the line without rules is timed, and a
+slice counts as a multiple of its two neighbours.  So if the machine changes its speed, both change.  A slice does not
+count if another process had the core meanwhile, or if its neighbours differ by more than an eighth.  The report has the
+median, and the least and the greatest median of five parts of the run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _MARKS = (40_000, 50_000, 60_000)
 
 @dataclass(frozen=True)
 class Pod:
-    """A POD of a number of slots, its own rules, and the flow that the article's lines find last."""
+    """A POD of some number of slots, its rules, and the flow that the article's lines find last."""
 
     slots: int
     config: PodConfig
@@ -83,7 +83,7 @@ class Pod:
 
 
 def main() -> int:
-    """Measure in namespaces of our own, print the tables and write them to results.md."""
+    """Measure in our own namespaces, print the tables and write them to results.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seconds", type=int, default=240, help="how long the rule sets are timed (default: 240)")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -126,7 +126,7 @@ def pod(slots: int, policy: str) -> Pod:
 
 
 def loaded(rules: Ruleset) -> str:
-    """What the agent gives to iptables-restore on a VM without rules."""
+    """What the agent gives iptables-restore on a VM that has no rules yet."""
     text = render(rules)
     for table, builtin, chain in hooks(rules):
         text = re.sub(
@@ -145,7 +145,7 @@ def articles(config: PodConfig, vm: str) -> str:
 
 
 def rules_met(table: Table, builtin: str, source: str, destination: str) -> int:
-    """How many rules of ours the first packet of a flow is tested against behind a built-in chain."""
+    """Against how many of our rules the first packet of a flow is tested behind a built-in chain."""
     chain, met = table.hooked(builtin), 0
     while chain is not None:
         entered, chain = chain, None
@@ -197,7 +197,7 @@ _AT_VM1, _AT_VM2 = "10.129.0.1", "10.130.0.1"  # what the server is called befor
 
 
 def _bare_line(name: str, texts: Sequence[str], target: str = _SERVER) -> Way:
-    """A line without a POD: addresses that do not overlap, and rules of hand."""
+    """A line without a POD: addresses that do not overlap, and rules written by hand."""
     line = Line(
         name,
         [_HOST],
@@ -216,7 +216,7 @@ def _by_hand(
     source: str | None = "SNAT --to-source {}",
     guard: bool = False,
 ) -> list[str]:
-    """Rules of hand for both VMs: DNAT and SNAT, and in front of the DNAT so many tests, or chains that lead to it."""
+    """Hand-written rules for both VMs: DNAT and SNAT, and before the DNAT so many tests, or chains that lead to it."""
     texts = []
     for before, after, hidden in ((_AT_VM1, _AT_VM2, "10.67.0.1"), (_AT_VM2, _SERVER, "10.68.0.1")):
         chains = [f"NATPOD-{level}" for level in range(depth)]
@@ -246,7 +246,7 @@ def _by_hand(
 
 
 class Stopwatch:
-    """All ways, and what was measured of each: multiples of plain routing's new flow, and seconds."""
+    """All ways, and what was measured on each: multiples of plain routing's new flow, and seconds."""
 
     def __init__(self, plain: Way) -> None:
         self.plain = plain
@@ -256,14 +256,14 @@ class Stopwatch:
         self.rounds = self.slices = self.counted = 0
 
     def add(self, name: str, way: Way, kinds: Sequence[str]) -> None:
-        """Have these things of a way timed.  Raises LabError when packets do not get through: that would be fast."""
+        """Have these things timed on a way.  Raises LabError if packets do not get through, which would look fast."""
         way.check()
         for kind in kinds:
             self.jobs.append((name, kind, getattr(way, kind)))
             self.multiples[name, kind], self.seconds[name, kind] = [], []
 
     def run(self, seconds: float) -> None:
-        """Time everything in turns, for so long; up to twice as long until each has been timed often enough."""
+        """Time everything in turns, for so long, or up to twice as long until each has been timed often enough."""
         end = time.monotonic() + seconds
         gc.disable()
         before = self.plain.udp_new()
@@ -284,7 +284,7 @@ class Stopwatch:
         gc.enable()
 
     def ratio(self, name: str, kind: str, base: str) -> tuple[float, float, float]:
-        """How many times `base` a thing takes: median, and least and greatest median of the parts of the run."""
+        """How many times as long as `base` a thing takes: median, and least and greatest median of the run's parts."""
         mine, other = self.multiples[name, kind], self.multiples[base, kind]
         parts = [
             median(islice(mine, part, None, _PARTS)) / median(islice(other, part, None, _PARTS))

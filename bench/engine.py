@@ -1,8 +1,8 @@
 """How long the engine takes for a full POD, as a multiple of the floor: `make bench-engine`.
 
-The floor (bench/floor) is a bare Pulumi program that registers as many resources on the same plugin.  What it takes is
-Pulumi's own: the CLI, its Python SDK, the plugin.  So the ratio says what the component adds, on any machine.  POD and
-floor take turns, in the same run, each time with a new stack and an empty region.
+The floor (bench/floor) is a bare Pulumi program that registers as many resources on the same plugin.  The time it takes
+is Pulumi's own: the CLI, its Python SDK, the plugin.  So the ratio shows what the component adds, on any machine.  POD
+and floor take turns in the same run, each time with a new stack and an empty region.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ registers as many resources on the same plugin, measured in the same run. 1.00: 
 
 @dataclass
 class Pod:
-    """A POD's configuration, and what was measured of it."""
+    """A POD's configuration, and what was measured."""
 
     name: str
     config: dict[str, Any]

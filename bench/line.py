@@ -1,11 +1,11 @@
 """A straight line of four network namespaces, customer - NAT VM1 - NAT VM2 - management, and packets to send down it.
 
-Nothing but the two NAT VMs lies between the ends, so what they cost is diluted as little as possible.  Everything is
-done by one thread: a veth hands a packet over in the sender's own system call, so the way through both VMs and, where
-there is an answer, the way back are over when the call returns.  There is no other core, wake-up or queue to wait for.
+Nothing but the two NAT VMs is between the ends, so their cost is diluted as little as possible.  One thread does
+everything.  A veth hands a packet over within the sender's own system call, so when the call returns, the packet has
+passed both VMs, and so has its answer, if there is one.  There is no other core, wake-up or queue to wait for.
 
-One `sendmmsg` sends a whole batch, each packet the first of a flow of its own.  Python takes part once a batch, so its
-own time does not hide the kernel's.  Only TCP connections are opened one by one, as a program does it.
+One `sendmmsg` sends a whole batch, in which each packet is the first of its flow.  Python takes part once per batch, so
+its own time does not hide the kernel's.  Only TCP connections are opened one by one, as a program does it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nat_pod.lab.wire import netns
 
 MTU = 9000
 BATCH = 256  # packets, all new flows: about 3 ms
-CONNECTIONS = 48  # TCP connections a slice: about 4 ms
+CONNECTIONS = 48  # TCP connections per slice: about 4 ms
 UDP_PORT, TCP_PORT = 1, 7
 _MEGABYTE = 1 << 20
 _LINK = "169.254.0.1"  # next hop everywhere; nobody has it, only its neighbour entries exist
@@ -230,7 +230,7 @@ class Way:
             raise netns.LabError(f"{self.line.name}: {arrived} of {BATCH} packets to {self._target[0]} arrived")
 
     def udp_new(self) -> float:
-        """First packet of a flow, one way: seconds a packet."""
+        """First packet of a flow, one way: seconds per packet."""
         return self._timed(lambda: self._new.send(self._udp)) / BATCH
 
     def udp_same(self) -> float:
@@ -244,7 +244,7 @@ class Way:
         return seconds
 
     def echo_same(self) -> float:
-        """Round trip of a flow that exists."""
+        """Round trip on a flow that exists."""
         self.line.forget_flows()
         self._echoes.send(self._icmp)
         self._answers()
@@ -322,7 +322,7 @@ _Socket = socket.socket.__bases__[0]  # without Python's own wrapping, which tak
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """The core for us alone, for the few milliseconds of a slice: where we may, ordinary processes wait."""
+    """The core for us alone for the few milliseconds of a slice; where this is allowed, ordinary processes wait."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except PermissionError:

@@ -2,9 +2,8 @@
 
     python -m bench.plot
 
-`make bench` runs it after the measurement, so that the picture and the table are of one run.  Standard library only;
-the picture follows its reader's light or dark theme
-(prefers-color-scheme), as docs/pod.svg does.
+`make bench` runs it after the measurement, so that the picture and the table are of the same run.  Standard library
+only; the picture follows its reader's light or dark theme (prefers-color-scheme), as docs/pod.svg does.
 """
 
 from __future__ import annotations

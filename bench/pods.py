@@ -1,4 +1,4 @@
-"""PODs of a chosen size, for benchmarks and tests alike: stack configurations made of numbers.
+"""PODs of a chosen size, for benchmarks and tests alike: generated stack configurations.
 
 By default every slot is taken: 8 servers, and the hosts of 10 customers.  A POD is a dict as
 `PodConfig.from_mapping` takes it (a stack file's keys without `nat-pod:`); `stack_config` makes a stack file's
@@ -78,7 +78,7 @@ def full_pod(
 
 
 def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
-    """Bring the address book up to date in place, as `allocate` does, with reuse as `allocate --reuse`."""
+    """Bring the address book up to date in place, as `allocate` does, or `allocate --reuse` with `reuse`."""
     config = _read(pod)
     pod["addresses"] = {}
     for name, entry in settle(config, reuse=reuse).entries.items():
@@ -90,7 +90,7 @@ def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
 
 
 def shuffle_slots(pod: dict[str, Any], dice: random.Random) -> None:
-    """Deal the slots of all hosts anew, in place: as after years of hosts that come and go.  Servers keep theirs."""
+    """Shuffle the hosts' slots in place, as after years in which hosts came and went.  Servers keep theirs."""
     book = pod["addresses"]
     names = [name for name in book if not name.startswith("management/")]
     slots = [book[name] for name in names]

@@ -314,7 +314,7 @@ ENVELOPES = {
     "another VM": signed(vm="natVm2"),
     "rules that are no text": signed(rules=1),
     "hooks that are no list": signed(hooks={}),
-    "a hook that is no list": signed(hooks=["FORWARD"]),
+    "a hook that is not a list": signed(hooks=["FORWARD"]),
     "a hook of wrong things": signed(hooks=[[1, [], {}]]),
     "a hook into a chain that is no text": signed(hooks=[["filter", "FORWARD", {}]]),
 }

@@ -600,8 +600,8 @@ def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_ma
     with pytest.raises(DeployError) as refused:
         deploy(project, "dev", region)
     assert str(refused.value) == (
-        f'nat-pod dev: Pulumi.dev.yaml: 1 problem\n  nat-pod:natVm.availabilityDomain: "{name}": is no availability '
-        "domain of this region as your tenancy names them: abcd:UK-LONDON-1-AD-1, abcd:UK-LONDON-1-AD-2, "
+        f'nat-pod dev: Pulumi.dev.yaml: 1 problem\n  nat-pod:natVm.availabilityDomain: "{name}": is not an '
+        "availability domain of this region; your tenancy names them: abcd:UK-LONDON-1-AD-1, abcd:UK-LONDON-1-AD-2, "
         "abcd:UK-LONDON-1-AD-3"
     )
     assert region.kinds() == []

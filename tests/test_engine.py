@@ -672,7 +672,7 @@ def test_full_pod_comes_up_although_an_instance_takes_one_vnic_at_a_time(tmp_pat
     pod.save()
     pod.engine.up()
     by_kind = {kind: len(pod.region.all(kind)) for kind in (INSTANCE, VNIC_ATTACHMENT, PRIVATE_IP)}
-    # 15 VNICs a VM, of which the instance brings the first; 28 secondary private IPs a VNIC, and the primary one.
+    # 15 VNICs per VM, of which the instance brings the first; 28 secondary private IPs per VNIC, and the primary one.
     assert by_kind == {INSTANCE: 2, VNIC_ATTACHMENT: 2 * 15, PRIVATE_IP: 2 * 15 * 29}
     pod.engine.expect_no_changes()
 

@@ -1,4 +1,4 @@
-"""A POD with every slot in use: provisioned, booted with 15 and 24 VNICs a VM, and packets through every VNIC pair.
+"""A POD with every slot in use: provisioned, booted with 15 and 24 VNICs per VM, and packets through every VNIC pair.
 
 The POD is whole: the program provisions it (under mocks; `test_engine.py` has a full POD with the real engine), and
 both NAT VMs boot from the metadata that it deployed, with all their VNICs, addresses and rules.  Of its hundreds of
@@ -92,7 +92,7 @@ def seen_by_the_far_end(plan: PodPlan, sender: str) -> str:
 def test_a_full_pod_passes_packets_by_the_first_a_middle_and_the_last_slot_of_every_vnic_pair(
     tmp_path, cidr, policy, slots, vnics
 ):
-    """As `lab check`: who answers, the source he saw, every hop of both ways; only the concerned hosts are built."""
+    """As `lab check`: who answers, the source it saw, every hop of both ways; only the concerned hosts are built."""
     region, plan, deployment = stand_up(project(tmp_path, cidr, policy), "full")
     assert deployment.warnings == ()
     assert len(plan.slots) == slots

@@ -118,7 +118,7 @@ def test_what_the_design_refuses_is_listed_as_check_would_say_it(run_import):
         [
             'nat-pod:customers.last.hosts.host-10-10-0-0: "10.10.0.0": 10.10.0.0 is the first address of 10.10.0.0/24, '
             "which OCI reserves (it keeps the first two and the last); no VNIC can have it",
-            'nat-pod:customers: "11 customers": a VCN has 10 local peering gateways, one a customer; set '
+            'nat-pod:customers: "11 customers": a VCN has 10 local peering gateways, one per customer; set '
             "nat-pod:lpgLimit: 20 if Oracle raised your limit, or move customers to another POD",
         ],
     )

@@ -287,8 +287,8 @@ def test_a_domain_that_the_region_does_not_have_is_refused_in_a_preview(consumer
     with pytest.raises(EngineError) as caught:
         consumer.engine.preview()
     assert (
-        'arguments of mine: 1 problem\n  nat-pod:natVm.availabilityDomain: "nPod:US-ASHBURN-AD-1": is no availability '
-        "domain of this region as your tenancy names them: nPod:UK-LONDON-1-AD-1, " in str(caught.value)
+        'arguments of mine: 1 problem\n  nat-pod:natVm.availabilityDomain: "nPod:US-ASHBURN-AD-1": is not an '
+        "availability domain of this region; your tenancy names them: nPod:UK-LONDON-1-AD-1, " in str(caught.value)
     )
 
 

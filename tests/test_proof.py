@@ -232,7 +232,7 @@ def test_an_nsg_that_trusts_addresses_instead_of_vnics_is_found(dev):
 
 
 def test_lpgs_without_a_route_table_are_a_way_past_nat_vm1(ten):
-    """A host with a server's address, whose owner routes NAT VM2's range to his LPG."""
+    """A host with a server's address, whose owner routes NAT VM2's range to its LPG."""
     plan = planned(ten)
     topology = expected_topology(plan)
     open_lpgs = {name: replace(lpg, routes=None) for name, lpg in topology.lpgs.items()}

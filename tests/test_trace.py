@@ -488,7 +488,7 @@ def test_without_the_guard_a_packet_to_an_unmapped_secondary_address_loops(topol
     assert trace(topology, "customer2/vm2", packet).disposition is Disposition.NO_MAPPING
 
 
-def test_a_forged_transit_source_is_stopped_by_the_nsg_even_when_the_customer_switches_his_check_off(topology):
+def test_a_forged_transit_source_is_stopped_by_the_nsg_even_when_the_customer_switches_its_check_off(topology):
     """The forged packet would reach another customer if NAT VM1 trusted NAT VM2's addresses instead of its VNICs."""
     forged = Packet(src="198.18.0.130", dst="198.18.0.3")
     hostile = changed(topology, "vnics", "customer1/vm1-vnic-1", skip_source_dest_check=True)

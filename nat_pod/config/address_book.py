@@ -1,8 +1,8 @@
 """The address book as a lock file: `allocate` gives new members a slot and edits its own block of the stack file.
 
-`pulumi up` never invents or moves an address; only this does, and only by adding.  A member that is gone keeps its
-pair as `released`, because somebody may still send to it; a member that comes back gets its old pair.  Every other
-line of the file stays as it is, comments included.
+`pulumi up` never invents or moves an address.  Only `allocate` gives out addresses, and it only adds.  A member that is
+gone keeps its pair as `released`, because somebody may still send to it.  A member that comes back gets its old pair.
+Every other line of the file stays as it is, comments included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settled:
-    """An address book that fits the members, and what had to be done: member names by kind of change."""
+    """An address book that fits the members, and what was changed: member names by kind of change."""
 
     entries: dict[MemberName, Entry]
     added: tuple[MemberName, ...]
@@ -131,9 +131,9 @@ def _renamed(
 def edit(text: str, config: PodConfig, settled: Settled) -> str:
     """The stack file's text with the book's block brought up to date.
 
-    Unchanged entries keep their lines, and with them their comments; a changed entry is written anew, a new one at
-    the end.  Line ends stay what they are.  Raises NatPodError when the file is written in a form that cannot be
-    edited line by line: the result is read back, and must be the same file with another book.
+    Unchanged entries keep their lines and so their comments.  A changed entry is rewritten in place, and a new one is
+    added at the end.  Line ends stay as they are.  The result is read back, and must be the same file with another
+    book.  Raises NatPodError when the file has a form that cannot be edited line by line.
     """
     before: Any = load_text(text)
     wanted = {name: _value(config, entry) for name, entry in settled.entries.items()}
@@ -173,7 +173,7 @@ def _nodes(text: str) -> tuple[yaml.MappingNode, yaml.Node | None]:
         raise LookupError("config")  # everything stands in Pulumi.yaml
     for key, value in config_node.value:
         if key.value == KEY:
-            # What counts for a block written anew is where the key stands; an empty value is a scalar behind it.
+            # A new block goes where the key is; an empty value is a scalar behind the key.
             found: yaml.Node = value
             found.start_mark = key.start_mark
             return config_node, found
@@ -187,7 +187,7 @@ def _rewritten(
     config: PodConfig,
     settled: Settled,
 ) -> list[str]:
-    """The whole block, in place of an empty or one-line one, or at the end of `config`."""
+    """The whole block, in place of an empty block or one on a single line, or at the end of `config`."""
     indent = " " * config_node.value[0][0].start_mark.column
     body = [f"{indent}  {_line(name, entry, config)}" for name, entry in settled.entries.items()]
     if block is None:
@@ -227,7 +227,7 @@ def _edited(
 
 
 def _last_line(lines: list[str], node: yaml.Node) -> int:
-    """The last line that belongs to a node: a block's end mark stands at the next token, so its last child counts."""
+    """The last line that belongs to a node.  A block's end mark is at the next token, so its last child decides."""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         return _last_line(lines, last[1] if isinstance(last, tuple) else last)
@@ -260,5 +260,5 @@ def _value(config: PodConfig, entry: Entry) -> dict[str, object]:
 
 
 def _read(entry: dict[str, object]) -> dict[str, object]:
-    """An entry as it stands in a file; `released: false` says nothing."""
+    """An entry as it is written in a file; `released: false` is left out."""
     return {key: value for key, value in entry.items() if key != "released" or value is True}

@@ -1,4 +1,4 @@
-"""The address book as the stack file has it (`addresses`).  `address_book.py` writes it."""
+"""The address book in the stack file (`addresses`): how it is read.  `address_book.py` writes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_book(
     """The address book: member -> slot, and the released ones.
 
     One server and one host may share a slot: the rules tell them apart by where a packet comes from.  Two servers,
-    or two hosts, may not: their translations would shadow one another.
+    or two hosts, may not: the translation of one would hide the other's.
     """
     book: dict[MemberName, Slot] = {}
     released: dict[MemberName, Slot] = {}
@@ -70,7 +70,7 @@ def read_book(
         if isinstance(slot, str):
             beyond = default_layout(layout.cidr, limits.MAX_VNICS).find(one, two)
             if nat_vm is not None and not layout.pinned and isinstance(beyond, Slot):
-                # The shape was made smaller under a book that already reaches further.
+                # The shape was made smaller, and the book already has slots beyond its VNICs.
                 slot = vnic_rule(beyond.pair, nat_vm)
             reader.add(path, f"{one} / {two}", slot)
             continue

@@ -1,6 +1,6 @@
 """The arithmetic of a POD's range: VNIC subnets in pairs, slots, the vRouter's subnet.
 
-- A /27 has 32 addresses; OCI keeps the first two and the last one: 29 are usable, 1 primary and 28 secondary.
+- A /27 has 32 addresses, of which OCI keeps the first two and the last: 29 are usable, 1 primary and 28 secondary.
 - NAT VM1 and NAT VM2 need a /27 each for a pair of VNICs, and the vRouter's /29 takes a /27 of its own: a /22
   (32 x /27) holds 15 pairs = 435 slots, a /21 the 24 pairs of a 2.24 VM = 696.  (The article, section 3, counts 24
   pairs in a /22; they do not fit.)
@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a POD's range is divided.  `pinned` when the stack file says so (`subnets:`) and not the planner."""
+    """How a POD's range is divided.  `pinned`: the stack file says so (`subnets:`), and not the planner."""
 
     cidr: IPNetwork
     pairs: tuple[Pair, ...]
@@ -71,7 +71,7 @@ class Layout:
     def slots(self) -> Iterator[Slot]:
         """All slots in the order in which they are handed out.
 
-        The one of the first VNICs' primary addresses comes last: a host that owns it gets the ssh that is meant for
+        The slot of the first VNICs' primary addresses comes last: a host that owns it gets the ssh that is meant for
         NAT VM1 (docs/operate.md, "The way in").
         """
         for pair in self.pairs:
@@ -93,7 +93,7 @@ class Layout:
         return str(IPAddress(self.pairs[slot.pair - 1].subnet(side).first + slot.offset))
 
     def find(self, nat_vm1: IPAddress, nat_vm2: IPAddress) -> Slot | str:
-        """The slot with these two addresses, or the sentence that says why they are none."""
+        """The slot with these two addresses, or a sentence that says why they are not a slot."""
         pair1 = next((pair for pair in self.pairs if nat_vm1 in pair.nat_vm1), None)
         pair2 = next((pair for pair in self.pairs if nat_vm2 in pair.nat_vm2), None)
         if pair1 is None:
@@ -127,7 +127,7 @@ def reserved_by_oci(address: IPAddress, subnet: IPNetwork) -> str | None:
 
 
 def free_addresses(network: IPNetwork, taken: Container[str]) -> Iterator[str]:
-    """Addresses that OCI gives to VNICs and that nobody has, from the far end: people number from the beginning."""
+    """Addresses that OCI gives to VNICs and that nobody has, from the end, because people number from the beginning."""
     for offset in range(network.size - 1, 0, -1):
         address = network[offset]
         if reserved_by_oci(address, network) is None and str(address) not in taken:
@@ -140,7 +140,7 @@ def default_layout(cidr: IPNetwork, vnic_limit: int) -> Layout:
     Each side then lies in one half of the range, so one route per neighbour covers it for good, however many VNIC
     pairs are added.  The /27 around the vRouter's /29 holds nothing else.
 
-    cidr: a network of /25 or larger.  vnic_limit: VNICs a VM of the shape can have; a pair needs one on each VM.
+    cidr: a network of /25 or larger.  vnic_limit: how many VNICs a VM can have; a pair needs one on each.
     For a /22:  NAT VM1 /27 number 0-14, NAT VM2 16-30, vRouter the last /29 of number 31.
     """
     count = cidr.size // _SUBNET_SIZE

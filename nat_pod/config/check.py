@@ -50,19 +50,19 @@ def check_networks(
 
 
 def check_lpgs(reader: Reader, customers: object, lpg_limit: int) -> None:
-    """A customer needs an LPG.  customers: as written, so that one with a mistake in it counts too."""
+    """Each customer needs an LPG.  customers: as written, so that a customer with a mistake counts too."""
     if isinstance(customers, Mapping) and len(customers) > lpg_limit:
         reader.add(
             "customers",
             f"{len(customers)} customers",
-            f"a VCN has {lpg_limit} local peering gateways, one a customer"
+            f"a VCN has {lpg_limit} local peering gateways, one per customer"
             + ("; set nat-pod:lpgLimit: 20 if Oracle raised your limit, or" if lpg_limit < 20 else ";")
             + " move customers to another POD",
         )
 
 
 def check_vrouter(reader: Reader, vrouter: IPAddress, layout: Layout) -> None:
-    """The vRouter's floating IP is one that OCI gives to a VNIC in its subnet."""
+    """The vRouter's floating IP must be one that OCI gives to a VNIC in its subnet."""
     path = "management.vrouter"
     if vrouter not in layout.vrouter:
         usable = f"{IPAddress(layout.vrouter.first + 2)} to {IPAddress(layout.vrouter.last - 1)}"

@@ -1,11 +1,11 @@
 """PodConfig: the stack file, checked once and frozen.
 
-Every problem is reported in one go, each with its path, value, rule and next command; what comes out is a narrower
-type that later code need not check again.  The provider checks no CIDR, no containment and no limit at plan time, so
-whatever is not refused here fails halfway through `pulumi up`.
+All problems are reported at once, each with its path, value, rule and next command.  The result is a narrower type that
+later code need not check again.  The provider checks no CIDR, no containment and no limit at plan time, so whatever is
+not refused here fails halfway through `pulumi up`.
 
-Each section of the file has a module with its type and its parser: `nat_vm`, `neighbours`, `subnets`, `addresses`; what
-holds across them is in `check`.  Arithmetic: `addressing.py`.  Limits: `limits.py`.
+Each section of the file has a module with its type and its parser: `nat_vm`, `neighbours`, `subnets`, `addresses`.
+What holds across sections is in `check`, the arithmetic in `addressing`, and the limits in `limits.py`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from nat_pod.names import MANAGEMENT, MemberName, Side
 
 
 class SourceNat(StrEnum):
-    """What becomes of a packet's source at a NAT VM (`sourceNat`)."""
+    """What a NAT VM makes of a packet's source (`sourceNat`)."""
 
     MASQUERADE = "masquerade"
     """The VM's own primary address, the same for all senders."""
 
     STATIC = "static"
-    """The sender's own address of its slot, by which the far end can call it back."""
+    """The address of the sender's own slot, at which the far end can call it back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +61,8 @@ class Capacity:
 class PodConfig:
     """A POD's configuration, without contradictions.
 
-    `book` has the slot of every member and of nobody else; `released` the slots that are kept back because somebody
-    may still send to them.
+    `book` has the slot of every member, and of nobody else.  `released` has the slots that are kept back because
+    somebody may still send to them.
     """
 
     compartment_id: str
@@ -116,7 +116,7 @@ class PodConfig:
         return tuple(pair for pair in self.layout.pairs if pair.index in used)
 
     def primary(self, side: Side) -> str:
-        """The primary address of a side: that of its first VNIC, which masquerade answers from."""
+        """The primary address of a side, that of its first VNIC, behind which masquerade hides every source."""
         return self.layout.pairs[0].primary(side)
 
     @property

@@ -109,7 +109,7 @@ def _shape(reader: Reader, value: object) -> tuple[str | None, int | None, int |
         if ocpus is None or memory_gbs is None:
             return None, None, None
         if not ocpus <= memory_gbs <= 64 * ocpus:
-            reader.add("natVm.shape.memoryGbs", memory_gbs, f"must be 1 to 64 GB an OCPU: {ocpus} to {64 * ocpus}")
+            reader.add("natVm.shape.memoryGbs", memory_gbs, f"must be 1 to 64 GB per OCPU: {ocpus} to {64 * ocpus}")
             return None, None, None
     elif isinstance(value, Mapping) and len(section) > 1:
         reader.add(path, name, f"is a fixed shape and takes no ocpus or memoryGbs, e.g. shape: {name}")
@@ -119,4 +119,4 @@ def _shape(reader: Reader, value: object) -> tuple[str | None, int | None, int |
 
 def vnic_rule(count: int, nat_vm: NatVmConfig) -> str:
     """The sentence that says that a shape has too few VNICs."""
-    return f"{count} VNIC pairs need {count} VNICs a VM; {nat_vm.words} has {nat_vm.vnic_limit}"
+    return f"{count} VNIC pairs need {count} VNICs per VM; {nat_vm.words} has {nat_vm.vnic_limit}"

@@ -1,4 +1,4 @@
-"""The networks on either side of a POD with their members (`management`, `customers`)."""
+"""The networks on either side of a POD, with their members (`management`, `customers`)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Member:
 class Written:
     """The members' names as they stand in the file, and the realms whose names cannot be known.
 
-    A member whose address is wrong is a member all the same: its slot must not be called a leftover.
+    A member whose address is wrong is still a member: its slot must not be called a leftover.
     """
 
     names: frozenset[MemberName]
@@ -67,7 +67,7 @@ class Written:
     customers_unknown: bool
 
     def is_gone(self, name: MemberName) -> bool:
-        """Whether a name in the address book is nobody's any more."""
+        """Whether a name in the address book no longer belongs to anybody."""
         return name not in self.names and not self.customers_unknown and name.realm not in self.unknown
 
 
@@ -176,7 +176,7 @@ def _addresses_in(reader: Reader, path: str, value: object, what: str, cidr: IPN
             reader.add(place, str(address), f"{reserved_by_oci(address, cidr)}; no VNIC can have it")
             continue
         if address in owner:
-            reader.add(place, str(address), f"is already the address of {owner[address]}; one name an address")
+            reader.add(place, str(address), f"is already the address of {owner[address]}; one name per address")
             continue
         owner[address] = name
         good[name] = address
@@ -209,7 +209,7 @@ def _formerly_in(reader: Reader, path: str, value: object, section: Mapping[str,
 
 
 def written_members(root: Mapping[str, object]) -> Written:
-    """Who stands in the sections `management` and `customers`, whatever else is wrong there."""
+    """Who is named in the sections `management` and `customers`, whatever else is wrong there."""
     management, customers = root.get("management"), root.get("customers")
     realms: dict[str, object] = {MANAGEMENT: management.get("servers") if isinstance(management, Mapping) else None}
     if isinstance(customers, Mapping):
@@ -230,10 +230,10 @@ def written_members(root: Mapping[str, object]) -> Written:
 
 
 def is_customer_name(text: str) -> bool:
-    """Whether a customer can be called this."""
+    """Whether this can be a customer's name."""
     return bool(NAME.fullmatch(text)) and len(text) <= limits.CHAIN_MEMBER_NAME and text not in _OWN_NAMES
 
 
 def is_member_name(text: str) -> bool:
-    """Whether a host or a server can be called this."""
+    """Whether this can be the name of a host or a server."""
     return bool(NAME.fullmatch(text)) and len(text) <= limits.MEMBER_NAME and text != STRANGER

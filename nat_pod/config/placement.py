@@ -1,7 +1,7 @@
-"""Where a POD is made: what region, OCIDs and availability domain must agree on, as far as their names tell.
+"""Where a POD is made: region, OCIDs and availability domain must agree, as far as their names tell.
 
-`check` has no tenancy to ask.  But an OCID has its realm and region in it, and OCI refuses an image of another region
-only after half of the POD is made.
+`check` has no tenancy to ask.  But an OCID contains its realm and region, and OCI would refuse an image of another
+region only after half of the POD is made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nat_pod.names import NAMESPACE
 
 REGION = "oci:region"
 FILL_IN = "FILL-IN"
-"""What `import` writes where rules do not say a value."""
+"""What `import` writes for a value that rules do not say."""
 
 _REGION_NAME = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]{1,2}")
 # The first two regions are older than the form; Ashburn's and Phoenix' OCIDs and availability domains show it (OCI
@@ -25,9 +25,9 @@ _AVAILABILITY_DOMAIN = re.compile(r"[^:]*:(?P<region>.+)-AD-[0-9]", re.IGNORECAS
 
 
 def placement_problems(config: Mapping[str, object]) -> list[Problem]:
-    """What `config`, with full names, says of the place and does not agree.
+    """What in `config`, which has full names, contradicts itself about the place.
 
-    No region is no problem: the provider then takes that of its own configuration.
+    A missing region is not a problem: the provider then takes the one of its own configuration.
     """
     problems = [*_left_to_fill_in(config), *_not_a_region(config)]
     region = config.get(REGION)
@@ -37,7 +37,7 @@ def placement_problems(config: Mapping[str, object]) -> list[Problem]:
 
 
 def _left_to_fill_in(config: Mapping[str, object]) -> Iterator[Problem]:
-    """Keys beside nat-pod's own, whose values have forms that FILL-IN does not have."""
+    """Keys of other namespaces that are FILL-IN.  nat-pod's own have forms that FILL-IN does not fit."""
     for key, value in config.items():
         if value == FILL_IN and not key.startswith(f"{NAMESPACE}:"):
             example = f", e.g. {REGION}: uk-london-1" if key == REGION else ""
@@ -90,6 +90,6 @@ def _regional_ocids(config: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _region_of(written: str) -> str | None:
-    """The region of an OCID's or an availability domain's part, None where this does not say one."""
+    """The region that part of an OCID or of an availability domain's name stands for; None where it says none."""
     name = written.lower()
     return _OLDER.get(name, name if _REGION_NAME.fullmatch(name) else None)

@@ -1,4 +1,4 @@
-"""Where a setting stands in a stack file: the line that an editor jumps to."""
+"""Where a setting is in a stack file: the line to which an editor jumps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _PART = re.compile(r'\["([^"]*)"\]|\[([0-9]+)\]|([^.\[]+)')
 
 
 class Places:
-    """The lines of a stack file by what stands there."""
+    """The lines of a stack file, by the settings on them."""
 
     def __init__(self, text: str) -> None:
-        """text: of a file that is YAML, with the settings below `config`."""
+        """text: the text of a YAML file with its settings below `config`."""
         self._config = _child(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), "config")[1]
 
     def line(self, path: str) -> int | None:
-        """The line, from 1, of a setting, or of the section that it is missing from; None when there is neither.
+        """The line, from 1, of a setting, or of the section from which it is missing; None when there is neither.
 
         path: as in `Problem.path`, e.g. nat-pod:customers.customer1.hosts.vm1.
         """
@@ -32,7 +32,7 @@ class Places:
 
 
 def _child(node: yaml.Node | None, part: str) -> tuple[yaml.Node | None, yaml.Node | None]:
-    """What stands in front of a part of a node (its key), and the part."""
+    """The key in front of a part of a node, and the part."""
     if isinstance(node, yaml.MappingNode):
         return next(((key, value) for key, value in node.value if key.value == part), (None, None))
     if isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):

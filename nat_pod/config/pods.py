@@ -1,7 +1,7 @@
 """All stack files of a directory, as a POD has to know its neighbours.
 
-A stack file that does not hold yet claims its range all the same: two new PODs must not be given the same one.  No
-rules are compiled here; nothing that is asked needs them.
+A stack file that still has problems claims its range all the same: two new PODs must not be given the same one.  No
+rules are compiled, because no question that is answered here needs them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from nat_pod.errors import ConfigError, NatPodError, Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """A stack file as its neighbours need to know it, and read further when somebody asks.
+    """A stack file as its neighbours need to know it; the rest is read when somebody asks.
 
-    `cidr` is the range it names, None when it names none; `unknown` when it may name one that cannot be read.
+    `cidr` is the range that it names, None when it names none.  `unknown`: it may name one that cannot be read.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Pod:
 
     @property
     def example(self) -> bool:
-        """Whether it is an example, which is checked alone and takes no range from anybody: `Stack.example`."""
+        """Whether it is an example (`Stack.example`), which is checked alone and takes no range from anybody."""
         return self.stack is not None and self.stack.example
 
     @cached_property
     def config(self) -> PodConfig | None:
-        """None when the problems leave none; one whose address book lags behind is a config with problems."""
+        """The configuration, if the problems leave one; it has problems if only its address book lags behind."""
         return self._draft[0]
 
     @cached_property
@@ -60,7 +60,7 @@ class Pod:
 def read_pods(directory: Path) -> dict[str, Pod]:
     """All stack files of a directory, by the stack's name.
 
-    Raises ConfigError for a project file that is wrong: that is no single stack's problem.
+    Raises ConfigError for a project file with problems, because these are not a single stack's.
     """
     return {name: _read_pod(directory, name) for name in stack_names(directory)}
 

@@ -1,4 +1,4 @@
-"""Arithmetic of ranges across PODs: which share addresses, and which networks of 198.18.0.0/15 are still free.
+"""Arithmetic of ranges across PODs: which of them share addresses, and what of 198.18.0.0/15 is still free.
 
 A POD's range is None when its stack file names none.
 """
@@ -23,7 +23,7 @@ def overlapping(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[str]:
 
 
 def overlaps(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[Problem]:
-    """Ranges that a POD shares with others: both would answer for the same unique addresses."""
+    """Ranges that a POD shares with others, where both would answer for the same unique addresses."""
     return [
         Problem(
             "nat-pod:cidr",
@@ -35,7 +35,7 @@ def overlaps(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[Problem]
 
 
 def free_ranges(ranges: Iterable[IPNetwork | None], prefix: int) -> Iterator[IPNetwork]:
-    """The networks of 198.18.0.0/15 of that size in which no POD has an address, from the lowest."""
+    """The networks of that size in 198.18.0.0/15 in which no POD has an address, from the lowest."""
     taken = [(cidr.first, cidr.last) for cidr in ranges if cidr is not None]
     space = IPNetwork(limits.POD_SPACE)
     size = 2 ** (32 - prefix)

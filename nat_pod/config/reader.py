@@ -38,7 +38,7 @@ class Reader:
     def section(
         self, path: str, value: object, *, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()
     ) -> dict[str, object]:
-        """A mapping with known keys; what is missing or unknown is a problem, the rest comes back."""
+        """A mapping with known keys.  What is missing or unknown is a problem; the rest is returned."""
         known = (*required, *optional)
         if not isinstance(value, Mapping):
             if value is not None:
@@ -82,8 +82,8 @@ class Reader:
 
     def ocid(self, path: str, value: object, kinds: tuple[str, ...]) -> str | None:
         """The OCID of a resource of one of these kinds."""
-        # ocid1.TYPE.REALM.[REGION][.FUTURE USE].UNIQUE ID (OCI docs, "Resource Identifiers"); strict, because it goes
-        # into pages and terminals.
+        # ocid1.TYPE.REALM.[REGION][.FUTURE USE].UNIQUE ID (OCI docs, "Resource Identifiers"); strict, because it is
+        # shown on pages and in terminals.
         pattern = re.compile(rf"ocid1\.({'|'.join(kinds)})\.[a-z0-9]+\.([a-z0-9-]*\.){{1,2}}[A-Za-z0-9_-]+")
         what = f"{'an' if kinds[0][0] in 'aeiou' else 'a'} {kinds[0]}"
         return self.text(path, value, f"must be the OCID of {what}, e.g. ocid1.{kinds[0]}.oc1..aaaa", pattern)
@@ -97,7 +97,7 @@ class Reader:
 
     def integer(self, path: str, value: object, least: int, most: int) -> int | None:
         """A whole number."""
-        # `pulumi config set` writes scalars as strings, a person writes them bare: both are a number.
+        # `pulumi config set` writes scalars as strings, and people write them bare; both are numbers.
         # bool is an int to Python, but `true` is not a number to anybody else.
         if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}", value):
             value = int(value)
@@ -171,5 +171,5 @@ def join(path: str, key: object) -> str:
 
 
 def listed(names: tuple[str, ...]) -> str:
-    """Names in a sentence."""
+    """Names as a list in a sentence."""
     return ", ".join(names)

@@ -9,7 +9,7 @@ from pathlib import Path
 from nat_pod.errors import NatPodError
 
 BASE_BRANCHES = ("origin/HEAD", "main", "master")
-"""Where the record of who has which address is, the first that there is."""
+"""The branch that records who has which address; the first of these that exists."""
 
 
 def base_of(directory: Path) -> tuple[str, str]:
@@ -46,7 +46,7 @@ def file_at(directory: Path, name: str, revision: str) -> str | None:
 
 def _git(directory: Path, *arguments: str) -> str | None:
     """What git prints, None when it fails.  It only reads; this is the one program nat_pod starts outside the lab."""
-    # What a hook or an alias exports would lead git to another repository than the one of `directory`.
+    # Variables that a hook or an alias exports would lead git to another repository than that of `directory`.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(["git", *arguments], cwd=directory, env=environment, capture_output=True, check=False)

@@ -1,7 +1,7 @@
 """Every setting of a stack file, one by one: path -> value, the same wherever two files mean the same.
 
-`diff` accounts for each of them.  Read from plain values, not from PodConfig: what a key does to flows is asked of
-every key that is written, and a key that PodConfig does not keep would be forgotten.
+`diff` accounts for each of them.  They are read from plain values and not from PodConfig: a key that PodConfig does not
+keep would otherwise be forgotten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Path = tuple[str, ...]
 """A setting's place: ("customers", "customer1", "hosts", "vm1"); of another namespace its full key, ("oci:region",)."""
 
 BESIDE = "beside config"
-"""First part of the place of what stands beside `config` in a stack file."""
+"""First part of the place of a setting that stands beside `config` in a stack file."""
 
 Value = str | tuple[str, ...]
 """A setting's value: scalars as people read them, and lists."""

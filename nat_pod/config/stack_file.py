@@ -1,7 +1,7 @@
 """Stack files: `Pulumi.yaml` and `Pulumi.<stack>.yaml` as the Pulumi CLI would hand them to the program.
 
-The commands and the lab read the same two files the CLI reads, and merge them the same way, so that what `plan` says
-and what `pulumi up` does start from one configuration.
+The commands and the lab read the same two files as the CLI, and merge them in the same way.  So `plan` and `pulumi up`
+start from the same configuration.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Stack:
     def example(self) -> bool:
         """Whether the POD is an example: it is never deployed, and its range is free for a POD that is.
 
-        Known by a made-up compartment, ocid1.compartment.oc1..example...; a real one's last part begins with aaaa.  A
-        mark of its own would be copied with the file, and somebody's POD would quietly never be deployed; but a copy
-        of an example needs a real compartment before anything else.  `.ci/changed-stacks` reads it the same way.
+        An example has a made-up compartment, ocid1.compartment.oc1..example...; the last part of a real one begins
+        with aaaa.  A separate mark would be copied with the file, and somebody's POD would silently never be deployed.
+        But a copy of an example needs a real compartment before anything else.  `.ci/changed-stacks` reads it in the
+        same way.
         """
         return bool(_MADE_UP.match(str(self.config.get(f"{NAMESPACE}:compartmentId"))))
 
@@ -120,7 +121,7 @@ def stack_names(directory: Path) -> list[str]:
 
 
 def is_stack_name(name: str) -> bool:
-    """Whether Pulumi takes it for a stack's name, and no command line for an option."""
+    """Whether Pulumi accepts it as a stack's name, and no command line takes it for an option."""
     return _STACK_NAME.fullmatch(name) is not None
 
 
@@ -193,7 +194,7 @@ def _bare(namespace: str) -> str:
 
 
 def _addresses(entry: object) -> tuple[object, object] | None:
-    """Both addresses of an entry of the book."""
+    """Both addresses of an entry in the book."""
     return (entry.get("natVm1"), entry.get("natVm2")) if isinstance(entry, dict) else None
 
 
@@ -281,7 +282,7 @@ def _where(error: Exception) -> tuple[str, None, str]:
 
 
 _MOST_VALUES = 100_000
-"""Aliases followed.  A full /21 POD has some 7,000; ten lines of aliases of aliases make more than memory holds."""
+"""With aliases followed.  A full /21 POD has some 7,000; ten lines of aliases of aliases can fill any memory."""
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
@@ -304,13 +305,13 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 class _Bounded(yaml.constructor.SafeConstructor):
-    """What a small file may ask for is bounded, and a key that stands twice is refused.
+    """Bounds what a small file can ask for, and refuses a key that is written twice.
 
     PyYAML keeps the last of two equal keys in silence: a customer written twice would lose its first hosts.
     """
 
     def construct_document(self, node: yaml.Node) -> object:
-        _values(node, {})  # before anything is made of it: merges (<<) multiply while they are made
+        _values(node, {})  # before anything is made of it, because merges (<<) multiply while they are made
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -14,7 +14,7 @@ from nat_pod.names import NAMESPACE
 
 
 def claimed_range(mapping: Mapping[str, object]) -> IPNetwork | None:
-    """The POD's own range in a configuration that may be wrong elsewhere; None when none can be read."""
+    """The POD's own range, from a configuration that may be wrong elsewhere; None when no range can be read."""
     return read_pod_cidr(Reader(""), mapping.get("cidr"))
 
 

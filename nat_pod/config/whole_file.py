@@ -13,18 +13,18 @@ from nat_pod.errors import NatPodError
 
 
 class ChangedError(NatPodError):
-    """The file is no longer what was read."""
+    """The file has changed since it was read."""
 
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Waits until no other nat-pod writes into this directory: of two `new-pod` at once each needs its own range.
+    """Wait until no other nat-pod writes into this directory: two `new-pod` at once need a range each.
 
-    The lock goes with the process, however that ends, and leaves no file behind.
+    The lock ends with the process, however that ends, and leaves no file behind.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a network file system without locks: then as before there were any
+        with suppress(OSError):  # a network file system without locks: go on without one
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -40,10 +40,10 @@ def read(path: Path) -> str:
 def replace(path: Path, text: str, before: str) -> None:
     """Replace a file in one step: a crash or a full disk leaves the old one.
 
-    before: what was read, and is to be replaced.  Raises ChangedError when something else stands there by now, an edit
-    that was saved in an editor, and NatPodError when the file cannot be written.
+    before: what was read and is to be replaced.  Raises ChangedError when the file now holds something else, such as an
+    edit that was just saved, and NatPodError when the file cannot be written.
     """
-    path = path.resolve()  # the file itself, not a symbolic link to it
+    path = path.resolve()  # the file itself, and not a symbolic link to it
     with _written(path, text) as temporary, alone(path.parent):
         temporary.chmod(path.stat().st_mode & 0o777)
         if read(path) != before:
@@ -52,20 +52,20 @@ def replace(path: Path, text: str, before: str) -> None:
 
 
 def create(path: Path, text: str) -> None:
-    """Write a new file; one that is there stays as it is.  Raises NatPodError when it cannot be written."""
+    """Write a new file.  An existing file stays as it is.  Raises NatPodError when it cannot be written."""
     with _written(path, text) as temporary:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         try:
-            path.hardlink_to(temporary)  # fails where a file is, which a rename would not
+            path.hardlink_to(temporary)  # fails where there is a file; a rename would replace it
         except FileExistsError:
             raise NatPodError(f"{path.name}: exists already; choose another name (nothing was changed)") from None
 
 
 @contextmanager
 def _written(path: Path, text: str) -> Iterator[Path]:
-    """A file beside `path` that has the text, on the disk; taken away in the end if it is still there."""
+    """A file beside `path` with the text, safely on disk; removed in the end if it is still there."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)

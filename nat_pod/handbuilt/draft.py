@@ -1,8 +1,7 @@
 """The stack file of a hand-built POD: what its rules say, what has to be assumed, and what somebody has to fill in.
 
-Rules know addresses, not names and not networks; where these come from is in `member_names.py` and `networks.py`.
-Whatever is assumed says so in a comment of the file, whatever rules cannot say stands there as FILL-IN, which `check`
-refuses.
+Rules know addresses, but neither names nor networks; `member_names.py` and `networks.py` say where these come from.
+What is assumed is marked by a comment in the file.  What rules cannot say is FILL-IN there, which `check` refuses.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _HEAD = [
 class Draft:
     """A stack file to be: nat-pod's keys with FILL_IN where a value is unknown, and comments by path.
 
-    remarks: those on the rules, and what follows from making a stack file of them.
+    remarks: those about the rules, and those that come from making a stack file of them.
     """
 
     config: dict[str, Any]
@@ -48,12 +47,12 @@ class Draft:
 
     @property
     def to_fill_in(self) -> list[str]:
-        """The paths that read FILL-IN, the region's too."""
+        """The paths whose value is FILL-IN, including the region's."""
         return [REGION, *_fill_ins(self.config, "")]
 
     @property
     def without_slot(self) -> list[str]:
-        """The members that `allocate` has to give a slot."""
+        """The members to which `allocate` has to give a slot."""
         realms = {MANAGEMENT: self.config["management"]["servers"]}
         realms |= {name: entry["hosts"] for name, entry in self.config["customers"].items()}
         members = [f"{realm}/{member}" for realm, names in realms.items() for member in names]
@@ -65,7 +64,7 @@ class Draft:
         return [path for path, comment in sorted(self.comments.items()) if comment.startswith(ASSUMED)]
 
     def value(self, path: str) -> object:
-        """What stands at a path."""
+        """The value at a path."""
         found: Any = self.config
         for key in path.split("."):
             found = found[key]
@@ -149,7 +148,7 @@ def _config(parts: _Parts) -> dict[str, Any]:
 
 
 def _customer(parts: _Parts, customer: FoundCustomer) -> dict[str, Any]:
-    """Its servers stand there only if it does not reach all; nat-pod lets all its hosts reach them."""
+    """`servers` is written only if the customer does not reach all of them; all its hosts reach the same ones."""
     entry: dict[str, Any] = {"cidr": str(customer.network)}
     reached = sorted(parts.servers[server].short for server in _reached_by(parts, customer))
     if customer.hosts and len(reached) < len(parts.servers):
@@ -183,7 +182,7 @@ def _fill_ins(value: object, path: str) -> list[str]:
 
 
 def _reached(flows: Sequence[SavedFlow], callers: Iterable[int], vm: Side) -> dict[int, set[int]]:
-    """Whom each caller reaches by its own NAT VM today."""
+    """Whom each caller reaches today, through its own NAT VM."""
     reached: dict[int, set[int]] = {caller: set() for caller in callers}
     for flow in flows:
         if flow.request.vm is vm and flow.request.caller in reached:
@@ -197,7 +196,7 @@ def _reached_by(parts: _Parts, customer: FoundCustomer) -> set[int]:
 
 
 def _gained(parts: _Parts) -> Iterator[Remark]:
-    """What a stack file cannot tell apart: hosts of one customer, and for a server all hosts."""
+    """Flows that the stack file adds: it gives all hosts of a customer the same servers, and each server all hosts."""
     for customer in parts.customers:
         together = _reached_by(parts, customer)
         for host, own in _reached(parts.pod.flows, customer.hosts, NAT_VM1).items():

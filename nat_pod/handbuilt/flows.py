@@ -22,7 +22,7 @@ from nat_pod.names import NAT_VM1, SIDES, Side
 class SavedFlow:
     """A request that arrives at `receiver`.  Its source between the NAT VMs is `hidden`, at the receiver `seen`.
 
-    hid_by: the rules that hid the source on the first and on the second NAT VM; None: none did.
+    hid_by: the rules that hid the source on the first and on the second NAT VM; None where no rule did.
     """
 
     request: SavedRequest
@@ -42,8 +42,8 @@ class SavedFlow:
 class SavedFlows:
     """What step 3 found.
 
-    needed: the id() of each rule that a flow needs.  lost: why the packets of a request's rule get lost, by its id().
-    arrivals: what each NAT VM gets from the other: sources by destination.
+    needed: the id() of each rule that a flow needs.  lost: by the id() of a request's rule, why its packets get lost.
+    arrivals: what each NAT VM gets from the other, as sources by destination.
     """
 
     flows: tuple[SavedFlow, ...]
@@ -54,7 +54,7 @@ class SavedFlows:
 
 
 def find_flows(vms: SavedVms, found: SavedRequests, pairs: VnicPairs) -> SavedFlows:
-    """Send each request on: the source hidden, through the other NAT VM, to a receiver."""
+    """Send each request on to a receiver, with its source hidden, through the other NAT VM."""
     flows: list[SavedFlow] = []
     needed: set[int] = set()
     lost: dict[int, str] = {}

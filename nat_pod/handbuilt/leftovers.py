@@ -1,4 +1,4 @@
-"""Step 6: what could not be read, what is other programs', and each rule that no flow needed, with the reason."""
+"""Step 6: what could not be read, what belongs to other programs, and each rule that no flow needed, with reasons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_DESTINATIONS = (Action.DNAT, Action.NETMAP)
 
 
 def judge_rules(vms: SavedVms, found: SavedRequests, flows: SavedFlows, listed: frozenset[int]) -> list[Remark]:
-    """Remarks on both tables.  listed: the id() of each rule that has a remark already."""
+    """Remarks about both tables.  listed: the id() of each rule that already has a remark."""
     remarks: list[Remark] = []
     for side, vm in vms.items():
         of_table = [*_unread(vm), *_of_others(vm), *_conditions(vm)]
@@ -50,7 +50,7 @@ def _unread(vm: SavedVm) -> Iterator[Remark]:
 
 
 def _of_others(vm: SavedVm) -> Iterator[Remark]:
-    """Other programs' chains and rules, and those for the NAT VM's own packets."""
+    """Chains and rules of other programs, and those for the NAT VM's own packets."""
     for chain, rules in vm.table.chains.items():
         owner = owner_of_chain(chain)
         if owner and rules:
@@ -101,7 +101,7 @@ def _unneeded_mapping(
 def _tried(
     vm: SavedVm, way: Packets, unique: tuple[int, ...], arrivals: Mapping[int, set[int]]
 ) -> Iterator[tuple[int, int]]:
-    """Packets that a rule may be for: from callers, and those that the other NAT VM really sends."""
+    """Packets that a rule may be for: those of callers, and those that the other NAT VM really sends."""
     for destination in addresses(way.destinations, unique):
         for source in addresses(way.sources, vm.reals):
             yield source, destination
@@ -167,7 +167,7 @@ def _unneeded_sources(vm: SavedVm, flows: SavedFlows, known: frozenset[int]) -> 
 
 
 def judge_admitted(found: SavedRequests, flows: SavedFlows) -> Iterator[Remark]:
-    """Rules that let a whole network call, where nat-pod lets single hosts."""
+    """Rules that let a whole network call, where nat-pod lets only single hosts call."""
     callers: dict[int, tuple[Side, SavedRule, set[int]]] = {}
     for flow in flows.flows:
         rule = flow.request.rule

@@ -1,4 +1,4 @@
-"""Step 4: who calls and who is called, and each member's slot: the pair of addresses that most of its flows use."""
+"""Step 4: who calls, who is called, and each member's slot, which is the pair of addresses most of its flows use."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class SavedMembers:
     remarks: tuple[Remark, ...]
 
     def callers(self, vm: Side) -> Members:
-        """Those who send to a NAT VM by themselves."""
+        """The members that send to a NAT VM of their own accord."""
         return self.hosts if vm is NAT_VM1 else self.servers
 
 
 def find_members(vms: SavedVms, flows: Sequence[SavedFlow], layout: VnicPairs) -> SavedMembers:
-    """Members by the flows that they are the ends of.  Raises NatPodError for more of them than any POD has."""
+    """The members, from the flows whose ends they are.  Raises NatPodError for more of them than any POD has."""
     servers, about_servers = _members_called_by(NAT_VM1, vms, flows, layout)
     hosts, about_hosts = _members_called_by(NAT_VM2, vms, flows, layout)
     if len(hosts) + len(servers) > _MOST_MEMBERS:
@@ -96,7 +96,7 @@ def _slot(
 ) -> AddressPair | None:
     """The slot of one member, None when none of its pairs can be one.
 
-    owners: of the slots so far, to which it adds its own.  remarks: takes one for each other pair.
+    owners: by slot, so far; the member is added.  remarks: gets one for each other pair.
     """
     slot = None
     for pair in sorted(reached, key=lambda pair: (-len(reached[pair]), reached[pair][0].request.rule.line)):
@@ -119,7 +119,7 @@ def _slot(
 
 
 def _why_no_slot(pair: AddressPair, partner: Mapping[Range, Range]) -> tuple[RemarkKind, str] | None:
-    """What in a pair of addresses does not fit the layout; partner: of NAT VM1's subnets on NAT VM2."""
+    """What in a pair of addresses does not fit the layout.  partner: by subnet of NAT VM1, its subnet on NAT VM2."""
     one, two = pair
     reserved = _reserved(one) or _reserved(two)
     expected = partner.get(subnet_of(one))

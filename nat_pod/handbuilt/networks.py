@@ -27,7 +27,7 @@ _MANAGEMENT_PREFIX = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundCustomer:
-    """A customer to be.  hosts: real addresses.  why: what its network is assumed from; "" where it was given."""
+    """A customer to be.  hosts: real addresses.  why: what its network is assumed from; "" if it was given."""
 
     name: str
     network: IPNetwork
@@ -37,7 +37,7 @@ class FoundCustomer:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Hosts that make a customer.  tested: the network that a rule tests for, and that makes a group of them."""
+    """Hosts that make a customer.  tested: the network that a rule tests for and by which they are grouped."""
 
     name: str
     hosts: list[int]
@@ -45,9 +45,9 @@ class _Group:
 
 
 def find_customers(pod: Handbuilt, given: Mapping[str, IPNetwork]) -> tuple[list[FoundCustomer], list[int]]:
-    """The hosts by customer, and those of them that are in no given network.
+    """The hosts by customer, and the hosts that are in none of the given networks.
 
-    By the given networks, then by the comments' names, by networks in rules, by /24.
+    Hosts are grouped by the given networks, then by names in comments, by networks in rules, and by /24.
     """
     customers = [
         FoundCustomer(name=name, network=network, hosts=tuple(host for host in pod.hosts if host in _span(network)))
@@ -78,7 +78,7 @@ def _groups_by_comment(pod: Handbuilt, hosts: list[int], given: Mapping[str, IPN
 
 
 def _groups_by_network(pod: Handbuilt, hosts: list[int], taken: set[str]) -> list[_Group]:
-    """taken: names of customers, to which it adds those that it gives."""
+    """taken: names of customers; the names given here are added."""
     tested = _tested(pod)
     found: dict[Range, list[int]] = {}
     for host in hosts:
@@ -99,9 +99,9 @@ def _next_customer(taken: set[str]) -> str:
 
 
 def _customer_network(group: _Group, others: Sequence[int], networks: Sequence[IPNetwork]) -> tuple[IPNetwork, str]:
-    """A network for a customer of whom only hosts are known, and where it comes from.
+    """A network for a customer of which only hosts are known, and where it comes from.
 
-    others: hosts that may not lie in it.  networks: those that it may not overlap.
+    others: hosts that may not lie in it.  networks: the networks that it may not overlap.
     """
 
     def fits(network: IPNetwork) -> bool:
@@ -130,13 +130,13 @@ def management_network(pod: Handbuilt) -> tuple[IPNetwork, str]:
 
 
 def _tested(pod: Handbuilt) -> list[Range]:
-    """Networks that rules of NAT VM1 test the source for, and that can be a VCN's: the largest first."""
+    """Networks for which rules of NAT VM1 test the source and that can be a VCN's, the largest first."""
     found = [inside for inside in pod.networks if as_network(inside).prefixlen in VCN_PREFIXES]
     return sorted(found, key=lambda inside: (inside[0] - inside[1], inside))
 
 
 def pod_range(pod: Handbuilt) -> tuple[bool, IPNetwork]:
-    """Whether the layout has to be pinned, and the POD's range: the planner's own layout is left to the planner."""
+    """Whether the layout has to be pinned, and the POD's range.  A layout as the planner makes it is not pinned."""
     spanned = _around([end for pair in pod.pairs for inside in pair for end in inside], 32)
     if 16 <= spanned.prefixlen <= POD_PREFIX:
         planned = [(pair.nat_vm1, pair.nat_vm2) for pair in default_layout(spanned, MAX_VNICS).pairs[: len(pod.pairs)]]

@@ -1,4 +1,4 @@
-"""Addresses as numbers, networks as (first, last): one import compares some hundred thousand of them."""
+"""Addresses as numbers, networks as (first, last), because one import compares some hundred thousand of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nat_pod.limits import POD_SPACE, VNIC_SUBNET_PREFIX
 Range = tuple[int, int]
 ANY: Range = (0, 2**32 - 1)
 SUBNET_SIZE: int = 2 ** (32 - VNIC_SUBNET_PREFIX)
-_MANY = 2**24  # addresses: what is larger is said as "anybody"
+_MANY = 2**24  # addresses; anything larger is called "anybody"
 
 
 def network(text: str) -> Range:
@@ -54,17 +54,17 @@ def cidr(inside: Range) -> str:
 
 
 def as_network(inside: Range) -> IPNetwork:
-    """The same for the configuration."""
+    """The same as an IPNetwork, for the configuration."""
     return IPNetwork((inside[0], 33 - (inside[1] - inside[0] + 1).bit_length()))
 
 
 def is_single(inside: Range) -> bool:
-    """Whether it is one address."""
+    """Whether a network is a single address."""
     return inside[0] == inside[1]
 
 
 def is_many(inside: Range) -> bool:
-    """Whether it is more than anybody's network: such a test admits anybody."""
+    """Whether a network is larger than anybody's, so that a test for it admits anybody."""
     return inside[1] - inside[0] > _MANY
 
 
@@ -72,7 +72,7 @@ _POD = network(POD_SPACE)
 
 
 def in_pod_space(address: int) -> bool:
-    """Whether an address is one of the unique ones, 198.18.0.0/15, and not somebody's real one."""
+    """Whether an address is a unique one, of 198.18.0.0/15, and not somebody's real address."""
     return _POD[0] <= address <= _POD[1]
 
 
@@ -88,5 +88,5 @@ def within(pool: Sequence[int], inside: Range) -> Sequence[int]:
 
 
 def addresses(inside: Range, pool: Sequence[int]) -> Sequence[int]:
-    """The single address of a range, or those of a sorted pool that lie in it."""
+    """The address of a single-address range, otherwise the addresses of a sorted pool that lie in the range."""
     return (inside[0],) if is_single(inside) else within(pool, inside)

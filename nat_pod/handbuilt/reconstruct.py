@@ -3,10 +3,10 @@
 Six steps, each with a module that returns what it found:
 
     saved_vm      whose rules are whose
-    requests      which packets each rule may be for, and what their own NAT VM makes of them
+    requests      which packets each rule may be for, and what its own NAT VM makes of them
     vnic_pairs    which /27 of NAT VM1 goes with which of NAT VM2
     flows         what the other NAT VM delivers
-    members       who calls, who is called, at which pair of addresses; sources: under which policy
+    members       who calls, who is called, and at which pair of addresses; sources: which source policy
     leftovers     rules of either table that no flow needed: shadowed, dead, unpaired
 
 Pure; `draft.py` makes a stack file of the result.
@@ -38,8 +38,8 @@ class Handbuilt:
     """A hand-built POD.
 
     names: what comments call a member (`customer1/vm1`, or `vm1`), by side (natVm1: hosts) and address.
-    networks: those that rules of NAT VM1 test the source for, with their comments.
-    rules: how many the nat table of each NAT VM has.
+    networks: those for which rules of NAT VM1 test the source, with the rules' comments.
+    rules: the number of rules in the nat table of each NAT VM.
     """
 
     hosts: Members
@@ -54,9 +54,9 @@ class Handbuilt:
 
 
 def reconstruct(tables: Mapping[Side, SavedTable], vnics: Mapping[Side, VnicList]) -> Handbuilt:
-    """Read a POD out of the nat tables of both NAT VMs.  vnics: where there are lists.
+    """Read a POD out of the nat tables of both NAT VMs.  vnics: the VNICs of those that have a list.
 
-    Raises NatPodError when the tables are too tangled to be followed, are of one and the same VM, or are exchanged.
+    Raises NatPodError when the tables are too tangled to be followed, are of the same VM, or are exchanged.
     """
     vms = read_vms(tables, vnics)
     requests = find_requests(vms)

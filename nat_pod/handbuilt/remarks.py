@@ -1,4 +1,4 @@
-"""What `import` says about a hand-built POD beside the stack file: what does not fit, and what it left out."""
+"""What `import` says about a hand-built POD besides the stack file: what does not fit, and what was left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nat_pod.names import SIDES, Side
 class RemarkKind(StrEnum):
     """Why something is listed."""
 
-    UNREAD = "unread"  # a line import does not understand
+    UNREAD = "unread"  # a line that import does not understand
     PARTIAL = "partial"  # translates one protocol or port only
     WIDE = "wide"  # admits, or maps, more than single addresses
     FORBIDDEN = "forbidden"  # a target that is never a VM in a VCN
@@ -37,14 +37,14 @@ class RemarkKind(StrEnum):
     OTHERS = "others"
 
 
-NOTES = (  # said, but nothing to do about them
+NOTES = (  # worth mentioning, but nothing to do
     RemarkKind.UNUSED, RemarkKind.UNMET, RemarkKind.OTHERS,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remark:
-    """Something to say.  vm, at: the rule or line that it is about; None when several make it so."""
+    """Something to say.  vm, at: the rule or line that it is about; None when it is about several."""
 
     kind: RemarkKind
     why: str
@@ -53,17 +53,17 @@ class Remark:
 
     @property
     def line(self) -> int | None:
-        """Its number in the file."""
+        """The line's number in the file."""
         return None if self.at is None else self.at.line
 
     @property
     def rule(self) -> str:
-        """The rule as it stands there; "" for none."""
+        """The rule as it is written there; "" if it is about none."""
         return "" if self.at is None else self.at.text
 
 
 def in_order(remarks: Iterable[Remark]) -> tuple[Remark, ...]:
-    """Those of one kind about one line said once, in the order of the files."""
+    """The remarks in the order of the files, with one of each kind per line."""
     first: dict[object, Remark] = {}
     for number, remark in enumerate(remarks):
         about = number if remark.at is None else (remark.kind, remark.vm, remark.line)

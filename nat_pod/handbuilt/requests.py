@@ -1,7 +1,7 @@
 """Step 1: which packets each rule may be for, and the requests among them.
 
-Nothing is concluded from how a rule looks.  It says which packets it may be for; these are sent through its NAT VM, and
-one whose destination becomes a unique address on the other NAT VM is the first half of a flow.
+Nothing is concluded from how a rule looks.  The rule says which packets it may be for, and these are sent through its
+NAT VM.  A packet whose destination becomes a unique address on the other NAT VM is the first half of a flow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nat_pod.names import Side
 
 
 class Packets(NamedTuple):
-    """The packets that fit all tests on one way to a rule."""
+    """The packets that pass all tests on one way to a rule."""
 
     sources: Range
     destinations: Range
@@ -28,7 +28,7 @@ class Packets(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedRequest:
-    """The first half of a flow: `caller` sends to `used`, and NAT VM `vm`, its own, makes `transit` of that."""
+    """The first half of a flow: `caller` sends to `used`, which its own NAT VM `vm` changes to `transit`."""
 
     vm: Side
     caller: int
@@ -38,11 +38,11 @@ class SavedRequest:
 
 
 class Candidates:
-    """What the translating rules of one PREROUTING may be for."""
+    """The packets that the translating rules of one PREROUTING may be for."""
 
     def __init__(self, vm: SavedVm) -> None:
         self.ways = [(rule, Packets(sources, destinations)) for rule, sources, destinations in vm.walk.ways()]
-        self._by_rule: dict[int, list[Packets]] = {}  # by id(): rules of one line may be equal
+        self._by_rule: dict[int, list[Packets]] = {}  # by id(): two rules made of one line may be equal
         for rule, packets in self.ways:
             self._by_rule.setdefault(id(rule), []).append(packets)
         inside = {packets.destinations for _, packets in self.ways}
@@ -100,7 +100,7 @@ def find_requests(vms: SavedVms) -> SavedRequests:
 
 
 def _request(vm: Side, caller: int, used: int, rule: SavedRule) -> SavedRequest | Remark:
-    """A translated packet as a request, or why it is none."""
+    """A translated packet as a request, or the reason why it is not one."""
     transit = translated(rule, used, 0)
     if never_a_vm(transit):
         return Remark(kind=RemarkKind.FORBIDDEN, vm=vm, at=rule, why=why_never(transit))

@@ -24,9 +24,9 @@ _MODULES = ("comment", "conntrack", "state")
 
 
 def read_rule(line: int, text: str, words: list[str]) -> list[SavedRule]:
-    """The rule of these words: several when `-s` or `-d` lists several networks, as iptables itself makes of it.
+    """The rules that these words make: several when `-s` or `-d` lists several networks, as iptables itself does.
 
-    line, text: where it stands and how.  Raises ValueError with the reason.
+    line, text: the line's number and text.  Raises ValueError with the reason.
     """
     options = _options(words)
     narrow = options.narrow
@@ -55,7 +55,7 @@ def read_rule(line: int, text: str, words: list[str]) -> list[SavedRule]:
 
 @dataclass(slots=True)
 class _Options:
-    """values: of known options, and whether a `!` stands before.  narrow: the others, as written."""
+    """values: those of known options, and whether a `!` precedes them.  narrow: other options, as written."""
 
     values: dict[str, tuple[str, bool]] = field(default_factory=dict)
     narrow: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ def _target(rule: SavedRule, values: dict[str, tuple[str, bool]], narrow: list[s
         return _without_address(rule, name, to, narrow)
     wanted = next((option for option, of in _TO.items() if of is action), None)
     if wanted is not None and list(to) == ["--to"]:
-        to = {wanted: to["--to"]}  # iptables takes a long option's beginning for the option
+        to = {wanted: to["--to"]}  # iptables takes the beginning of a long option for the option
     if list(to) != ([] if wanted is None else [wanted]):
         raise ValueError(f"-j {name} takes {wanted or 'no address'}")
     if wanted is None:
@@ -141,7 +141,7 @@ def _without_address(rule: SavedRule, name: str, to: dict[str, str], narrow: lis
     if masquerades:
         return replace(rule, action=Action.MASQUERADE)
     if name in _LOGGING:
-        narrow.clear()  # whatever the conditions: it changes no address
+        narrow.clear()  # whatever its conditions, it changes no address
         return replace(rule, action=Action.LOG)
     return replace(rule, action=Action.JUMP, chain=name)
 

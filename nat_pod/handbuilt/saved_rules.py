@@ -1,8 +1,8 @@
 """Rules as people keep them, for `import`: `iptables-save` output (`-c` too), or `iptables -t nat ...` commands.
 
-It stands beside `rules/iptables.py`, which reads exactly what nat-pod writes and refuses the rest: a hand-built NAT VM
-has other people's rules, and one odd line must not hide the mappings around it.  Here a line is either understood in
-full or kept in `unread` with the reason.  Nothing is skipped in silence.
+`rules/iptables.py` reads exactly what nat-pod writes and refuses everything else.  But a hand-built NAT VM has other
+people's rules, and one odd line must not hide the mappings around it.  Here a line is either understood in full or kept
+in `unread` with the reason.  Nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FOREIGN = (
 def read_saved(data: bytes, source: str) -> SavedTable:
     """Read one VM's nat table.
 
-    source: the file's name, for messages.  Raises NatPodError for what is no rule set at all, or only a part of one.
+    source: the file's name, for messages.  Raises NatPodError for what is not a rule set, or only a part of one.
     """
     reader = _Reader(source)
     for number, raw in enumerate(_text(data, source).split("\n"), 1):  # not splitlines(): editors count line feeds
@@ -134,7 +134,7 @@ def _text(data: bytes, source: str) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = "\0"
-    if _CONTROL.search(text):  # also what would command a terminal when the rule is shown
+    if _CONTROL.search(text):  # control characters too: they would command the terminal when the rule is shown
         raise NatPodError(f"{source}: is not text; {_HOW}")
     head = text[:20_000]
     for pattern, what in _FOREIGN:
@@ -144,7 +144,7 @@ def _text(data: bytes, source: str) -> str:
 
 
 def _command(line: str, inside: str | None) -> tuple[str, list[str]]:
-    """The table that a line is about, and its words."""
+    """The table that a line belongs to, and the line's words."""
     command = _COMMAND.fullmatch(line) if inside is None else None
     if command is not None:
         return _table_of(_words(command[1], shell=True))
@@ -205,7 +205,7 @@ def _apply(table: SavedTable, number: int, text: str, words: list[str]) -> int:
 
 
 def _resolve(table: SavedTable, source: str) -> None:
-    """Take out jumps to what is not there; refuse chains that lead back to themselves, or too deep."""
+    """Take out jumps to what does not exist; refuse chains that lead back to themselves, or too deep."""
     for name, rules in table.chains.items():
         kept = []
         for rule in rules:
@@ -221,7 +221,7 @@ def _resolve(table: SavedTable, source: str) -> None:
 
 
 def _depths(table: SavedTable, source: str) -> dict[str, int]:
-    """How many chains lie below each, itself counted."""
+    """How many chains are below each chain, itself included."""
     depth: dict[str, int] = {}
     for start in table.chains:
         trail = [start] if start not in depth else []

@@ -12,7 +12,7 @@ BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 
 
 class Action(StrEnum):
-    """What a rule does.  `LOG` stands for all that look at a packet and let it go on."""
+    """What a rule does.  `LOG` stands for every target that looks at a packet and lets it go on."""
 
     DNAT = "DNAT"
     SNAT = "SNAT"
@@ -29,9 +29,9 @@ class Action(StrEnum):
 class SavedRule:
     """One rule of the nat table.
 
-    line, text: where it stands and how, without counters.  not_source, not_destination: networks behind a `!`.
+    line, text: the line's number and text, without counters.  not_source, not_destination: networks behind a `!`.
     to: the new address or network.  chain: the one it jumps to.  narrow: conditions that are not evaluated, as written;
-    such a rule applies to a part of the packets only.
+    a rule with such conditions applies only to some of the packets.
     """
 
     line: int
@@ -61,14 +61,14 @@ class Unread:
 
 @dataclass(slots=True)
 class SavedTable:
-    """The nat table of one VM: its chains, what could not be read, how many rules stand in other tables."""
+    """The nat table of one VM: its chains, what could not be read, and the number of rules in other tables."""
 
     chains: dict[str, list[SavedRule]] = field(default_factory=lambda: {name: [] for name in BUILT_IN})
     unread: list[Unread] = field(default_factory=list)
     other_tables: dict[str, int] = field(default_factory=dict)
 
     def rules(self) -> Iterator[tuple[str, SavedRule]]:
-        """All rules with the chain each stands in."""
+        """All rules, each with its chain."""
         for name, rules in self.chains.items():
             for rule in rules:
                 yield name, rule

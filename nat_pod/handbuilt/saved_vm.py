@@ -20,9 +20,9 @@ _NEVER = tuple((never.first, never.last) for never in NEVER_MAPPED)
 class SavedVm:
     """What is known of one NAT VM.
 
-    vnics: None without a list of them.  rules: of the nat table, without those of other programs and without the
-    chains for the VM's own packets.  reals: single addresses outside 198.18.0.0/15 that call, or are delivered to;
-    sorted.  masquerades: whether a MASQUERADE can meet the POD's packets.
+    vnics: None without a list of them.  rules: those of the nat table, without other programs' rules and without the
+    chains for the VM's own packets.  reals: single addresses outside 198.18.0.0/15 that call or are called, sorted.
+    masquerades: whether a MASQUERADE can apply to the POD's packets.
     """
 
     side: Side
@@ -38,7 +38,7 @@ SavedVms = Mapping[Side, SavedVm]
 
 
 def read_vms(tables: Mapping[Side, SavedTable], vnics: Mapping[Side, VnicList]) -> SavedVms:
-    """Both NAT VMs.  Raises NatPodError when the tables are of one and the same."""
+    """Both NAT VMs.  Raises NatPodError when both tables are of the same VM."""
     texts = [[rule.text for _, rule in tables[side].rules()] for side in SIDES]
     if texts[0] == texts[1]:
         raise NatPodError("--vm1 and --vm2 have the same rules: give the files of two different NAT VMs")
@@ -90,7 +90,7 @@ def _masquerades(table: SavedTable, walk: SavedWalk) -> bool:
 
 
 def unique_addresses(vms: SavedVms) -> tuple[int, ...]:
-    """Single addresses of 198.18.0.0/15 that any rule names, and what NETMAP makes of them, forth and back; sorted."""
+    """Single addresses of 198.18.0.0/15 that any rule names, and what NETMAP makes of them both ways; sorted."""
     found = set()
     netmaps = []
     for vm in vms.values():
@@ -110,7 +110,7 @@ def unique_addresses(vms: SavedVms) -> tuple[int, ...]:
 
 
 def names_in_comments(vms: SavedVms) -> dict[tuple[Side, int], str]:
-    """Members' names: from comments of the rule that delivers to one, or that tests for it as a source."""
+    """Members' names, from the comment of a rule that delivers to the member or tests for it as a source."""
     return {(side, address): name for side in SIDES for address, name in _names(vms[side].rules).items()}
 
 
@@ -127,7 +127,7 @@ def _names(rules: tuple[SavedRule, ...]) -> dict[int, str]:
 
 
 def never_a_vm(address: int) -> bool:
-    """Whether no VM in a VCN can have an address."""
+    """Whether an address is one that no VM in a VCN can have."""
     return any(first <= address <= last for first, last in _NEVER)
 
 

@@ -1,11 +1,12 @@
 """What a hand-built nat table does to a packet: the first rule that ends its walk, through jumps, gotos and returns.
 
-The tracer (`trace/`) walks nat-pod's own rules, of which it knows each; this walks other people's, as netfilter does.
-Rules are looked up by the addresses they name, so that a chain of thousands costs little more than one.
+The tracer (`trace/`) walks nat-pod's own rules and understands every one of them.  This walks other people's rules, as
+netfilter does.  Rules are looked up by the addresses they name, so a chain of thousands costs little more than one of a
+single rule.
 
-A packet here is its two addresses, the first one of its flow.  What is not known of it is settled like this: it leaves
-by the interface that POSTROUTING names first (the primary VNIC, where the default route leads); it may come in by any
-but `lo`; a rule with other conditions (`narrow`) is passed over, and import lists it.
+A packet here is two addresses, and the first packet of its flow.  What else would matter is assumed: it leaves by the
+interface that POSTROUTING names first (the primary VNIC, where the default route leads), and it may come in by any
+interface but `lo`.  A rule with other conditions (`narrow`) is passed over, and import lists it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PREROUTING, POSTROUTING = "PREROUTING", "POSTROUTING"
 TRANSLATING = frozenset({Action.DNAT, Action.SNAT, Action.NETMAP, Action.MASQUERADE})
 _FOLLOWED = (Action.JUMP, Action.GOTO)
 _MOST_PACKETS = 500_000
-_MOST_LOOKED_AT = 1_000_000  # rules, on all ways; a full POD has some 10,000
+_MOST_LOOKED_AT = 1_000_000  # rules looked at, on all ways; a full POD needs some 10,000
 # Chains that other programs own, in the nat table: they come and go with these programs.
 _OTHERS = (
     (re.compile(r"DOCKER.*"), "Docker"),
@@ -34,12 +35,12 @@ _OTHERS_INTERFACE = re.compile(r"(! )?(docker|br-|virbr|cni|podman|flannel|lxdbr
 
 
 def owner_of_chain(name: str) -> str | None:
-    """The program that a chain belongs to, None for the engineer's own."""
+    """The program that a chain belongs to; None for the engineer's own chain."""
     return next((owner for pattern, owner in _OTHERS if pattern.fullmatch(name)), None)
 
 
 class SavedWalk:
-    """One VM's nat table, ready to be asked."""
+    """One VM's nat table, prepared for many packets."""
 
     def __init__(self, table: SavedTable) -> None:
         self._chains = {name: _Chain(rules) for name, rules in table.chains.items()}
@@ -64,7 +65,7 @@ class SavedWalk:
         return self._decide(builtin, builtin, source, destination, set())
 
     def _decide(self, chain: str, builtin: str, source: int, destination: int, passed: set[str]) -> SavedRule | None:
-        """passed: chains that decide nothing for this packet, so that no tangle of jumps is walked twice."""
+        """passed: chains that decide nothing for this packet; so a tangle of jumps is not walked twice."""
         for rule in self._chains[chain].candidates(source, destination):
             if not self._matches(rule, builtin, source, destination):
                 continue
@@ -93,7 +94,7 @@ class SavedWalk:
         return self.applies(rule, builtin)
 
     def applies(self, rule: SavedRule, builtin: str) -> bool:
-        """Whether a packet of the POD can meet a rule, but for its addresses."""
+        """Whether a packet of the POD can match a rule, its addresses left aside."""
         if rule.narrow or (rule.action in _FOLLOWED and owner_of_chain(rule.chain)):
             return False
         if rule.in_interface == "lo" or (rule.out_interface and not self._leaves(rule.out_interface)):
@@ -137,7 +138,7 @@ _FIRST_PACKET = {PREROUTING: {"NEW", "RELATED"}, POSTROUTING: {"NEW", "RELATED",
 
 
 def _interfaces(table: SavedTable, chain: str) -> Iterator[str]:
-    """The interfaces that rules of a chain and of those below it ask for, in their order."""
+    """The interfaces that rules of a chain, and of the chains below it, ask for, in order."""
     for rule in table.chains[chain]:
         if owner_of_rule(rule) is None:
             if rule.out_interface and rule.out_interface != "lo" and not rule.out_interface.startswith("! "):
@@ -158,7 +159,7 @@ def owner_of_rule(rule: SavedRule) -> str | None:
 
 
 def translated(rule: SavedRule | None, address: int, primary: int) -> int:
-    """What a rule makes of the address it translates.  primary: what MASQUERADE takes."""
+    """What a rule makes of the address that it translates.  primary: the address that MASQUERADE uses."""
     if rule is None or rule.action is Action.ACCEPT:
         return address
     if rule.action is Action.MASQUERADE:

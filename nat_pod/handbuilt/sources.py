@@ -1,4 +1,4 @@
-"""Step 5: which source policy the flows follow, and those that follow another."""
+"""Step 5: which source policy the flows follow, and which flows do not follow it."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _sources(policy: SourceNat, flow: SavedFlow, primary: Mapping[Side, int], me
 def _others(
     policy: SourceNat, flows: Sequence[SavedFlow], wanted: Sequence[AddressPair], members: SavedMembers
 ) -> Iterator[Remark]:
-    """One remark a rule; where no rule hides the source, one a NAT VM."""
+    """One remark per rule; where no rule hides the source, one per NAT VM."""
     wrong: dict[tuple[Side, int], tuple[SavedRule | None, str, int]] = {}
     for flow, shall in zip(flows, wanted, strict=True):
         caller, vm = flow.request.caller, flow.request.vm
         if policy is SourceNat.STATIC and members.callers(vm)[caller] is None:
-            continue  # it has no slot yet, and a remark that says so
+            continue  # it has no slot yet, and already a remark that says so
         halves = zip((vm, vm.other), flow.hid_by, (flow.hidden, flow.seen), shall, strict=True)
         for side, rule, is_now, to_be in halves:
             if is_now == to_be:

@@ -1,4 +1,4 @@
-"""A configuration as the text of a stack file, with a comment behind the lines that have one."""
+"""A configuration as the text of a stack file, with comments at the end of the lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COMMENTS_BEGIN = 41  # column
 
 
 def stack_text(head: list[str], region: str, config: Mapping[str, object], comments: Mapping[str, str]) -> str:
-    """The stack file.  head: comment lines.  config: keys without `nat-pod:`.  comments: by path, `natVm.shape`."""
+    """The stack file.  head: comment lines.  config: keys without `nat-pod:`.  comments: by path (`natVm.shape`)."""
     lines = [*(f"# {line}" for line in head), "config:", f"  oci:region: {region}"]
     for key, value in config.items():
         lines += _lines(f"  {NAMESPACE}:{key}", key, value, comments)

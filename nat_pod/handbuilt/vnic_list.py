@@ -1,8 +1,8 @@
 """A NAT VM's VNICs as OCI lists them, for `import`: which addresses it has, in which subnets.
 
-Three forms of JSON are read, all of which an engineer has at hand:
+It reads three forms of JSON, all of which an engineer has at hand:
 - `curl -H 'Authorization: Bearer Oracle' http://169.254.169.254/opc/v2/vnics/` on the VM: with subnets, primary first;
-- `oci compute instance list-vnics`: one private IP a VNIC, without subnets;
+- `oci compute instance list-vnics`: one private IP per VNIC, without subnets;
 - `oci network private-ip list --vnic-id ...`: all private IPs of a VNIC.
 """
 
@@ -23,8 +23,8 @@ _MOST_ENTRIES = 5_000  # private IPs of one VM: 24 VNICs have 64 each
 class VnicList:
     """What the lists of one VM say.
 
-    subnets: of its VNICs, in their order; a /27 around the address where the list has no subnet.  primary: the primary
-    VNIC's address, None when no list says which it is.  addresses: all private IPs, None when no list has them.
+    subnets: those of its VNICs, in order; the /27 around the address where the list has no subnet.  primary: the
+    primary VNIC's address, None when no list says which it is.  addresses: all private IPs, None when no list has them.
     """
 
     subnets: tuple[Range, ...]
@@ -41,7 +41,7 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
     lists = [(name, _entries(name, data)) for name, data in files]
     if (count := sum(len(entries) for _, entries in lists)) > _MOST_ENTRIES:
         raise NatPodError(f"{', '.join(name for name, _ in lists)}: {count} entries are more than one VM can have")
-    # Lists that know the subnets come first: the others only guess them.
+    # Lists that have the subnets come first: from the others they are only guessed.
     lists.sort(key=lambda named: not (isinstance(named[1][0], dict) and "subnetCidrBlock" in named[1][0]))
     for name, entries in lists:
         for number, entry in enumerate(entries):
@@ -54,7 +54,7 @@ def read_vnics(files: list[tuple[str, bytes]]) -> VnicList:
                     address = network(entry["private-ip"])[0]
                     subnet = subnet_of(address)
                     first = entry.get("is-primary") is True
-                else:  # private-ip list; `is-primary` here means of its VNIC
+                else:  # private-ip list; `is-primary` means primary on its VNIC
                     address = network(entry["ip-address"])[0]
                     subnet = subnet_of(address)
                     first = False

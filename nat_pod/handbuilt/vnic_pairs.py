@@ -18,9 +18,9 @@ _MORE_THAN_ALL = 500_000  # votes; there are no more requests
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VnicPairs:
-    """The layout.  pairs: of subnets on NAT VM1 and NAT VM2, that of the primary VNICs first.
+    """The layout.  pairs: the subnets on NAT VM1 and NAT VM2, the primary VNICs' pair first.
 
-    primary: what MASQUERADE takes.
+    primary: by side, the address that MASQUERADE uses.
     """
 
     pairs: tuple[tuple[Range, Range], ...]
@@ -53,7 +53,7 @@ def _elected(found: SavedRequests) -> list[tuple[Range, Range]]:
         if not found.candidates[request.vm.other].have(request.transit):
             continue
         one, two = (request.used, request.transit) if request.vm is NAT_VM1 else (request.transit, request.used)
-        # One mapping with equal offsets says more than all others: those do not fit in any case.
+        # One mapping with equal offsets counts more than all with unequal ones, which do not fit in any case.
         votes[subnet_of(one), subnet_of(two)] += _MORE_THAN_ALL if one % SUBNET_SIZE == two % SUBNET_SIZE else 1
     elected: list[tuple[Range, Range]] = []
     taken: set[Range] = set()
@@ -67,7 +67,7 @@ def _elected(found: SavedRequests) -> list[tuple[Range, Range]]:
 def _in_order(
     pairs: list[tuple[Range, Range]], evidence: Mapping[Side, int | None], vms: SavedVms
 ) -> list[tuple[Range, Range]]:
-    """The primary VNICs' pair, then as NAT VM1's list of VNICs has them, then by address."""
+    """The primary VNICs' pair first, then in the order of NAT VM1's list of VNICs, then by address."""
     primaries = [address and subnet_of(address) for address in (evidence[NAT_VM1], evidence[NAT_VM2])]
     vnics = vms[NAT_VM1].vnics
     listed = () if vnics is None else vnics.subnets
@@ -80,7 +80,7 @@ def _in_order(
 
 
 def _primary_evidence(vms: SavedVms, found: SavedRequests, side: Side) -> int | None:
-    """The address that MASQUERADE takes: the list of VNICs says it, or the rules of the other NAT VM."""
+    """The address that MASQUERADE uses, from the list of VNICs or from the rules of the other NAT VM."""
     vnics = vms[side].vnics
     if vnics is not None and vnics.primary is not None:
         return vnics.primary

@@ -1,8 +1,8 @@
 """What a NatPod is made from, typed: the stack file's own keys, from which the component package gets its schema.
 
-The names are the stack file's, in every language's own spelling in the SDK that Pulumi generates.  Every value is plain
-(no Output), as the schema then says too: the POD's addresses, rules and metadata are computed before anything is
-deployed.  These types only describe; `config.py` checks.
+The names are the stack file's; in the SDKs that Pulumi generates they have each language's own spelling.  Every value
+is plain (not an Output), and the schema says so too, because the POD's addresses, rules and metadata are computed
+before anything is deployed.  These types only describe; the package `config` checks.
 
 No `from __future__ import annotations` here and in component.py: Pulumi reads the annotations themselves.
 """

@@ -2,7 +2,7 @@
 
 A child's Pulumi name is its identity: the component's name and a key that stays with the thing (`natVm1-vnic-2`,
 `customer1`, `198.18.0.3`).  So adding a customer creates that customer's resources and touches nothing else.
-The display name is the same, because an engineer in the console has several PODs before him.
+The display name is the same, because an engineer in the console sees several PODs.
 
 Facts that decide the options below
 - OCI refuses a second AttachVnic while one is under way on the same instance (409), and the provider gives up after
@@ -10,8 +10,8 @@ Facts that decide the options below
 - Addresses are pinned, so a replacement collides with what it replaces: delete before replace.
 - Secondary private IPs die with their VNIC, VNICs with their instance, without the provider knowing: `deleted_with`.
 - The provider would *update* a private IP whose VNIC was replaced, and get 404: `replace_on_changes=["vnicId"]`.
-- An LPG is created before its predecessor is deleted, as is Pulumi's default: while a route rule points to an LPG it
-  cannot be deleted, and the rule moves only once the new one is there.
+- A new LPG is created before the old one is deleted, which is Pulumi's default.  An LPG cannot be deleted while a route
+  rule points to it, and the rule moves only once the new LPG is there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +70,7 @@ class NatPod(pulumi.ComponentResource):
     """Generation of the rule document of each NAT VM; its agent reports the same one when it runs it."""
 
     def __init__(self, name: str, args: NatPodArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        # Before anything is registered: a POD that cannot be is refused as a whole.
+        # Before anything is registered: a POD that is not possible is refused as a whole.
         plan = _plan(args)
         super().__init__("nat-pod:index:NatPod", name, None, opts)
         self._name = name
@@ -106,7 +106,7 @@ class NatPod(pulumi.ComponentResource):
         self.register_outputs(self.outputs())
 
     def outputs(self) -> dict[str, Any]:
-        """The component's outputs under the names that a stack exports them by."""
+        """The component's outputs under the names by which a stack exports them."""
         return {
             "vcnId": self.vcn_id,
             "natVmIds": self.nat_vm_ids,
@@ -128,7 +128,7 @@ class NatPod(pulumi.ComponentResource):
     # Network
 
     def _empty_default_security_list(self) -> None:
-        """A subnet without a list of its own uses this one, and OCI makes it with ssh open to the world."""
+        """A subnet without its own security list uses this one, which OCI creates with ssh open to the world."""
         oci.core.DefaultSecurityList(
             self._child("default"),
             manage_default_resource_id=self._vcn.default_security_list_id,
@@ -138,9 +138,9 @@ class NatPod(pulumi.ComponentResource):
         )
 
     def _lpg(self, lpg: LpgPlan, table: oci.core.RouteTable) -> oci.core.LocalPeeringGateway:
-        """Without `peer_id` the acceptor: only one side of a peering may name the other.
+        """The acceptor if it has no `peer_id`: only one side of a peering may name the other.
 
-        A renamed customer keeps his LPG by an alias: a new one would end the peering, and one that was ever peered
+        A renamed customer keeps its LPG by an alias.  A new LPG would end the peering, and an LPG that was ever peered
         cannot be peered again.
         """
         name = self._child(lpg.customer)
@@ -156,7 +156,7 @@ class NatPod(pulumi.ComponentResource):
         )
 
     def _vrouter_subnet(self) -> oci.core.Subnet:
-        """Without a route table of its own: the VCN's default table is empty, and the vRouter routes in its guest.
+        """It has no route table of its own: the VCN's default table is empty, and the vRouter routes in its guest.
 
         NAT VM2's table needs an address in this subnet, so this subnet cannot wait for that table.
         """
@@ -206,10 +206,10 @@ class NatPod(pulumi.ComponentResource):
         )
 
     def _attach_route_table(self, key: str, table: oci.core.RouteTable) -> None:
-        """Give subnets the route table that the plan calls `key`, after they were made.
+        """Give subnets the route table that the plan calls `key`, after the subnets were made.
 
-        With it at once they would wait for ever: NAT VM1's table leads to the LPGs, the LPGs' own one to NAT VM1, and
-        NAT VM1 is in these subnets.
+        Subnets made with that table would wait for ever: NAT VM1's table leads to the LPGs, the LPGs' table leads to
+        NAT VM1, and NAT VM1 is in these subnets.
         """
         for subnet in self._plan.subnets:
             if subnet.route_table == key:
@@ -257,7 +257,7 @@ class NatPod(pulumi.ComponentResource):
 
     def _rules_to_management(self) -> pulumi.Output[list[RouteRule]]:
         to_vrouter = [rule.destination for rule in self._plan.routes[NAT_VM2]]
-        # In the preview of a new POD the subnet's id is unknown; then so is this, and nothing is looked up or warned.
+        # In the preview of a new POD the subnet's id is unknown.  Then this is too: no look-up, and no warning.
         found = oci.core.get_private_ips_output(
             subnet_id=self._subnets[VROUTER].id,
             ip_address=self._plan.vrouter_ip,
@@ -305,10 +305,10 @@ class NatPod(pulumi.ComponentResource):
         )
 
     def _without_vrouter(self, destinations: list[str], standing: list[RouteRule]) -> list[RouteRule]:
-        """NAT VM2's rules when nobody has the vRouter's floating address: those that stand, with a warning.
+        """NAT VM2's rules when nobody has the vRouter's floating address: the existing ones, with a warning.
 
-        The address may be on its way from one vRouter to the other.  A rule that stands leads to it again as soon as
-        it arrives; without the rule the POD would be cut off until the next `pulumi up`.  In a new POD none stands:
+        The address may be on its way from one vRouter to the other.  An existing rule leads to it again as soon as it
+        arrives; without the rule the POD would be cut off until the next `pulumi up`.  In a new POD there is no rule:
         the vRouter's owner cannot add the address before there is a subnet, so its first `pulumi up` always ends here.
         """
         missing = f"No private IP {self._plan.vrouter_ip} in subnet {self._child(VROUTER)}"
@@ -320,7 +320,7 @@ class NatPod(pulumi.ComponentResource):
             rest = f" yet, so NAT VM2 has no route to {', '.join(destinations)}: {owner}"
             pulumi.log.warn(missing + rest, resource=self)
             return []
-        # Ours alone, or a rule that somebody added by hand would show as a change of this program.  When none of
+        # Only our own, or a rule that somebody added by hand would show as a change of this program.  When none of
         # ours stands, management's CIDR was changed: then the table stays as it is.
         kept = [rule for rule in standing if rule.destination in destinations] or standing
         ways = ", ".join(f"{rule.destination} to {rule.network_entity_id}" for rule in kept)
@@ -336,7 +336,7 @@ class NatPod(pulumi.ComponentResource):
     # Security
 
     def _security_groups(self) -> dict[str, oci.core.NetworkSecurityGroup]:
-        """One NSG a side.  Each names the other in its rules, hence groups first and rules second."""
+        """One NSG per side.  Each names the other in its rules, so the groups are made first and the rules second."""
         groups: dict[str, oci.core.NetworkSecurityGroup] = {
             side: oci.core.NetworkSecurityGroup(
                 self._child(side),
@@ -379,27 +379,28 @@ class NatPod(pulumi.ComponentResource):
     # NAT VMs
 
     def _availability_domain(self) -> pulumi.Input[str]:
-        """The one that the stack file names, if the region has it, or the region's first.
+        """The one that the stack file names, if the region has it; without a name, the region's first.
 
-        Asked in either case, before there is anything: the first to need the name is an instance, halfway through
-        `pulumi up`.  At once, not as an Output: the component's own registration is then under way when the program
-        ends, and Pulumi waits for such calls rather than for each of some ten thousand Outputs, in rounds over all of
-        them.  And by its token: `oci.identity` takes a second to import, for this alone.
+        The region is asked in either case, before anything is made: the first to need the name is an instance, halfway
+        through `pulumi up`.  It is asked at once, and not by way of an Output.  So the component's own registration is
+        under way when the program ends, and Pulumi waits for such calls; otherwise it would wait for each of some ten
+        thousand Outputs, in rounds over all of them.  It is asked by its token, because `oci.identity` takes a second
+        to import.
         """
         found: dict[str, Any] = pulumi.runtime.invoke(
             "oci:Identity/getAvailabilityDomains:getAvailabilityDomains",
             {"compartmentId": self._plan.compartment_id},
-            # With the version that pulumi_oci itself gives, or the engine would start a second provider.
+            # With the version that pulumi_oci itself gives; otherwise the engine would start a second provider.
             pulumi.InvokeOptions(parent=self, version=version("pulumi-oci")),
         ).value
         names = [str(domain["name"]) for domain in (found or {}).get("availabilityDomains", [])]
         wanted = self._plan.availability_domain
-        if not names:  # a preview with a provider whose configuration is not known yet: nobody was asked
+        if not names:  # a preview whose provider's configuration is not known yet: nobody was asked
             return pulumi.Output.from_input(cast("str", pulumi.output.UNKNOWN)) if wanted is None else wanted
         if wanted is None:
             return names[0]
         if wanted.casefold() not in (name.casefold() for name in names):  # OCI ignores case here
-            rule = f"is no availability domain of this region as your tenancy names them: {', '.join(names)}"
+            rule = f"is not an availability domain of this region; your tenancy names them: {', '.join(names)}"
             problem = Problem(f"{NAMESPACE}:natVm.availabilityDomain", wanted, rule)
             raise ConfigError(f"Pulumi.{pulumi.get_stack()}.yaml", [problem])
         return wanted
@@ -426,7 +427,7 @@ class NatPod(pulumi.ComponentResource):
             metadata=vm.metadata,
             instance_options=oci.core.InstanceInstanceOptionsArgs(are_legacy_imds_endpoints_disabled=True),
             availability_config=oci.core.InstanceAvailabilityConfigArgs(recovery_action="RESTORE_INSTANCE"),
-            # Otherwise a changed shape in the stack file reboots a NAT VM without a word.
+            # Otherwise a changed shape in the stack file would reboot a NAT VM without warning.
             update_operation_constraint="AVOID_DOWNTIME",
             # A new bootstrap replaces both VMs: the second is left alone until the first has been launched again.
             opts=self._options(depends_on=list(self._vms.values()), delete_before_replace=True),
@@ -455,7 +456,7 @@ class NatPod(pulumi.ComponentResource):
     ) -> oci.core.VnicAttachment:
         """Attach one more VNIC, after `previous`.
 
-        No display name on the attachment itself: a change of it would replace the VNIC.
+        The attachment itself has no display name, because a change of it would replace the VNIC.
         """
         attachment = oci.core.VnicAttachment(
             self._child(vnic.key),

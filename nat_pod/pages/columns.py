@@ -1,4 +1,4 @@
-"""The picture's sheet of paper: where the columns stand, and how high a row of each kind is; in pixels."""
+"""The picture's measures in pixels: where the columns are, and how high a row of each kind is."""
 
 from __future__ import annotations
 

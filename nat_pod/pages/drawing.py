@@ -1,7 +1,7 @@
 """`plan --svg`: one drawing of a POD, with the way of a flow through it.
 
-Above, the networks and machines with their addresses; below, the flow's packet as it is on each leg.  The way is the
-tracer's.
+The upper part has the networks and machines with their addresses, the lower part the flow's packet on each leg.  The
+tracer says which way the flow takes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def draw(plan: PodPlan, stack: str, flow: Journey | None) -> str:
 
 
 class _Drawing:
-    """Rows get their places first, which the lines then lead to; painted is from the back to the front."""
+    """Rows get their places first, because lines lead to them.  Then everything is painted from back to front."""
 
     def __init__(self, plan: PodPlan, stack: str, flow: Journey | None) -> None:
         self.plan, self.stack, self.flow = plan, stack, flow
@@ -104,7 +104,7 @@ class _Drawing:
             paper.text(columns.CUSTOMERS + 2, y + 12 + columns.CAPTION, _some(routes), "mono")
 
     def _servers(self, y: float, height: float, middle: float) -> None:
-        """Around the height of the vRouter, if there is room."""
+        """Near the height of the vRouter, if there is room."""
         paper = self.paper
         routes = self.plan.neighbours[MANAGEMENT]
         caption = y + height - 12 - columns.CAPTION * min(2, len(routes))
@@ -159,7 +159,7 @@ class _Drawing:
         paper.text(x + 2, line + 20, f"routes {words}", "quiet")
 
     def _links(self, vrouter: float) -> None:
-        """Who is connected with whom, where the flow's own lines do not show it."""
+        """Who is connected to whom, where the flow's own lines do not show it."""
         paper = self.paper
         stretches = () if self.flow is None else self.flow.stretches
         ends = {name for stretch in stretches for name in (stretch.start, stretch.end)}
@@ -197,7 +197,7 @@ class _Drawing:
             self.paper.text(x + columns.VROUTER_WIDTH / 2, top + 20 + 18 * line, words, style, "middle")
 
     def _stretch(self, stretch: Stretch, vrouter: float) -> None:
-        """One leg among the machines; a NAT VM sends by its primary VNIC, where its default route leads."""
+        """One leg between two machines.  A NAT VM sends by its primary VNIC, where its default route leads."""
         off = columns.APART if stretch.reply else -columns.APART
         ends = [stretch.start, stretch.end]
         left = min(ends, key=columns.middle)
@@ -228,7 +228,7 @@ class _Drawing:
             self.numbers.append(((edge + columns.LPG_WIDTH + columns.POD) / 2, lpg + 3 * off, stretch))
         if stretch.start != left:
             points.reverse()
-        if isinstance(left, Side):  # beside the line where it sets out, for there it is level
+        if isinstance(left, Side):  # beside the beginning of the line, which is level there
             x, y = points[0] if isinstance(stretch.start, Side) else points[-2]
             self.numbers.append((x + (20 if stretch.start == left else -20), y + 3.5 * off, stretch))
         kind = "reply" if stretch.reply else "request"
@@ -249,7 +249,7 @@ def _more(realm: Realm, noun: str) -> str:
 
 
 def _addresses(vnic: VnicPlan) -> str:
-    """The private IPs of a VNIC; all are in one /27, so the last number tells the others."""
+    """The private IPs of a VNIC.  All are in one /27, so after the first the last number is enough."""
     last = [f".{address.split('.')[3]}" for address in vnic.secondaries]
     if len(last) <= 2:
         return ", ".join([vnic.primary, *last])

@@ -1,7 +1,7 @@
 """`handover`: what a neighbour's own engineer has to know and to set up; `handover_page.py` writes it as a page.
 
-A neighbour is a customer or management.  Addresses as the far end sees them are the tracer's, on the network that
-`expected.py` describes, and a sheet that promises what the rules do not deliver is not written.
+A neighbour is a customer or management.  The tracer says which addresses the far end sees, on the network that
+`expected.py` describes.  A sheet that would promise what the rules do not deliver is not written.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _OCID = re.compile(r"ocid1\.[a-z0-9]+\.[A-Za-z0-9._-]+")
 class Far:
     """Somebody on the other side.
 
-    `address` is where this side calls it, None when nobody here may.  `seen_as` is the source of its own packets as
-    they arrive here, None when it may call nobody here.  `calls` and `called_by` are the members here.
+    `address` is where this side calls it, None when nobody here may.  `seen_as` is the source that its own packets have
+    when they arrive here, None when it may call nobody here.  `calls` and `called_by` are members on this side.
     """
 
     member: MemberName
@@ -41,7 +41,7 @@ class Far:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Near:
-    """A member of the neighbour: its own address, the one the other side calls, the one the other side sees."""
+    """A member of the neighbour: its own address, the one that the other side calls, and the one that it sees."""
 
     member: MemberName
     real: str
@@ -63,9 +63,9 @@ class Attempt:
 class Sheet:
     """All of the page.
 
-    `ocid` is of the POD's LPG for a customer, of the vRouter's subnet for management; None without the stack's outputs.
-    `deployed` says whether these are of this very plan.  `peer_id` is the customer's LPG when the POD asks.
-    `vrouter` is the floating IP in the POD and the gateway of its subnet there.
+    `ocid`: for a customer that of the POD's LPG, for management that of the vRouter's subnet; None without the stack's
+    outputs.  `deployed`: whether the outputs are those of this very plan.  `peer_id`: the customer's LPG, when the POD
+    asks for the peering.  `vrouter`: the floating IP in the POD, and the gateway of its subnet there.
     """
 
     stack: str
@@ -95,7 +95,7 @@ class Sheet:
 def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
     """The sheet for a customer, or for `management`.
 
-    Raises NatPodError for somebody who is no neighbour of this POD.
+    Raises NatPodError for a name that is not a neighbour of this POD.
     """
     if realm not in plan.realms:
         known = ", ".join(plan.realms)
@@ -141,7 +141,7 @@ class _Seen:
         return sender.member.is_server or receiver.member in self._plan.may_reach[sender.member.realm]
 
     def source(self, sender: SlotPlan, receivers: Sequence[SlotPlan]) -> str | None:
-        """The source of a member's packets at the far end; it is the same at each, so the first one is asked."""
+        """The source of a member's packets at the far end.  All far ends see the same, so the first one is traced."""
         if not receivers:
             return None
         flow = flow_between(sender, receivers[0])
@@ -179,8 +179,8 @@ def _far(sees: _Seen, slot: SlotPlan, near: Sequence[SlotPlan]) -> Far:
 def _security(plan: PodPlan, realm: str) -> tuple[SecurityRule, ...]:
     """Stateful, as people write them, by the ranges of the route rules.
 
-    Whatever the other side is called or seen as lies in these.  The vRouter passes on what is for neither of its
-    VNICs, so the one in the management VCN meets packets of the servers too.
+    Every address by which the other side is called or seen lies in these ranges.  The vRouter forwards packets, so its
+    VNIC in the management VCN also meets packets of the servers.
     """
     others = "customers' hosts" if realm == MANAGEMENT else "servers"
     peers = [(cidr, f"calls from the {others}", f"calls to the {others}") for cidr in plan.neighbours[realm]]
@@ -196,7 +196,7 @@ def _security(plan: PodPlan, realm: str) -> tuple[SecurityRule, ...]:
 
 
 def _attempts(near: Sequence[Near], far: Sequence[Far]) -> tuple[Attempt, ...]:
-    """One call in each direction, where there is one that is allowed."""
+    """One call in each direction in which a call is allowed."""
     mine = {member.member: member for member in near}
     out = [(mine[other.called_by[0]], other) for other in far if other.called_by]
     back = [(other, mine[other.calls[0]]) for other in far if other.calls]
@@ -210,7 +210,7 @@ def _attempts(near: Sequence[Near], far: Sequence[Far]) -> tuple[Attempt, ...]:
 
 
 def _policies(realm: str, *, pod_asks: bool) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The neighbour's own IAM statements, by the case they are for.  docs/deploy.md has both sides'."""
+    """The neighbour's own IAM statements, by case.  docs/deploy.md has those of both sides."""
     if realm == MANAGEMENT:
         return (
             (

@@ -15,7 +15,7 @@ from nat_pod.trace.topology import Vm
 from nat_pod.trace.walk import Packet, Trace, trace
 
 Machine = Side | MemberName
-"""What stands in a picture: a side, drawn as its NAT VM, or a member."""
+"""What is drawn in a picture: a side, as its NAT VM, or a member."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Stretch:
 
     @property
     def style(self) -> str:
-        """Of the filled shapes that belong to it, in the picture's style sheet."""
+        """The class, in the picture's style sheet, of the filled shapes that belong to it."""
         return "replies" if self.reply else "requests"
 
 
@@ -47,7 +47,7 @@ class Journey:
 
 
 def first_flow(plan: PodPlan) -> tuple[MemberName, MemberName] | None:
-    """The flow that is shown when none is asked for: the first that the stack file declares."""
+    """The flow that is shown when none is asked for: the first one that the stack file declares."""
     flow = next(iter(declared_flows(plan)), None)
     return None if flow is None or flow.receiver is None else (flow.sender, flow.receiver)
 
@@ -76,7 +76,7 @@ def _stretches(traced: Trace) -> Iterator[Stretch]:
 
 
 def _machine(vm: Vm) -> Machine:
-    """What stands for it in a picture.  Raises ValueError for the vRouter: it changes no packet and ends no hop."""
+    """What stands for a machine in a picture.  Raises ValueError for the vRouter, which changes no packet."""
     machine = vm.side or vm.member
     if machine is None:
         raise ValueError(f"{vm.name} has no place of its own on the way of a flow")

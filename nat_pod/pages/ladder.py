@@ -1,4 +1,4 @@
-"""Below a picture's machines: the packet of its flow on each leg, as a ladder."""
+"""The lower part of a picture: the packet of its flow on each leg, as a ladder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nat_pod.pages.svg import Paper, fit, mono
 
 
 def draw_ladder(paper: Paper, flow: Journey, y: float) -> float:
-    """The packet on each leg, under the machines; returns the bottom."""
+    """Draw the packet on each leg, under the machines; returns where the drawing ends."""
     words = f"{flow.sender.member} opens a connection to {flow.receiver.member} at {flow.address}"
     paper.text(columns.MARGIN, y, fit(words, 960, bold=True), "head")
     paper.text(columns.END, y, "bold: changed by the NAT VM before", "quiet", "end")

@@ -1,6 +1,6 @@
-"""What a picture shows of a large POD, and how high its boxes are for it.
+"""What a picture shows of a large POD, and how high its boxes are.
 
-What the flow touches is always shown, of the rest so much that it stays readable.
+What the flow touches is always shown.  Of the rest, as much is shown as stays readable.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _MOST_HOSTS, _MOST_SERVERS, _MOST_VNICS = 14, 8, 4
 
 @dataclass(frozen=True, slots=True)
 class Realm:
-    """A neighbour as it is shown: some members, and how many more there are."""
+    """A neighbour in the picture: some of its members, and how many more there are."""
 
     members: tuple[SlotPlan, ...]
     more: int
 
 
 class Layout:
-    """What is shown of a POD, and how high each box is for it.
+    """What is shown of a POD, and how high each box is.
 
-    `touched` are the two members of the flow, `held` has the key of the VNIC of each address of a NAT VM, `busy` are
-    the VNICs by which the flow arrives.  `vnics` are indexes, on both VMs the same: a pair lies side by side.
+    `touched`: the two members of the flow.  `held`: by address of a NAT VM, the key of its VNIC.  `busy`: the VNICs by
+    which the flow arrives.  `vnics`: indexes, the same on both VMs, so that a pair is side by side.
     """
 
     def __init__(self, plan: PodPlan, flow: Journey | None) -> None:
@@ -51,7 +51,7 @@ class Layout:
         return Realm(shown, len(members) - len(shown))
 
     def _vnics(self) -> list[int]:
-        """Indexes: of both VMs the same, a pair side by side."""
+        """The indexes of the VNICs that are shown, the same on both VMs, so that a pair is side by side."""
         vnics = self.plan.vms_on(Side.NAT_VM1)[0].vnics
         if len(vnics) <= _MOST_VNICS:
             return [vnic.index for vnic in vnics]
@@ -59,22 +59,22 @@ class Layout:
         return sorted({vnics[0].index, vnics[1].index, vnics[-1].index} | busy)
 
     def customer_height(self, customer: str) -> float:
-        """Of a customer's box."""
+        """The height of a customer's box."""
         realm = self.customers[customer]
         return self.header(customer) + columns.HOST * len(realm.members) + (columns.MORE if realm.more else 0) + 4
 
     def header(self, customer: str) -> float:
-        """Of a customer's box: a long name has a line of its own, above its CIDR."""
+        """The height of the head of a customer's box: a long name has its own line, above the CIDR."""
         beside = columns.CUSTOMER_WIDTH - 30 - mono(self.plan.customer_cidrs[customer]) - 8
         return columns.HEADER + (0 if width(customer, 13, True) <= beside else columns.CAPTION)
 
     def vm_height(self) -> float:
-        """Of each NAT VM's box."""
+        """The height of each NAT VM's box."""
         gaps = sum(1 for one, two in pairwise(self.vnics) if two > one + 1)
         return columns.VM_HEADER + columns.VNIC * len(self.vnics) + columns.ELLIPSIS * gaps + 4
 
     def height(self) -> float:
-        """Of the networks, captions included."""
+        """The height of the networks, including captions."""
         customers = sum(self.customer_height(name) + columns.BOX_GAP for name in self.customers) + 2 * columns.CAPTION
         vms = 48 + self.vm_height() + 3 * columns.CAPTION
         servers = (

@@ -1,6 +1,6 @@
 """`plan --markdown`: the POD and the way of a flow as Mermaid, which GitHub draws from the text.
 
-Identifiers are numbered, never names: a host may be called `end`, which is a word of Mermaid's.
+Identifiers are numbers, never names: a host may be called `end`, which is a keyword of Mermaid's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _IDS: dict[Machine, str] = {NAT_VM1: "vm1", NAT_VM2: "vm2"}
 
 
 def networks(plan: PodPlan, stack: str) -> str:
-    """A flowchart: who is connected with whom, and the addresses of each."""
+    """A flowchart: who is connected to whom, and the addresses of each."""
     lines = ["flowchart LR"]
     for number, (customer, cidr) in enumerate(plan.customer_cidrs.items()):
         lines += _network(f"c{number}", customer, cidr, f"h{number}", _members(plan, customer))

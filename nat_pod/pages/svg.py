@@ -1,6 +1,6 @@
 """Elements of an SVG file: text, boxes, lines, and how wide a text is.
 
-The file needs nothing beside it, and follows the reader's light or dark colours.
+The file is complete in itself, and follows the reader's light or dark theme.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ text { fill: #e6edf3 }
 
 
 def fit(text: str, pixels: float, size: float = 13, bold: bool = False) -> str:
-    """`text`, cut where it would not fit."""
+    """`text`, cut off where it would not fit."""
     if width(text, size, bold) <= pixels:
         return text
     while text and width(f"{text}…", size, bold) > pixels:
@@ -63,7 +63,7 @@ def fit(text: str, pixels: float, size: float = 13, bold: bool = False) -> str:
 
 
 def width(text: str, size: float, bold: bool) -> float:
-    """In the widest of the fonts asked for, DejaVu Sans."""
+    """The width of a text in the widest of the fonts asked for, DejaVu Sans."""
     letters = sum(0.98 if letter in "mwMW…" else 0.42 if letter in "fijlrt-./,: " else 0.66 for letter in text)
     return size * (letters + 0.08 * len(text) * bold)
 
@@ -119,7 +119,7 @@ def _arrow(name: str, style: str) -> str:
 
 
 def document(title: str, width: int, height: float, parts: list[str]) -> str:
-    """The text of a file, with the paper below all parts, and the arrow heads of requests and replies."""
+    """The text of the file: the background below all parts, and the arrow heads of requests and replies."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="{width}" '

@@ -8,8 +8,8 @@ Facts this module rests on
 - bz2 has one implementation, so packing a document gives the same bytes on any machine; zlib and zlib-ng differ, and
   so may releases of liblzma, which makes a folded document no smaller (8,184 bytes against 8,186 for a full /21).
 - base85 would be 6 % shorter than base64, but Go's JSON, which the provider sends, writes its <, > and & in six bytes.
-- user_data must be gzip, the only packing cloud-init undoes, and is therefore a committed file: packing it anew on
-  another machine would change its bytes and with them replace every NAT VM.  The agent in it is bzip2, which runcmd
+- user_data must be gzip, the only packing that cloud-init undoes.  Packed again on another machine its bytes would
+  differ, and that would replace every NAT VM.  So it is a committed file.  The agent in it is bzip2, which runcmd
   undoes: 700 bytes shorter.
 
 `python -m nat_pod.plan.guest` rebuilds the committed file from `cloud-init/`.
@@ -40,7 +40,7 @@ from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 
 FORMAT = "2"
-"""Form of a document.  The agent refuses any other, so a new one comes with a new bootstrap."""
+"""The format of a document.  The agent refuses any other, so a new format needs a new bootstrap."""
 
 VM_KEY = "nat-pod-vm"
 RULES_KEY = "nat-pod-rules"
@@ -130,7 +130,7 @@ def _is_hook(entry: object) -> bool:
 
 
 def fold(rules_text: str) -> str:
-    """Rules in the short form of a document: each thing is said once, which packing alone does not achieve.
+    """Rules in the short form of a document, in which each thing is said once; packing alone does not achieve that.
 
         :NATPOD-V-198.18.0.0/27
         -d 198.18.0.2/32 -m comment --comment "customer1/vm1" -j DNAT --to-destination 10.0.0.100
@@ -166,7 +166,7 @@ def fold(rules_text: str) -> str:
 
 
 def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
-    """A chain's rules, with one line for neighbours that differ in what `known` says of their sources alone."""
+    """A chain's rules, with one line for rules in a row that differ only in what `known` says of their sources."""
     out: list[str] = []
     for said, group in groupby(map(known.fold, rules), key=itemgetter(1)):
         alike = list(group)
@@ -184,7 +184,7 @@ def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
 def unfold(short: str) -> str:
     """What `fold` was given; the agent does the same on the NAT VM.
 
-    Raises ValueError when that is more than DOCUMENT_LIMIT bytes, or an address in it is none.
+    Raises ValueError when that is more than DOCUMENT_LIMIT bytes, or when something in an address's place is not one.
     """
     known = _Translations(short)
     out: list[str] = []
@@ -209,7 +209,7 @@ def unfold(short: str) -> str:
 
 
 class _Translations:
-    """The addresses that rules translate to, as numbers; for each the address they translate, and their comment."""
+    """By address that rules translate to, as a number: the address that they translate, and their comment."""
 
     def __init__(self, text: str) -> None:
         said = r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})'
@@ -232,7 +232,7 @@ class _Translations:
         return source, found[3].replace(f"--to-source {address}", "--to-source %")
 
     def unfold(self, line: str) -> list[str]:
-        """The rules that a line stands for, itself if it stands for no others."""
+        """The rules that a line stands for, or the line itself if it stands for no others."""
         found = re.match(r"-s (\S{1,18}) % (.*)", line)
         if found is None:
             return [line]
@@ -306,8 +306,8 @@ def render_cloud_config() -> str:
 def without_comments(text: str) -> str:
     """A file without comment lines and blank lines; `#!` and `#cloud-config` are not comments.
 
-    The comments of the sources are a third of the bytes, which the rules need; and without this, a better comment
-    would change user_data and so replace every NAT VM at the next `pulumi up`.
+    Comments are a third of the sources' bytes, and the rules need that room.  Besides, a better comment would otherwise
+    change user_data and so replace every NAT VM at the next `pulumi up`.
     """
     kept = [
         line
@@ -318,7 +318,7 @@ def without_comments(text: str) -> str:
 
 
 def without_docstrings(source: str) -> str:
-    """A Python source without docstrings and comments, indented by one blank a level; for the reason above."""
+    """A Python source without docstrings and comments, indented by one blank per level, for the same reasons."""
     drop: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
@@ -340,7 +340,7 @@ def unpack_user_data(value: str) -> str:
 
 
 def build() -> bool:
-    """Write the committed file if, unpacked, it is not what the sources give.  Returns whether it was written."""
+    """Write the committed file if its unpacked contents differ from the sources.  Returns whether it was written."""
     config = render_cloud_config()
     if ARTEFACT.exists() and unpack_user_data(render_user_data()) == config:
         return False

@@ -18,7 +18,7 @@ from nat_pod.rules.netfilter import Ruleset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubnetPlan:
-    """A regional subnet.  `key` is `natVm1-vnic-1` or `vrouter`; `side` is None for the vRouter's.
+    """A regional subnet.  `key` is e.g. `natVm1-vnic-1`, or `vrouter`; `side` is None for the vRouter's.
 
     `route_table` is the key of its table in `PodPlan.routes`; None: the VCN's default table, which is empty.
     """
@@ -31,7 +31,7 @@ class SubnetPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VnicPlan:
-    """A VNIC of a NAT VM, in the subnet with the key `subnet`.  Vnic 1 is the primary VNIC."""
+    """A VNIC of a NAT VM, in the subnet with the key `subnet`.  VNIC 1 is the primary VNIC."""
 
     key: str
     vm: str
@@ -72,7 +72,7 @@ class NatVmPlan:
 class LpgPlan:
     """The POD's LPG for one customer.  Acceptor when `peer_id` is None, else requestor towards that OCID.
 
-    `formerly`: the name under which it was made, when the customer was renamed; a new LPG would end the peering.
+    `formerly`: for a renamed customer, the name under which the LPG was made; a new LPG would end the peering.
     """
 
     customer: str
@@ -175,11 +175,11 @@ class PodPlan:
         return tuple(vnic for vm in self.vms_on(side) for vnic in vm.vnics)
 
     def addresses_on(self, side: Side) -> tuple[str, ...]:
-        """All private IPs of one side's NAT VMs: every address by which that side is reached."""
+        """All private IPs of one side's NAT VMs, which are all the addresses at which that side is reached."""
         return tuple(address for vnic in self.vnics_on(side) for address in vnic.addresses)
 
     def primary(self, side: Side) -> str:
-        """The primary address of a side, which masquerade answers from."""
+        """The primary address of a side, behind which masquerade hides every source."""
         return self.vnics_on(side)[0].primary
 
     @property
@@ -209,5 +209,5 @@ class PodPlan:
         return {**self.customer_cidrs, MANAGEMENT: self.management_cidr}
 
     def slot(self, member: str) -> SlotPlan | None:
-        """The slot of a member, None for who has none."""
+        """The slot of a member, None for a member without one."""
         return next((slot for slot in self.slots if slot.member == member), None)

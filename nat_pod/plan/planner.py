@@ -1,4 +1,4 @@
-"""plan_pod: PodConfig -> PodPlan.  Pure: calls the compiler and the arithmetic, and holds the two together."""
+"""plan_pod: PodConfig -> PodPlan.  Pure: it calls the arithmetic and the compiler, and combines their results."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
 def plan_pod(config: PodConfig, stack: str) -> PodPlan:
     """Everything that follows from a configuration.
 
-    stack: the stack's name, for messages.  Raises ConfigError when the plan would break a limit of the platform that
-    only the whole plan can show: the bytes of instance metadata, rules of an NSG, rules of a route table.
+    stack: the stack's name, for messages.  Raises ConfigError when the plan breaks a limit of the platform that only
+    the whole plan can show: the bytes of instance metadata, the rules of an NSG or of a route table.
     """
     rules = compile_rules(config)
     vnics = {side: _vnics(config, side) for side in SIDES}
@@ -149,8 +149,8 @@ def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     """Who may send what to whom, as OCI sees it.
 
     All protocols between the declared networks: which of their flows pass is the NAT rules' business.  NAT VM1 takes
-    transit only from VNICs in NAT VM2's NSG, not from NAT VM2's *addresses*: a customer who forges one of those as
-    his source would otherwise be taken for management, and reach another customer.
+    transit only from VNICs in NAT VM2's NSG, not from NAT VM2's *addresses*.  Otherwise a customer that forges one of
+    those as its source would be taken for management, and reach another customer.
     """
     management = str(config.management.cidr)
     vm1 = [rule for customer in config.customers for rule in _both_ways(customer.name, str(customer.cidr))]
@@ -190,7 +190,7 @@ def _both_ways(key: str, peer: str, *, peer_is_nsg: bool = False) -> list[Securi
 
 
 def _path_mtu() -> SecurityRulePlan:
-    # Routers on the way report "fragmentation needed" from addresses of their own; without it large packets vanish.
+    # Routers on the way report "fragmentation needed" from their own addresses.  Without it large packets vanish.
     return SecurityRulePlan(
         key="ingress-path-mtu",
         direction="INGRESS",
@@ -213,9 +213,10 @@ def _slots(config: PodConfig) -> tuple[SlotPlan, ...]:
 def _neighbours(config: PodConfig) -> dict[str, tuple[str, ...]]:
     """What each neighbour must send to the POD.
 
-    In the default layout each side is one half of the range, so the route never changes as VNIC pairs are added.  In
-    a pinned one it is the /27s that are spoken to: NAT VM1's with a server's slot for customers, NAT VM2's with a
-    host's slot for management, and on both sides the primary VNIC's, which masquerade answers from.
+    In the default layout each side is one half of the range, so the route never changes as VNIC pairs are added.  In a
+    pinned layout only those /27s are routed to which somebody sends.  For customers these are NAT VM1's /27s with a
+    server's slot, for management NAT VM2's with a host's slot.  On both sides the primary VNIC's is added: under
+    masquerade, packets come from its address.
     """
     layout = config.layout
     if layout.pinned:
@@ -232,9 +233,9 @@ def _neighbours(config: PodConfig) -> dict[str, tuple[str, ...]]:
 def _not_for_customers(config: PodConfig) -> list[str]:
     """Where a packet that comes in by an LPG must not go: NAT VM2's subnets and the vRouter's.
 
-    A customer may route any address of the POD to his LPG.  At NAT VM2 his packets look like management's when his
-    host has a server's address (the article's 10.0.0.100 is both), and NAT VM2 would send them to another customer.
-    So the LPGs' own route table leads there by way of NAT VM1, which has no mapping for them and drops them.
+    A customer may route any address of the POD to its LPG.  If one of its hosts has a server's address (the article's
+    10.0.0.100 is both), its packets look like management's at NAT VM2, which would send them to another customer.  So
+    the LPGs' own route table leads there through NAT VM1, which has no mapping for them and drops them.
     """
     layout = config.layout
     if not layout.pinned:

@@ -1,7 +1,7 @@
 """The same mappings as the article would type them: one `iptables` line each, in one long chain.
 
-For comparison with a POD built by hand, and for the benchmark: a NAT VM never loads these.  The article (section
-4.2) knows `masquerade` only; for `static` the source lines are written in its manner.
+They are for comparison with a POD built by hand, and for the benchmark.  A NAT VM never loads them.  The article
+(section 4.2) knows `masquerade` only; for `static` the source lines are written in its manner.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import assert_never
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.names import NAT_VM1, MemberName, Side
 
-PRIMARY_INTERFACE = "ens3"  # the article's images; the compiled rules name no interface
+PRIMARY_INTERFACE = "ens3"  # that of the article's images; the compiled rules name no interface
 
 
 def article_lines(config: PodConfig, side: Side) -> list[str]:

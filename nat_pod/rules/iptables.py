@@ -4,8 +4,8 @@
 else is refused: a reader that skips what it does not know would let the tracer predict a packet's way through rules
 that say something else.
 
-Whom a rule is for, and what, travels in the one comment that a line has.  With a slash it is a member's full name,
-without one it is a note:
+A line has one comment, which says whom or what the rule is for.  With a slash it is a member's full name, without one
+it is a note:
 
     -A NATPOD-V-198.18.0.0/27 -d 198.18.0.2/32 -m comment --comment "customer1/vm1" -j DNAT --to-destination 10.0.0.100
     -A NATPOD-FORWARD -m comment --comment "no mapping translated it" -j DROP
@@ -14,7 +14,7 @@ without one it is a note:
 document says each member's comment once (`fold` in plan/guest.py, undone by the agent), the agent adds up what the
 kernel counted for each member, and `handbuilt/` takes members' names from saved rules.
 
-One restore input carries both tables, so a rule set is loaded in one transaction a table and never in pieces.
+One restore input has both tables, so each table is loaded in one transaction and never in pieces.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def render(rules: Ruleset) -> str:
 
 
 def hooks(rules: Ruleset) -> list[tuple[str, str, str]]:
-    """Where our chains are entered: (table, built-in chain, our chain), each as the first rule there."""
+    """Where our chains are entered: (table, built-in chain, our chain), each by the first rule there."""
     return [(table.name, hook.builtin, hook.chain) for table in rules.tables for hook in table.hooks]
 
 
@@ -141,7 +141,7 @@ def parse(text: str, own_hooks: Sequence[tuple[str, str, str]]) -> Ruleset:
 
 
 def _comment(rule: Rule) -> str:
-    """The comment that says whom or what a rule is for, "" for none.  Raises ValueError for one of another form."""
+    """The comment that says whom or what a rule is for; "" for none.  Raises ValueError if it has another form."""
     for form, said in ((_MEMBER, rule.member), (_NOTE, rule.note)):
         if said and not form.fullmatch(said):
             raise ValueError(f"comment {said!r} is not {form.pattern}")

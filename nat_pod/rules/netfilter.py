@@ -1,7 +1,7 @@
 """Netfilter rules as values: what a rule matches and what it does, nothing about text or kernels.
 
 The compiler (`compiler.py`) makes these values, `iptables.py` writes and reads them as text, and the tracer
-(`trace/chains.py`) interprets them.  A rule therefore has one meaning, whoever looks at it.
+(`trace/chains.py`) interprets them.  So a rule means the same to all of them.
 
 Facts this module rests on
 - Only the first packet of a flow meets the nat table; conntrack repeats the translation for the rest and undoes
@@ -78,7 +78,7 @@ Target = Accept | Drop | Goto | Dnat | Snat | Netmap
 class Rule:
     """One line of a chain.
 
-    member: whom it is for, by the full name ("customer1/vm1"); "" when it is for nobody alone.
+    member: the full name of the member it is for ("customer1/vm1"); "" when it is not for a single member.
     note: what it is for, in a few words without a slash; "" when there is nothing to say.
     A rule is for a member or has a note: a line has room for one comment.  `iptables.py` says how it is written.
 
@@ -105,7 +105,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Our chain `chain` is entered first thing from the built-in chain `builtin`."""
+    """Our chain `chain` is entered by the first rule of the built-in chain `builtin`."""
 
     builtin: str  # PREROUTING, POSTROUTING, FORWARD or INPUT
     chain: str

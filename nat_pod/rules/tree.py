@@ -1,15 +1,16 @@
-"""Long lists of rules as trees of chains, so that a packet looks at few of them.
+"""Long lists of rules as trees of chains, so that a packet meets few of them.
 
-A chain is read from its top: the last of 700 rules costs 700 tests.  Where each rule is for a network of its own, a
-tree does with about 20.  Eight rules for 10.0.0.10, .11, .12, .13, .80, .81, .82, .83, and four rules a chain at most:
+A chain is read from the top, so reaching the last of 700 rules takes 700 tests.  Where each rule is for its own
+network, a tree takes about 20.  Eight rules for 10.0.0.10, .11, .12, .13, .80, .81, .82 and .83, with at most four
+rules per chain:
 
     NATPOD-C-customer1       -s 10.0.0.8/29  -g NATPOD-C-10.0.0.8/29       the networks that its chains hold
                              -s 10.0.0.80/30 -g NATPOD-C-10.0.0.80/30
     NATPOD-C-10.0.0.8/29     the rules of .10 to .13, as they were
     NATPOD-C-10.0.0.80/30    the rules of .80 to .83
 
-A chain's network may hold more addresses than its rules are for: the rules themselves say what is let through.  All
-branches are entered by goto, so a packet sees one chain of each level and comes back to none of them.
+A chain's network may hold more addresses than its rules are for; the rules themselves say what is let through.  All
+branches are entered by goto, so a packet meets one chain per level and never returns to the one above.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from netaddr import IPNetwork
 from nat_pod.rules.netfilter import Chain, Goto, Match, Rule
 
 BRANCHES = 12
-"""Most rules of a chain before it becomes a tree.  Measured in docs/decisions/rules-as-trees.md."""
+"""The most rules that a chain has before it becomes a tree.  docs/decisions/rules-as-trees.md has the figures."""
 
 _DEAR_PREFIX = 24
 """iptables-nft loads three bytes for a /24, and the kernel has a fast path for one, two and four."""
 
 
 def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[tuple[Rule, ...], list[Chain]]:
-    """The rules of the chain itself, and the chains below it, called `prefix` and their network.
+    """The rules of the chain itself, and the chains below it, which are named `prefix` and their network.
 
-    rules: each matches a network of its own, all of them the source or all of them the destination, and no two
-        overlap; then their order means nothing.  Up to `branches` of them stay as they are.
+    rules: each matches its own network, all of them the source or all of them the destination, and no two
+        networks overlap, so their order means nothing.  Up to `branches` of them stay as they are.
     """
     level = tuple(rules)
     if len(level) <= branches:
@@ -54,7 +55,7 @@ def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[
 
 
 def without_dear(networks: Iterable[IPNetwork]) -> list[IPNetwork]:
-    """The networks with each /24 as its two halves: a test of a /24 costs as much as six others."""
+    """The networks, each /24 as its two halves, because a test of a /24 costs as much as six others."""
     return [
         part
         for network in networks
@@ -63,7 +64,7 @@ def without_dear(networks: Iterable[IPNetwork]) -> list[IPNetwork]:
 
 
 def _parts(leaves: list[tuple[IPNetwork, Rule]], most: int) -> list[tuple[IPNetwork, list[tuple[IPNetwork, Rule]]]]:
-    """The sorted leaves in parts of up to `most`, each with the smallest network around it."""
+    """The sorted leaves in parts of up to `most`, each part with the smallest network around it."""
     first, last = leaves[0][0].first, leaves[-1][0].last
     length = 32 - (first ^ last).bit_length()
     around = IPNetwork((first, length)).cidr

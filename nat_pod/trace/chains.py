@@ -1,7 +1,7 @@
 """A packet's way through the chains of a rule set: the rule that decides, and for which other addresses it decides.
 
-Rules are looked up by prefix instead of read one after the other: a chain has one table for each prefix length that its
-rules match, so a packet costs as many look-ups as the chain has prefix lengths, however many rules there are.
+Rules are looked up by prefix instead of being read one after the other.  A chain has one table per prefix length that
+its rules match, so a packet costs as many look-ups as the chain has prefix lengths, however many rules there are.
 
 What has no meaning here is refused before the first packet: guessing would make every prediction worthless.
 """
@@ -38,7 +38,7 @@ class RuleKey:
 
 @dataclass(frozen=True, slots=True)
 class DecidingRule:
-    """The rule that decides, as text too, and for a translation the first new address and the host bits it keeps."""
+    """The rule that decides, and its text; for a translation, the first new address and the host bits it keeps."""
 
     rule: Rule
     text: str
@@ -87,7 +87,7 @@ class PreparedRules:
         self._hooks = {(table, builtin): _Hook(tables[table], builtin, self._chain) for table, builtin in _HOOKS}
 
     def verdict(self, table: str, builtin: str, header: Header, state: frozenset[str]) -> Verdict:
-        """What becomes of a packet behind a built-in chain."""
+        """What our chains behind a built-in chain do with a packet."""
         hook = self._hooks[table, builtin]
         if hook.entry is None:
             return FALLS_THROUGH
@@ -127,9 +127,9 @@ class PreparedRules:
 
 
 class _Hook:
-    """What is behind a built-in chain: the addresses that its rules tell apart, and the verdicts known already.
+    """What is behind a built-in chain: the addresses that its rules tell apart, and the verdicts found so far.
 
-    A verdict is kept for a source and a destination piece: whoever is in them meets the same rules.
+    A verdict is kept for a piece of sources and a piece of destinations: all packets between them meet the same rules.
     """
 
     def __init__(self, table: Table, builtin: str, indexed: Callable[[Table, str], _Indexed]) -> None:
@@ -175,7 +175,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """A rule's match with its networks as numbers; `rest` is None when addresses are all it looks at."""
+    """A rule's match with its networks as numbers; `rest` is None when the match looks at addresses only."""
 
     source: tuple[int, int] | None
     destination: tuple[int, int] | None
@@ -200,7 +200,7 @@ class _Test:
 
 
 class _Indexed:
-    """A chain, by prefix."""
+    """A chain whose rules are looked up by prefix."""
 
     def __init__(self, chain: Chain, table: str) -> None:
         self.rules = chain.rules
@@ -231,7 +231,7 @@ class _Indexed:
             if hit is not None:
                 found += hit
                 continue
-            # Between two networks of this length: all that is there matches none of them.
+            # It is between two networks of this length, and every address there matches none of them.
             place = bisect(group.order, block)
             span.narrow(
                 (group.order[place - 1] + 1) << group.shift if place else 0,
@@ -276,7 +276,7 @@ def _new_network(rule: Rule) -> tuple[int, int] | None:
 
 
 def _test(chain: str, rule: Rule) -> _Test:
-    """Raises UnknownRuleError for a condition that cannot be told from a packet's headers and its flow's state."""
+    """Raise UnknownRuleError for a condition that a packet's headers and its flow's state do not decide."""
     match = rule.match
     _check_match(chain, rule)
     more = (match.in_interface, match.protocol, match.source_port, match.destination_port, match.icmp_type)
@@ -299,7 +299,7 @@ def _check_match(chain: str, rule: Rule) -> None:
     match = rule.match
     if set(match.ctstate) - _STATES:
         raise UnknownRuleError(_line(chain, rule), f"it knows the states {', '.join(sorted(_STATES))}")
-    # Interfaces have other names in each image, so which VNIC ens3 is cannot be told; lo is the machine itself.
+    # Interface names differ from image to image, so nobody can tell which VNIC ens3 is; lo is the machine itself.
     if match.in_interface not in (None, _LOOPBACK):
         raise UnknownRuleError(_line(chain, rule), f"it knows no interface but {_LOOPBACK}")
     if match.protocol not in (None, *PROTOCOLS):
@@ -310,7 +310,7 @@ def _check_match(chain: str, rule: Rule) -> None:
 
 
 def _line(chain: str, rule: Rule) -> str:
-    """The rule as text, and as a value where it cannot be written."""
+    """The rule as text, or as a value where it has no text."""
     try:
         return render_rule(chain, rule)
     except ValueError:

@@ -1,7 +1,7 @@
 """What is decided on a packet's way, as values: by which rule or route, and what the header is afterwards.
 
-A packet's way is a list of decisions, and where it dies a refusal behind them.  They say what was decided and nothing
-in words: `explain.py` makes steps, hops and sentences of them when somebody asks.
+A packet's way is a list of decisions, followed by a refusal if the packet dies.  They say what was decided, but not in
+words: `explain.py` makes steps, hops and sentences of them when somebody asks.
 
 Addresses are numbers; `src` and `dst` are those of the header after the decision.
 """
@@ -42,7 +42,7 @@ class SourceChecked(NamedTuple):
 
 
 class VcnRouted(NamedTuple):
-    """The way through the VCN to `arrival`, the VNIC of `receiver`: by `route`, or locally where there is none.
+    """The way through the VCN to `arrival`, a VNIC of `receiver`: by `route`, or locally where there is none.
 
     peer: the LPG that it comes out of, None for a way inside the VCN.
     """
@@ -62,7 +62,7 @@ class Secured(NamedTuple):
 
 
 class DestinationChecked(NamedTuple):
-    """The VNIC takes packets for this destination."""
+    """The VNIC accepts packets for this destination."""
 
     vnic: Vnic
     vm: Vm
@@ -77,7 +77,7 @@ class Conntracked(NamedTuple):
 
 
 class Filtered(NamedTuple):
-    """What a NAT VM's chains behind a built-in one made of it."""
+    """What a NAT VM's own chains behind a built-in chain did with it."""
 
     builtin: str
     verdict: Verdict
@@ -86,14 +86,14 @@ class Filtered(NamedTuple):
 
 
 class Owned(NamedTuple):
-    """A NAT VM's routing: the destination is one of its own."""
+    """A NAT VM's routing: the destination is one of its own addresses."""
 
     vm: Vm
     address: int
 
 
 class Delivered(NamedTuple):
-    """The machine has the destination: the packet's end."""
+    """The machine has the destination, and the packet ends here."""
 
     vm: Vm
     address: int
@@ -153,7 +153,7 @@ class OutsideVcn:
 
 @dataclass(frozen=True, slots=True)
 class NotPeered:
-    """The route's LPG is not there, or its peering does not stand."""
+    """The route's LPG does not exist, or is not peered."""
 
     disposition: ClassVar = Disposition.NOT_PEERED
     route: Route
@@ -220,7 +220,7 @@ class NotForwarding:
 
 @dataclass(frozen=True, slots=True)
 class Looped:
-    """It is still on its way after so many machines."""
+    """It is still on its way after this many machines."""
 
     disposition: ClassVar = Disposition.LOOP
     machines: int
@@ -244,7 +244,7 @@ Refusal = (
 
 
 class RefusedError(Exception):
-    """The packet ends here.  Only within the tracer: a leg has the refusal as a value."""
+    """The packet ends here.  Raised only within the tracer: a leg has the refusal as a value."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal)

@@ -1,7 +1,7 @@
 """The network a plan asks for, as a Topology: the POD, and its neighbours as their owners would have to set them up.
 
 `trace` and `diff` walk this without deploying anything.  `lab/observe.py` makes the same values from what was really
-registered, and a test holds the two equal: what is missing in one of them is a bug in the program.
+registered, and a test holds the two equal: whatever is missing in one of them is a bug in the program.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _EGRESS = SecurityRule(direction="EGRESS", protocol="all", peer=ANYWHERE)
 
 
 def expected_topology(plan: PodPlan) -> Topology:
-    """The POD with its customers, management and vRouter.  MACs are left empty: nobody plans them."""
+    """The POD with its customers, management and vRouter.  MACs are empty, because nobody plans them."""
     topology = Topology(vcns={}, subnets={}, lpgs={}, vnics={}, vms={})
     _pod(topology, plan)
     for customer, cidr in plan.customer_cidrs.items():
@@ -53,14 +53,14 @@ def expected_topology(plan: PodPlan) -> Topology:
 def vrouter_address(plan: PodPlan) -> str:
     """The vRouter's floating IP in the management VCN: its owner's choice, here a free address near the end of it.
 
-    `config.py` sees to it that there is one.
+    The checks of the stack file make sure that there is one.
     """
     used = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
     return next(free_addresses(IPNetwork(plan.management_cidr), used))
 
 
 def with_host(topology: Topology, name: MemberName, address: str) -> Topology:
-    """The topology with one more host, e.g. `customer1/10.0.0.77`: somebody who is not in the address book."""
+    """The topology with one more host, e.g. `customer1/10.0.0.77`, which is not in the address book."""
     if name.realm not in topology.subnets:
         raise NatPodError(f"{name}: there is no realm {name.realm}")
     copy = replace(topology, vms=dict(topology.vms), vnics=dict(topology.vnics))
@@ -140,7 +140,7 @@ def _host(topology: Topology, name: MemberName, address: str) -> None:
 
 
 def _routes(rules: Iterable[RouteRulePlan]) -> tuple[Route, ...]:
-    """A route table; the order of its rules means nothing, they are compared sorted."""
+    """A route table.  The order of its rules means nothing, so they are compared sorted."""
     routes = [
         Route(
             destination=rule.destination,
@@ -155,7 +155,7 @@ def _routes(rules: Iterable[RouteRulePlan]) -> tuple[Route, ...]:
 def security_rule(rule: SecurityRulePlan) -> SecurityRule:
     """A planned security rule as the network applies it."""
     if rule.peer_is_nsg and rule.peer not in SIDES:
-        raise ValueError(f"{rule.key}: {rule.peer} is no NSG of the POD")
+        raise ValueError(f"{rule.key}: {rule.peer} is not an NSG of the POD")
     return SecurityRule(
         direction=rule.direction,
         protocol=rule.protocol,

@@ -1,7 +1,7 @@
 """What was decided on a packet's way, in words: every step of it, the hops between machines, and why it died.
 
-A trace decides first (`walk.py`, `vcn.py`, `guest.py`) and is put into words afterwards, when somebody asks: `trace
---all` and `diff` follow thousands of packets and read of most of them only what became of them.
+A trace first decides (`walk.py`, `vcn.py`, `guest.py`), and is put into words afterwards, when somebody asks.  `trace
+--all` and `diff` follow thousands of packets, and for most of them only need to know what became of the packet.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _Pair = tuple[int, int]
 class Step:
     """One decision on the way.
 
-    machine: the box it is made at, as in hops; a VCN's decisions are the sender's before the packet reaches a VNIC,
-    then the receiver's.  rule: what decided, as its owner would write it.  chains: those the packet went through.
-    before, after: the header, source and destination; they differ where it was translated.
+    machine: where it is made, named as in hops.  A VCN's decisions count as the sender's until the packet reaches a
+    VNIC, then as the receiver's.  rule: what decided, as its owner would write it.  chains: those that the packet went
+    through.  before, after: source and destination of the header; they differ where it was translated.
     passed: False where it dies.
     """
 
@@ -79,7 +79,7 @@ class Hop(NamedTuple):
 
 
 def hops(sender: Vm, header: _Pair, decisions: Iterable[Decision]) -> tuple[Hop, ...]:
-    """The packet between each two machines; a router in between changes nothing and is none of them.
+    """The packet between each two machines.  A router changes no packet, and does not count as a machine here.
 
     sender: the machine that sends; header: source and destination as it sends them.
     """
@@ -129,7 +129,7 @@ def steps(header: _Pair, decisions: Iterable[Decision], refusal: Refusal | None)
 
 
 def _said(decision: Decision, at: str) -> tuple[str, str]:
-    """The phase of a decision, and what decided.  at: the VNIC that the packet is at."""
+    """The phase of a decision, and what decided.  at: the VNIC where the packet is."""
     match decision:
         case GuestRouted(vm, vnic, by):
             return "routing decision" if vm.kind == VM_NAT else "guest route", f"{by} by VNIC {vnic.name}"
@@ -184,7 +184,7 @@ def _translates(decision: Filtered) -> bool:
 
 
 def _phase(refusal: Refusal) -> str:
-    """What the packet was in when it died."""
+    """The phase in which the packet died."""
     match refusal:
         case ForeignSource():
             return "source check"

@@ -1,6 +1,6 @@
 """The flows a POD declares, and those it must refuse.
 
-A flow is who sends from where to which address, and who shall answer.  The lab sends them, the tracer predicts
+A flow says who sends from where to which address, and who should answer.  The lab sends them and the tracer predicts
 them; both take them from here.
 """
 
@@ -18,9 +18,9 @@ from nat_pod.plan.model import PodPlan, SlotPlan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flow:
-    """`sender` (a member, or a stranger) sends from `source` to `destination`; `receiver` shall answer, or nobody.
+    """`sender` (a member, or a stranger) sends from `source` to `destination`; `receiver`, or nobody, should answer.
 
-    `why` says what a refused flow is an example of; `port` is set when only that TCP port is meant;
+    `why` says what a refused flow is an example of.  `port` is set when only that TCP port is meant.
     `forged` says that `source` is not the sender's own address.
     """
 
@@ -46,7 +46,7 @@ def declared_flows(plan: PodPlan) -> list[Flow]:
 
 
 def flow_between(sender: SlotPlan, receiver: SlotPlan) -> Flow:
-    """The flow from one member to another: management uses addresses of NAT VM2, customers those of NAT VM1."""
+    """The flow from one member to another.  Management calls addresses of NAT VM2, customers those of NAT VM1."""
     return Flow(
         sender=sender.member,
         source=sender.real,
@@ -56,9 +56,9 @@ def flow_between(sender: SlotPlan, receiver: SlotPlan) -> Flow:
 
 
 def stranger_addresses(plan: PodPlan) -> dict[MemberName, str]:
-    """For each neighbour's network the address of a host that is in no address book: {`customer1/stranger`: ...}.
+    """For each neighbour's network, the address of a host that is not in the address book: {`customer1/stranger`: ...}.
 
-    A network whose addresses are all members' has no room for a stranger and is left out.
+    A network in which every address is a member's has no room for a stranger, and is left out.
     """
     used = {slot.real for slot in plan.slots}
     strangers = {}
@@ -72,10 +72,10 @@ def stranger_addresses(plan: PodPlan) -> dict[MemberName, str]:
 
 
 def matrix(plan: PodPlan) -> Iterator[Flow]:
-    """Every ordered pair of a sender and an address in the POD: who shall answer, or that nobody may.
+    """Every pair of a sender and an address in the POD, with who should answer, or that nobody may.
 
-    Senders: all members, and a stranger in each network.  Addresses: all that the NAT VM on the sender's side has,
-    which is every way into the POD.  `why` is "declared", or what the refused pair is an example of.
+    Senders: all members, and a stranger in each network.  Addresses: all that the NAT VM on the sender's side has;
+    there is no other way into the POD.  `why` is "declared", or what the refused pair is an example of.
     """
     declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
     members = {slot.member: slot for slot in plan.slots}
@@ -103,8 +103,8 @@ def matrix(plan: PodPlan) -> Iterator[Flow]:
 def refused_flows(plan: PodPlan) -> list[Flow]:
     """Flows that must not connect, at most a handful of each kind.
 
-    Strangers have the source/destination check of their VNIC switched off: a customer owns that switch, so nothing
-    here may rest on it.
+    The source/destination check on a stranger's VNIC is off.  The customer owns that switch, so no protection may rest
+    on it.
     """
     strangers = stranger_addresses(plan)
     servers, hosts = plan.servers, plan.hosts

@@ -31,10 +31,10 @@ _KNOWN = frozenset(("ESTABLISHED", "DNAT", "SNAT"))
 
 
 class Guests:
-    """All machines, with what the flow that is traced has left behind in their conntrack.
+    """All machines, with what the traced flow has left behind in their conntrack.
 
     places: the addresses that the network tells apart.
-    Raises UnknownRuleError for a kind of machine or a rule of a NAT VM that has no meaning here.
+    Raises UnknownRuleError for a kind of machine, or a rule of a NAT VM, that has no meaning here.
     """
 
     def __init__(self, topology: Topology, places: Places) -> None:
@@ -44,16 +44,16 @@ class Guests:
         self._conntrack: dict[str, dict[tuple[str, int, int, int, int], tuple[int, int]]] = {}
         self._rules = {vm.name: PreparedRules(vm.rules) for vm in topology.vms.values() if vm.rules is not None}
         self._local = {vm.name: self._addresses(vm) for vm in topology.vms.values()}
-        # What is known already: for the place of a destination the VNIC that a guest sends by.
+        # Found so far: for the place of a destination, the VNIC by which a guest sends.
         self._routes: dict[tuple[str, int], tuple[GuestRouted, Span]] = {}
 
     def forget(self) -> None:
-        """Make the machines ones that no flow has passed yet."""
+        """Forget all flows: no flow has passed the machines yet."""
         self._conntrack.clear()
 
     @property
     def used(self) -> dict[str, frozenset[RuleKey]]:
-        """By NAT VM the rules that a packet matched so far."""
+        """By NAT VM, the rules that any packet has matched so far."""
         return {vm: frozenset(rules.used) for vm, rules in self._rules.items()}
 
     def is_local(self, vm: Vm, header: Header) -> bool:
@@ -61,7 +61,7 @@ class Guests:
         return self._local[vm.name].has(header.dst)
 
     def route(self, vm: Vm, address: Span) -> GuestRouted:
-        """The VNIC by which a machine sends: its own routes, its subnets, else the primary VNIC."""
+        """The VNIC by which a machine sends: by its own routes, then its subnets, otherwise the primary VNIC."""
         key = (vm.name, self._places.number(address))
         known = self._routes.get(key)
         if known is None:
@@ -79,7 +79,7 @@ class Guests:
         return routed
 
     def _addresses(self, vm: Vm) -> Addresses:
-        """Addresses the guest itself has.  A NAT VM's secondary private IPs are not configured in the guest."""
+        """Addresses that the guest itself has.  A NAT VM's secondary private IPs are not configured in the guest."""
         if vm.kind not in (VM_HOST, VM_NAT, VM_ROUTER):
             raise UnknownRuleError(f"machine {vm.name}, a {vm.kind}", "it is a host, a NAT VM or a router")
         vnics = [self._topology.vnics[name] for name in vm.vnics]
@@ -89,7 +89,7 @@ class Guests:
     # --- a NAT VM ----------------------------------------------------------------------------------------------
 
     def translate(self, vm: Vm, arrival: Vnic, header: Header, made: list[Decision]) -> tuple[Vnic, bool]:
-        """A NAT VM's netfilter changes the header: the VNIC it leaves by, and whether anything was translated.
+        """Let a NAT VM's netfilter change the header; returns the VNIC it leaves by, and whether it was translated.
 
         Raises RefusedError where the packet dies.
         """
@@ -97,7 +97,7 @@ class Guests:
         flows = self._conntrack.get(vm.name)
         known = None
         if flows is not None:
-            # What comes by a second time is compared as it is: nothing is said of other packets.
+            # A packet that comes by a second time is compared exactly, which says nothing about other packets.
             header.src.pin()
             header.dst.pin()
             known = flows.get(header.key())
@@ -142,7 +142,7 @@ class Guests:
         return routed.vnic
 
     def _take(self, vm: Vm, header: Header, state: _States, made: list[Decision]) -> NoReturn:
-        """The packet is for the NAT VM itself, which is never where one should end."""
+        """The packet is for the NAT VM itself, where no packet should end."""
         made.append(Owned(vm, header.dst.value))
         self._guard(vm, "INPUT", header, state, made)
         raise RefusedError(AnsweredByNatVm(vm, header.dst.value))

@@ -1,15 +1,16 @@
 """`trace --all`: every packet that can be sent into a POD, and each one whose fate is not the declared one.
 
-No packet is left out and few are traced.  A trace says for which other sources and destinations it holds as well
-(`chains.Span`: nothing on the way told them apart), so one packet of each class is enough, and the classes are laid
-side by side until they cover
+No packet is left out, and few are traced.  A trace says for which other sources and destinations it also holds, because
+nothing on the way told them apart (`spans.Span`).  So one packet of each class is enough, and the classes are laid side
+by side until they cover
 
 - for every member, with its own address: all destinations outside its own network;
-- for an unknown sender in each network, who may forge: all sources that are not a member's there, times the same
-  destinations.  Left out are sources in another customer's network: by them OCI cannot tell customers apart, the
-  answer goes to the one who has the address (docs/region.md).
+- for an unknown sender in each network, which may forge: all sources that are not a member's there, times the same
+  destinations.  Sources in another customer's network are left out: there the POD cannot tell customers apart, and the
+  answer goes to whoever has the address (docs/region.md).
 
-The rules are traced, not the stack file read: what is declared comes from `flows.py`, what happens from the tracer.
+What is declared comes from `flows.py`.  What happens comes from the tracer, which walks the rules and not the stack
+file.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ KINDS = (
 class CounterExample:
     """Something that is not as declared.  `kind` is one of KINDS.
 
-    A packet: `sender` sends `source` > `destination`; `alike` more packets meet the same fate.  A rule: `sender` is the
-    NAT VM, source and destination are empty.  `why` is a sentence, or the rule.
+    Of a packet: `sender` sends `source` > `destination`, and `alike` more packets meet the same fate.  Of a rule:
+    `sender` is the NAT VM, and source and destination are empty.  `why` is a sentence, or the rule.
     """
 
     kind: str
@@ -100,7 +101,7 @@ class Sweep:
 class Proof:
     """What was looked at, and every counter-example.
 
-    `traced`: packets, one a class.  `any_protocol`: no rule for forwarded packets looks at a protocol or a port, so
+    `traced`: packets, one per class.  `any_protocol`: no rule for forwarded packets looks at a protocol or a port, so
     what holds for TCP port 80 holds for all.
     """
 
@@ -132,7 +133,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
 
 
 def _whatever_customers_route(topology: Topology, plan: PodPlan) -> Topology:
-    """The network with all that is no customer's own routed to his LPG: his route tables are his to write."""
+    """The network in which each customer routes everything but its own to its LPG: its route tables are its own."""
     subnets = dict(topology.subnets)
     for name, subnet in topology.subnets.items():
         lpgs = {route.lpg for route in subnet.routes if route.lpg is not None}
@@ -163,7 +164,7 @@ class _Prover:
     # --- what is declared ---------------------------------------------------------------------------------------
 
     def declared_flows(self) -> None:
-        """Both ways of each declared flow, and whether addresses and members go together one to one."""
+        """Both ways of each declared flow, and whether members and addresses correspond one to one."""
         tracer = Tracer(self.topology)
         members = {slot.member: slot for slot in self.plan.slots}
         seen: dict[tuple[str, str], str] = {}
@@ -186,7 +187,7 @@ class _Prover:
     def _called_back(
         self, flow: Flow, members: dict[MemberName, SlotPlan], source: str, seen: dict[tuple[str, str], str]
     ) -> None:
-        """Whether the source that the receiver sees is the sender's alone, and leads back to it."""
+        """Whether the source that the receiver sees is only the sender's, and leads back to it."""
         if flow.receiver is None:
             return
         sender, receiver = members[flow.sender], members[flow.receiver]
@@ -231,9 +232,9 @@ class _Prover:
     # --- who is unknown -----------------------------------------------------------------------------------------
 
     def unknown(self, realm: str) -> Sweep | None:
-        """A sender of this realm who is in no book and forges: every source that is nobody else's to send with.
+        """A sender of this realm that is not in the address book and forges any source that is not somebody else's.
 
-        None when the network has no room for one: all its addresses are members'.
+        None when the network has no room for one, because all its addresses are members'.
         """
         sender = MemberName(realm, STRANGER)
         if sender not in self.strangers:
@@ -292,7 +293,7 @@ class _Prover:
         return self.tracer.request(sender, _packet(source, address_text(destination)))
 
     def _judge(self, sender: MemberName, sources: _Block, destinations: _Block, leg: Leg) -> None:
-        """Hold a class of packets to what is declared of its sender."""
+        """Compare a class of packets with what is declared of its sender."""
         size = (sources[1] - sources[0] + 1) * (destinations[1] - destinations[0] + 1)
         destination = address_text(destinations[0])
         kind = None
@@ -337,11 +338,11 @@ class _Prover:
                 hiding = next((earlier for earlier in chain.rules[:index] if _covers(earlier.match, rule.match)), None)
                 if hiding is not None:
                     self._rule(HIDDEN_RULE, vm, f"{text} (behind {render_rule(chain.name, hiding)})")
-                elif table == "nat" and not isinstance(rule.target, Goto):  # a branch alone lets nobody pass
+                elif table == "nat" and not isinstance(rule.target, Goto):  # a branch lets nobody pass by itself
                     self._rule(DEAD_RULE, vm, text)
 
     def any_protocol(self) -> bool:
-        """Whether the rules that a forwarded packet meets look at addresses and states only."""
+        """Whether the rules that a forwarded packet meets look only at addresses and states."""
         met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
         for vm in self.topology.vms.values():
             forward = None if vm.rules is None else vm.rules.filter.hooked("FORWARD")

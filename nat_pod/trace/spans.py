@@ -1,10 +1,10 @@
 """A packet's addresses while the tracer follows it, and for which other addresses its way is the same.
 
-A `Span` is one address of a packet together with the interval around it that nothing has told apart from it so far.
-Every test narrows it: what happened to this packet happens to every packet of the interval.  That makes a proof over
+A `Span` is one address of a packet, with the interval around it that nothing has told apart from it so far.  Every test
+narrows the interval, so what happens to this packet happens to every packet of the interval.  That makes a proof over
 all addresses possible without trying each one (`proof.py`).
 
-Addresses are numbers here: a trace compares thousands of them, and text costs more than the comparison.
+Addresses are numbers here: a trace compares thousands of them, and making text costs more than the comparison.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Span:
         self._fixed: tuple[int, int] | None = None
 
     def inside(self, first: int, last: int) -> bool:
-        """Whether the address is one of `first` to `last`; the interval is now on one side of that border."""
+        """Whether the address is one of `first` to `last`; the interval then lies on one side of that border."""
         if self.value < first:
             self.narrow(0, first - 1)
             return False
@@ -43,14 +43,14 @@ class Span:
         return True
 
     def narrow(self, low: int, high: int) -> None:
-        """Only `low` to `high`, which the address is in, are treated like it."""
+        """Only `low` to `high`, among which the address is, are treated like it."""
         if low > self.low:
             self.low = low
         if high < self.high:
             self.high = high
 
     def become(self, value: int) -> None:
-        """A translation to one address: from here on all of the interval are the same."""
+        """A translation to one address: from here on the whole interval is that address."""
         if self._fixed is None:
             self._fixed = self.origin()
         self.value = value
@@ -101,7 +101,7 @@ class Header:
 class Places:
     """Intervals of addresses, numbered: the pieces into which a set of networks cuts the address space.
 
-    Two addresses of one piece are in the same ones of these networks.
+    Two addresses of one piece are inside the same ones of these networks.
     """
 
     def __init__(self, networks: Iterable[tuple[int, int]]) -> None:
@@ -112,12 +112,12 @@ class Places:
         self._known: dict[int, int] = {}
 
     def narrow(self, span: Span) -> None:
-        """Let an address stand for the piece that it is in, at most."""
+        """Let an address stand for no more than the piece that it is in."""
         place = self.number(span)
         span.narrow(self._edges[place - 1], self._edges[place] - 1)
 
     def number(self, span: Span) -> int:
-        """The number of the piece that an address is in; what it stands for does not change."""
+        """The number of the piece that an address is in.  What the address stands for does not change."""
         place = self._known.get(span.value)
         if place is None:
             place = self._known[span.value] = bisect(self._edges, span.value)
@@ -125,7 +125,7 @@ class Places:
 
 
 def runs(holders: Mapping[int, object]) -> list[tuple[int, int]]:
-    """Addresses in a row, first and last, that the same one has: {address: who has it}."""
+    """First and last of each run of addresses with the same owner.  The argument maps addresses to owners."""
     found: list[tuple[int, int]] = []
     for address in sorted(holders):
         if found and found[-1][1] == address - 1 and holders[address - 1] == holders[address]:
@@ -145,7 +145,7 @@ class Addresses:
             self._runs |= dict.fromkeys(range(first, last + 1), (first, last))
 
     def has(self, span: Span) -> bool:
-        """Whether the address is one of them; it stands for those around it that are too, or that are not either."""
+        """Whether the address is in the set.  It then stands for the addresses around it of which the same is true."""
         run = self._runs.get(span.value)
         if run is not None:
             span.narrow(*run)

@@ -1,12 +1,13 @@
 """Members that nothing in the network tells apart: what becomes of one's packets becomes of the other's.
 
-Exchange two of them, names and all addresses, everywhere in a network.  If the same network comes out, a flow of the
-one and the same flow of the other have one fate, names and addresses exchanged: whatever decides on the way looks at
-the network and at nothing else.  So `diff` traces one server and one host of those alike, and the rest follows.
+Exchange two members everywhere in a network: their names and all their addresses.  If the result is the same network,
+then a flow of one and the same flow of the other meet the same fate, because whatever decides on the way looks only at
+the network.  So `diff` traces one server and one host of each group of members that are alike, and the rest follows.
 
-Nothing is taken for granted of the rules.  A member is described by all that the network has of it, its own addresses
-written as what they are of it; two are alike when their descriptions are equal.  One that a rule treats in another way,
-whose address somebody else has too, or whose slot is shared is like no other.
+Nothing about the rules is taken for granted.  A member's description is everything in the network that mentions it.  In
+the description its addresses are replaced by what they are to it: its real address, its address on NAT VM1, its address
+on NAT VM2.  Two members are alike when their descriptions are equal.  A member is like no other if a rule treats it
+differently, if somebody else has its address too, or if it shares its slot.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule, Snat, Targ
 from nat_pod.trace.spans import Places, Span, numbers
 from nat_pod.trace.topology import Topology
 
-# A member's addresses as rules write them: {"10.0.0.100/32": "real", "198.18.0.2": "nat_vm1", ...}
+# A member's addresses as rules write them, and what each is to it: {"10.0.0.100/32": "real", "198.18.0.2": "nat_vm1"}
 _Words = dict[str, str]
 
 
 def alike(topology: Topology, members: Sequence[SlotPlan], others: Sequence[SlotPlan]) -> list[list[SlotPlan]]:
-    """The members in groups: any two of a group can be exchanged, and the network and the `others` stay as they are."""
+    """The members in groups: any two of a group can be exchanged without changing the network or the `others`."""
     words = [_words(member) for member in members]
     descriptions = _surroundings(topology, members, others)
     owners: dict[str | None, list[int]] = {}
@@ -64,7 +65,7 @@ def _words(member: SlotPlan) -> _Words:
 
 
 def _surroundings(topology: Topology, members: Sequence[SlotPlan], others: Sequence[SlotPlan]) -> list[list[object]]:
-    """For each member: who has its addresses, who shares its slot, and what machine it is."""
+    """For each member: who has its addresses, who shares its slot, and which machine it is."""
     holders: dict[str, list[tuple[str, bool]]] = {}
     for vnic in topology.vnics.values():
         for position, address in enumerate(vnic.addresses):
@@ -97,9 +98,10 @@ def _chains(topology: Topology) -> Iterator[tuple[str, Chain]]:
 
 
 def _runs(chain: Chain) -> Iterator[int]:
-    """For each rule the first of the run it is in: neighbours that match one address each, at the same side.
+    """For each rule, the index of the first rule of its run.
 
-    They meet different packets, so their order means nothing; any other rule is a run by itself.
+    A run is rules in a row that each match a single address, all of them the source or all of them the destination.
+    They meet different packets, so their order means nothing.  Any other rule is a run by itself.
     """
     start, before = 0, None
     for index, rule in enumerate(chain.rules):
@@ -124,7 +126,7 @@ def _single(network: str) -> bool:
 
 
 def _match(match: Match, own: _Words) -> Match:
-    """The match with the member's addresses as words."""
+    """The match with words in place of the member's addresses."""
     source, destination = match.source or "", match.destination or ""
     return replace(match, source=own.get(source, source), destination=own.get(destination, destination))
 
@@ -136,7 +138,7 @@ def _target(target: Target, own: _Words) -> tuple[str, object]:
 
 
 def _touched(match: Match, target: Netmap, values: list[tuple[int, int]]) -> list[int]:
-    """Which members a NETMAP can have to do with; values: sorted pairs of an address and its member's number."""
+    """The members that a NETMAP may concern.  values: sorted pairs of an address and its member's number."""
     touched: set[int] = set()
     for network in (match.source or match.destination or "0.0.0.0/0", target.to):
         first, last = numbers(network)[:2]
@@ -145,15 +147,15 @@ def _touched(match: Match, target: Netmap, values: list[tuple[int, int]]) -> lis
 
 
 def _moved(match: Match, target: Netmap, own: _Words) -> list[object]:
-    """What a NETMAP makes of a member's addresses, and of what it makes them."""
+    """What a NETMAP makes of a member's addresses, and what it makes them from."""
     first, last = numbers(target.to)[:2]
     start, end = numbers(match.source or match.destination or "0.0.0.0/0")[:2]
     if end - start != last - first or (match.source and match.destination):
-        return [*own]  # not simply one to one: the member is like no other
+        return [*own]  # not one to one: the member is like no other
     found: list[object] = []
     for address, name in own.items():
         if _single(address):
-            continue  # the same once more
+            continue  # the same address, written as a network
         value = _number(address)
         if start <= value <= end:
             image = str(IPAddress(value - start + first))

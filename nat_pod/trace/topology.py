@@ -1,15 +1,15 @@
 """The network as a packet meets it: VCNs, subnets, VNICs, route rules, gateways, machines.
 
-Plain values without OCIDs.  They are made in two independent ways: from a plan (`expected.py`, what the engineer
-asked for) and from a region's state (`lab/observe.py`, what was really registered).  The tracer walks them and the
-lab builds them, so neither re-derives anything and both die where the deployed state makes a packet die.
+These are plain values without OCIDs.  They are made in two independent ways: from a plan (`expected.py`, what the
+engineer asked for) and from a region's state (`lab/observe.py`, what was really registered).  The tracer walks them and
+the lab builds them.  So neither derives anything anew, and in both a packet dies where the deployed state kills it.
 
 OCI semantics that live here (sources in docs/region.md, "What the region does, and where that is written")
 - A VNIC with the source/destination check on sends only from, and receives only for, its own private IPs.
 - Routing inside a VCN is implicit; a route rule wins over it only when it is at least as specific as the VCN CIDR.
-- A packet that entered by an LPG follows the LPG's own route table if it has one, otherwise it reaches only
-  addresses of that VCN.
-- A route rule to a private IP delivers to the VNIC which holds that address.
+- A packet that entered by an LPG follows the LPG's own route table if there is one; otherwise it reaches only addresses
+  of that VCN.
+- A route rule to a private IP delivers to the VNIC that has that address.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ VM_ROUTER = "router"
 class SecurityRule:
     """One NSG or security-list rule.
 
-    `peer` is the other end: the source of an ingress rule, the destination of an egress rule; a CIDR, or the name
-    of an NSG when `peer_is_nsg` (then any VNIC in that NSG matches, whatever address it uses).
+    `peer` is the other end: the source of an ingress rule, the destination of an egress rule.  It is a CIDR or, when
+    `peer_is_nsg`, the name of an NSG; then any VNIC in that NSG matches, whatever address it uses.
     """
 
     direction: str  # INGRESS or EGRESS
@@ -65,7 +65,7 @@ class Subnet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lpg:
-    """A local peering gateway.  `peer` is the LPG at the other end, None while the peering is not PEERED.
+    """A local peering gateway.  `peer` is the LPG at the other end, None while the two are not PEERED.
 
     `routes` is the LPG's own route table, None when it has none.
     """
@@ -95,7 +95,7 @@ class Vnic:
     addresses: tuple[str, ...]
     skip_source_dest_check: bool
     nsgs: tuple[str, ...] = ()
-    security: tuple[SecurityRule, ...] = ()  # the rules of its NSGs; the subnet's come on top
+    security: tuple[SecurityRule, ...] = ()  # the rules of its NSGs; those of its subnet come in addition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +103,8 @@ class Vm:
     """A machine.  `vnics` are names, the primary VNIC first; the default route leaves by it.
 
     `routes` are further routes in the guest: (destination CIDR, name of the VNIC it leaves by).
-    `side` is a NAT VM's; `member` is who a neighbour's host is, in the address book or not; the vRouter has neither.
-    For a NAT VM `rules`, `forwarding` and `strict_rp_filter` say what its guest runs.
+    `side` is set for a NAT VM.  `member` names a neighbour's host, whether it is in the address book or not.  The
+    vRouter has neither.  For a NAT VM, `rules`, `forwarding` and `strict_rp_filter` say what its guest runs.
     `metadata` is what the instance metadata service serves (user_data and so on), for machines that boot from it.
     """
 
@@ -129,7 +129,7 @@ class Vm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """Everything a packet can meet, by name."""
+    """Everything that a packet can meet, by name."""
 
     vcns: dict[str, Vcn]
     subnets: dict[str, Subnet]
@@ -139,7 +139,7 @@ class Topology:
 
     @property
     def networks(self) -> set[str]:
-        """Every network, as a CIDR, that a VCN, a subnet, a route, a security rule or a guest's route names."""
+        """Every network, as a CIDR, that a VCN, a subnet, a route rule, a security rule or a guest's route names."""
         cidrs = {cidr for vcn in self.vcns.values() for cidr in vcn.cidrs}
         cidrs |= {subnet.cidr for subnet in self.subnets.values()}
         tables = [subnet.routes for subnet in self.subnets.values()]

@@ -1,7 +1,7 @@
 """A trace as text: the hops, the steps of the machine where a flow dies, or every step of the way.
 
-Steps are in the form of a firewall's packet-tracer: at each machine what was asked, what matched, and the header before
-and after where it changes.  No line is wider than it is told to be, unless one word is.
+Steps have the form of a firewall's packet-tracer: at each machine, what was asked, what matched, and the header before
+and after where it changes.  No line is wider than asked for, unless a single word is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def trace_text(traced: Trace, title: str, *, every_step: bool, width: int) -> st
 
 
 def verdict_text(disposition: Disposition, why: str, width: int) -> str:
-    """What became of a flow, and, when it is not delivered, what that means."""
+    """What became of a flow and, if it is not delivered, what that means."""
     lines = wrapped(f"=> {disposition}: {why}", width, "   ")
     if disposition is not Disposition.DELIVERED:
         lines += wrapped(f"   ({disposition.meaning})", width, "    ")

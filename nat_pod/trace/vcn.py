@@ -1,6 +1,6 @@
 """The VCNs between two machines: source/destination check, route rules, delivery by private IP, security rules.
 
-What OCI does to a packet from the VNIC that sends it to the VNIC that receives it.  Sources for its semantics are in
+This is what OCI does to a packet between the VNIC that sends it and the VNIC that receives it.  The sources are in
 docs/region.md, "What the region does, and where that is written".
 """
 
@@ -37,9 +37,9 @@ _Key = tuple[str, int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Crossing:
-    """A way through a VCN, where a stateful rule keeps the flow, and for which packets that holds.
+    """A way through a VCN, whether a stateful rule keeps the flow, and for which packets this holds.
 
-    kept: a reply that passed only because its request was kept, which says nothing of other packets.
+    kept: the packet is a reply that passed only because its request was kept, which says nothing of other packets.
     stateful: at least one of the security rules keeps the flow.
     """
 
@@ -54,19 +54,19 @@ class _Crossing:
 
 
 class Vcns:
-    """All VCNs, with what the flow that is traced has left behind in their stateful security rules.
+    """All VCNs, with what the traced flow has left behind in their stateful security rules.
 
-    Raises UnknownRuleError for a route rule or security rule that has no meaning here.
+    Raises UnknownRuleError for a route rule or a security rule that has no meaning here.
     """
 
     def __init__(self, topology: Topology) -> None:
         _check_rules(topology)
         self._topology = topology
         self.places = _places(topology)
-        # VNIC with stateful rules -> packets of flows they let pass.
+        # VNIC with stateful rules -> packets of the flows that they let pass.
         self._tracked: dict[str, set[_Key]] = {}
         self._sources = Places(numbers(cidr)[:2] for cidr in topology.peers)
-        # VNICs that the same rules hold for, numbered.
+        # VNICs for which the same rules hold have the same number.
         kinds: dict[tuple[object, ...], int] = {}
         self._policies = {
             vnic.name: kinds.setdefault((vnic.subnet, vnic.nsgs, vnic.security), len(kinds))
@@ -81,15 +81,15 @@ class Vcns:
             held[vcn][value] = vnic.name
         self._runs = {vcn: Places(runs(holders)) for vcn, holders in held.items()}
         self._own = {vnic.name: Addresses(map(number, vnic.addresses)) for vnic in topology.vnics.values()}
-        # What is known already: for the places of source and destination a way through a VCN.
+        # Found so far: for the places of source and destination, the way through a VCN.
         self._crossings: dict[tuple[object, ...], _Crossing] = {}
 
     def forget(self) -> None:
-        """Make the network one that no flow has passed yet."""
+        """Forget all flows: no flow has passed the network yet."""
         self._tracked.clear()
 
     def through(self, out: Vnic, header: Header, made: list[Decision]) -> tuple[Vnic, Vm]:
-        """From the VNIC that sends to the one that receives, and its machine.
+        """Take the packet from the VNIC that sends to the one that receives; returns that one and its machine.
 
         Raises RefusedError where the packet dies.
         """
@@ -106,7 +106,7 @@ class Vcns:
         )
         known = self._crossings.get(key)
         if known is None:
-            # With intervals of its own, so that what is kept is narrowed by this one way and nothing before it.
+            # The header gets its own intervals, so that only this way narrows what is kept, and nothing before it.
             alone = header.alone()
             try:
                 known = self._cross(out, alone, made)
@@ -129,7 +129,7 @@ class Vcns:
         return known.checked.vnic, known.checked.vm
 
     def _cross(self, out: Vnic, header: Header, made: list[Decision]) -> _Crossing:
-        """The way through the VCN as rules and private IPs give it."""
+        """The way through the VCN that rules and private IPs give."""
         subnet = self._topology.subnets[out.subnet]
         # Neighbours in one subnet never meet its route table (OCI docs: intra-VCN routing, not intra-subnet).
         routes = () if prefix_around(header.dst, subnet.cidr) is not None else subnet.routes
@@ -137,7 +137,7 @@ class Vcns:
         receiver = self._topology.vms[arrival.vm]
         routed = VcnRouted(subnet, route, peer, arrival, receiver)
         made.append(routed)
-        # A VNIC sees who is at the other end only inside its own VCN; through an LPG there is no NSG to name.
+        # Who is at the other end is known only inside a VNIC's own VCN; through an LPG there is no NSG to name.
         leaves = self._secure(out, Direction.EGRESS, header, None if peer else arrival, made)
         enters = self._secure(arrival, Direction.INGRESS, header, None if peer else out, made)
         if not arrival.skip_source_dest_check and not self._own[arrival.name].has(header.dst):
@@ -153,7 +153,7 @@ class Vcns:
     def _route(
         self, table: Subnet | Lpg, routes: tuple[Route, ...], dst: Span
     ) -> tuple[Route | None, Lpg | None, Vnic]:
-        """The route rule that decides (None: local), the LPG it comes out of (None: stays here), and who receives."""
+        """The route rule that decides (None: local), the LPG it comes out of (None: stays here), and the receiver."""
         local = self._local(table.vcn, dst)
         best: tuple[int, Route] | None = None
         for route in routes:
@@ -202,12 +202,12 @@ class Vcns:
     def _secure(
         self, vnic: Vnic, direction: Direction, header: Header, other: Vnic | None, made: list[Decision]
     ) -> Secured:
-        """What lets the packet pass at one VNIC; a reply says so in `made`, even where a rule would let it pass too."""
+        """What lets the packet pass at a VNIC.  For a reply `made` says so, even where a rule would let it pass too."""
         peer = header.src if direction is Direction.INGRESS else header.dst
         rules = (*vnic.security, *self._topology.subnets[vnic.subnet].security)
         rule = next((r for r in rules if r.direction == direction and _permits(r, peer, header, other)), None)
         secured = Secured(direction, rule)
-        # What a machine sends to itself is no reply to it.
+        # What a machine sends to itself is not a reply to it.
         said = secured if other is vnic else self._as_reply(vnic, header, secured)
         if rule is None:
             if other is not vnic and vnic.name in self._tracked:
@@ -219,7 +219,7 @@ class Vcns:
         return secured
 
     def _as_reply(self, vnic: Vnic, header: Header, secured: Secured) -> Secured:
-        """The decision, as one on the reply of a flow that a stateful rule let pass, if it is one."""
+        """The decision; if the packet is the reply of a flow that a stateful rule let pass, it says so."""
         kept = self._tracked.get(vnic.name)
         return secured if kept is None or header.key() not in kept else Secured(secured.direction, None)
 
@@ -233,7 +233,7 @@ def _permits(rule: SecurityRule, peer: Span, header: Header, other: Vnic | None)
         return False
     if rule.icmp_type is not None and rule.icmp_type != header.icmp_type:
         return False
-    if rule.icmp_code not in (None, 0):  # an echo's code is 0
+    if rule.icmp_code not in (None, 0):  # the code of an echo is 0
         return False
     if rule.destination_ports is not None:
         low, high = rule.destination_ports
@@ -245,15 +245,15 @@ def _permits(rule: SecurityRule, peer: Span, header: Header, other: Vnic | None)
 
 
 def _places(topology: Topology) -> Places:
-    """The addresses that nothing in the network but the rules of the NAT VMs tells apart.
+    """The places: addresses that nothing in the network tells apart, except rules of the NAT VMs.
 
-    Two of one place are in the same prefixes of every route, security rule, subnet and VCN, and the same VNICs have
-    them.
+    Two addresses of one place are in the same prefixes of every route, security rule, subnet and VCN, and the same
+    VNICs have them.
     """
     holders: dict[int, str] = {}
     for vnic in topology.vnics.values():
         for position, address in enumerate(vnic.addresses):
-            # The primary address is one by itself: it is what the guest has.
+            # The primary address is a place by itself, because the guest has it.
             value = number(address)
             holders[value] = f"{holders.get(value)} {vnic.name} {position == 0}"
     return Places([numbers(cidr)[:2] for cidr in topology.networks] + runs(holders))

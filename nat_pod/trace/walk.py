@@ -1,15 +1,15 @@
 """The tracer: one packet's way through a Topology, request and reply, and where and why it dies.
 
-It interprets the compiled rules, not the mapping they were compiled from, and refuses a rule it does not know: a
-mistake in the compiler shows here as a packet that goes astray.  It does what OCI and Linux do to the packet:
+It interprets the compiled rules, not the mappings from which they were compiled.  So a mistake in the compiler shows
+here as a packet that goes astray.  A rule that it does not know it refuses.  It does what OCI and Linux do to a packet:
 
     guest.py  machine   route in the guest; for a NAT VM: reverse-path filter, conntrack, PREROUTING, routing
                         decision, INPUT or FORWARD (chains.py), POSTROUTING
     vcn.py    VNIC      source/destination check, security rules
               VCN       route rules of the subnet (or of the LPG it came in by), delivery by private IP
 
-Each decision is a value (`decisions.py`); `explain.py` puts them into words.  The same flows are sent as real packets
-in the lab and compared hop by hop.
+Each decision is a value (`decisions.py`), and `explain.py` puts it into words.  The lab sends the same flows as real
+packets and compares them hop by hop.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Packet:
 
 
 class Leg(NamedTuple):
-    """One direction of a flow: every decision on the way, and the refusal it died of (None: it arrived).
+    """One direction of a flow: every decision on the way, and the refusal of which it died (None: it arrived).
 
-    sent: source and destination, as numbers, as the sender sent them.  `reached` is the machine it ended in, None when
-    it died.  `alike`: source and destination intervals (first, last); each packet of them that this sender may send
-    meets the same decisions.  `untranslated`: a NAT VM passed it on without a translation.
+    `sent`: source and destination as the sender sent them, as numbers.  `reached`: the machine where it arrived, None
+    when it died.  `alike`: intervals (first, last) of sources and destinations; each packet of these that this sender
+    may send meets the same decisions.  `untranslated`: a NAT VM passed it on without a translation.
     """
 
     sender: Vm
@@ -90,14 +90,14 @@ class Leg(NamedTuple):
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Every decision in words, the one it died of included."""
+        """Every decision in words, including the one of which it died."""
         return steps(self.sent, self.decisions, self.refusal)
 
 
 class Trace(NamedTuple):
-    """A flow: what became of it, and both legs (`reply` None when the request did not arrive).
+    """A flow: what became of it, and both legs (`reply` is None when the request did not arrive).
 
-    astray: where it went instead, in a sentence, when it is WRONG_MACHINE.
+    astray: for WRONG_MACHINE, a sentence that says where it went instead.
     """
 
     disposition: Disposition
@@ -135,14 +135,14 @@ class Trace(NamedTuple):
 def trace(topology: Topology, sender: str, packet: Packet, expected: str | None = None) -> Trace:
     """Follow `packet` from the machine `sender`, and the answer back.
 
-    expected: the machine that should answer; another one answering is WRONG_MACHINE.  None: whoever has the address.
-    Raises UnknownRuleError for a rule that the tracer does not know.
+    expected: the machine that should answer; if another one answers, that is WRONG_MACHINE.  None: whoever has the
+    address may answer.  Raises UnknownRuleError for a rule that the tracer does not know.
     """
     return Tracer(topology).trace(sender, packet, expected)
 
 
 class Tracer:
-    """`trace` for many flows through one topology: what depends on the topology alone is looked up once."""
+    """`trace` for many flows through one topology; what depends only on the topology is looked up once."""
 
     def __init__(self, topology: Topology) -> None:
         self._vms = topology.vms
@@ -150,7 +150,7 @@ class Tracer:
         self._guests = Guests(topology, self._vcns.places)
 
     def trace(self, sender: str, packet: Packet, expected: str | None = None) -> Trace:
-        """Request and reply; no flow passed the network before."""
+        """Request and reply, in a network that no flow has passed before."""
         request = self.request(sender, packet)
         if request.reached is None:
             return Trace(request.disposition, request, None)
@@ -179,7 +179,7 @@ class Tracer:
 
     @property
     def used(self) -> dict[str, frozenset[RuleKey]]:
-        """By NAT VM the rules that a packet matched so far."""
+        """By NAT VM, the rules that any packet has matched so far."""
         return self._guests.used
 
     def _leg(self, sender: str, packet: Packet) -> Leg:
@@ -218,7 +218,7 @@ class Tracer:
         )
 
     def _follow(self, sender: str, header: Header, made: list[Decision], untranslated: list[str]) -> str:
-        """From machine to machine: the one that has the destination.  Raises RefusedError where the packet dies."""
+        """From machine to machine, to the one that has the destination.  Raises RefusedError where the packet dies."""
         routed = self._guests.route(self._vms[sender], header.dst)
         made.append(routed)
         out = routed.vnic

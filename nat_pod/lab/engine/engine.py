@@ -1,10 +1,10 @@
-"""The real Pulumi engine, run against a simulated region: preview, up, refresh and destroy as an engineer does them.
+"""The real Pulumi engine, run against a simulated region: preview, up, refresh and destroy as an engineer runs them.
 
     engine = Engine(Path("."), "dev", Path("/tmp/lab/region"), find_cli())
     RegionFile.make(engine.region_file, Region("uk-london-1"))
     engine.up()
 
-Nothing leaves this machine and nothing of the user's is touched: no login, no network, no entry in ~/.pulumi, not a
+Nothing leaves this machine, and nothing of the user's is touched: no login, no network, no entry in ~/.pulumi, not a
 byte in the checkout.  State, plugins and a copy of the two Pulumi files lie beside the region's file.
 """
 
@@ -34,7 +34,7 @@ _NO_CHANGE = ("same", "refresh", "read")
 
 
 class EngineError(NatPodError):
-    """A command of the engine failed; str() has the engine's own errors, `run` what it did before."""
+    """A command of the engine failed.  str() has the engine's own errors, `run` what it did until then."""
 
     def __init__(self, message: str, run: Run) -> None:
         self.run = run
@@ -45,10 +45,10 @@ class EngineError(NatPodError):
 class ResourceStep:
     """One thing the engine plans or does to one resource.
 
-    op: create, update, delete, replace; of a replacement that is carried out also its parts, create-replacement and
+    op: create, update, delete or replace; when a replacement is carried out, also its parts, create-replacement and
     delete-replaced.
     paths: the inputs that differ, with the kind of difference (add, update, delete; add-replace and so on).
-    replaced_by: the inputs whose difference makes it a replacement.
+    replaced_by: the inputs whose difference forces a replacement.
     """
 
     op: str
@@ -75,7 +75,7 @@ class Run:
     errors: tuple[str, ...]
 
     def ops(self, type_token: str | None = None) -> dict[str, list[str]]:
-        """Names of resources by what happens to them, of one type or all."""
+        """Names of resources by what happens to them, of one type or of all types."""
         found: dict[str, list[str]] = {}
         for step in self.steps:
             if type_token in (None, step.type):
@@ -108,7 +108,7 @@ class Engine:
         *,
         stack_file: Path | None = None,
     ) -> None:
-        """stack_file: read in place of Pulumi.<stack>.yaml."""
+        """stack_file: is read instead of Pulumi.<stack>.yaml."""
         self.directory = directory.resolve()
         self.stack = stack
         self.stack_file = stack_file or self.directory / f"Pulumi.{stack}.yaml"
@@ -122,7 +122,7 @@ class Engine:
         return self._plan()
 
     def expect_no_changes(self) -> None:
-        """Raise EngineError, with what `up` would do, unless that is nothing."""
+        """Raise EngineError with what `up` would do, unless it would do nothing."""
         try:
             self._plan("--expect-no-changes")
         except EngineError as error:
@@ -154,7 +154,7 @@ class Engine:
         return found
 
     def interrupt(self) -> None:
-        """As ^C does, from another thread: the command under way finishes the calls it has begun, and fails."""
+        """Do what ^C does, from another thread: the running command finishes the calls it has begun, and fails."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
 
@@ -176,9 +176,9 @@ class Engine:
     def _operate(self, command: str) -> Run:
         self._prepare()
         status, output, complaint = self._ask(command, "--yes", "--skip-preview", "--json")
-        # The engine's events, one a line.  What follows the last newline was cut short, when the CLI was killed.
+        # The engine's events, one per line.  What follows the last newline was cut short because the CLI was killed.
         events = [json.loads(line) for line in output.split("\n")[:-1]]
-        # What a refresh finds is known after it has asked; a step of the others when it begins.
+        # What a refresh finds is known only after it has asked; a step of any other command is known when it begins.
         kind = "resOutputsEvent" if command == "refresh" else "resourcePreEvent"
         steps = [event[kind]["metadata"] for event in events if event.get(kind)]
         summaries = [event["summaryEvent"]["resourceChanges"] for event in events if event.get("summaryEvent")]
@@ -227,15 +227,15 @@ class Engine:
             provider.REGION_VARIABLE: str(self.region_file),
             "PULUMI_HOME": str(self._base / "home"),
             "PULUMI_BACKEND_URL": f"file://{self._base / 'state'}",
-            "PULUMI_CONFIG_PASSPHRASE": "",  # nat-pod has no secrets; unset, the CLI would ask for one
+            "PULUMI_CONFIG_PASSPHRASE": "",  # nat-pod has no secrets; if this were unset, the CLI would ask
             # The plugins are those in PULUMI_HOME, whatever lies on PATH, and nothing is downloaded.
             "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
             "PULUMI_DISABLE_REGISTRY_RESOLVE": "true",
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
-            # Write the state once at the end, also of an interrupted run: written after every step, as the CLI does by
-            # default so that a crash loses nothing, it is most of the time that a full POD takes.
+            # Write the state once, at the end, even of an interrupted run.  By default the CLI writes it after every
+            # step, so that a crash loses nothing; for a full POD that takes most of the time.
             "PULUMI_SKIP_CHECKPOINTS": "true",
         }
         # Without the caller's own settings, which may name another backend, organization or home.
@@ -246,8 +246,8 @@ class Engine:
     def _prepare(self) -> None:
         """Lay out plugins and project, and make the stack unless it exists.
 
-        The project is a directory of links to the real one, because the CLI writes a salt into the stack's file, and
-        because that file may name a secrets provider or an organization that the lab has no part in.
+        The project is a directory of links to the real one.  The CLI writes a salt into the stack's file, and that file
+        may name a secrets provider or an organization that has nothing to do with the lab.
         """
         project, home, state = (self._base / name for name in ("project", "home", "state"))
         for path in (project, home, state):
@@ -268,7 +268,7 @@ class Engine:
         shutil.copyfile(self.directory / PROJECT_FILE, project / PROJECT_FILE)
         sources = {path.name: path for path in self.directory.iterdir()}
         if sys.prefix != sys.base_prefix:
-            # Pulumi.yaml names .venv; where the project has none, the one this runs in.
+            # Pulumi.yaml names .venv; where the project has none, use the one that this runs in.
             sources.setdefault(".venv", Path(sys.prefix))
         for name, source in sources.items():
             link = project / name
@@ -301,12 +301,12 @@ def _name(urn: str) -> str:
 
 
 def _said(diagnostic: dict[str, Any]) -> str:
-    """The resource that it is about, and the text without the engine's colour marks, e.g. <{%reset%}>."""
+    """The resource that a diagnostic is about, and its text without the engine's colour marks, e.g. <{%reset%}>."""
     text = re.sub(r"<\{%.*?%\}>", "", diagnostic["message"]).strip().removeprefix(f"{diagnostic['severity']}: ")
     return f"{_name(diagnostic['urn'])}: {text}" if diagnostic.get("urn") else text
 
 
 def _complaint(output: str) -> str:
-    """The CLI's own error, for one that is no event, e.g. a locked stack; all it printed where there is none."""
+    """The CLI's own error, where there is no event for it (e.g. a locked stack); otherwise everything it printed."""
     _, found, text = output.rpartition("error: ")
     return text.strip() if found else output.strip()

@@ -1,8 +1,8 @@
 """A Python language host, used only where Pulumi's own `pulumi-language-python` is missing.
 
-Pulumi publishes its CLI as Go modules, from which `.ci/pulumi/install` builds it, but not its language host.  This is
-the part of one that `pulumi preview|up|refresh|destroy` and `pulumi package get-schema` need: it starts the program, or
-a plugin that is a Python program, in a process of its own and says how it ended
+Pulumi publishes its CLI as Go modules, from which `.ci/pulumi/install` builds it, but not its language host.  This has
+what `pulumi preview|up|refresh|destroy` and `pulumi package get-schema` need of one.  It starts the program, or a
+plugin that is a Python program, in its own process and says how that ended
 (https://github.com/pulumi/pulumi, proto/pulumi/language.proto).  It installs nothing, and leaves it to the engine to
 find out which providers the program uses.
 """
@@ -46,11 +46,11 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
     def GetRequiredPackages(
         self, request: language_pb2.GetRequiredPackagesRequest, context: grpc.ServicerContext
     ) -> language_pb2.GetRequiredPackagesResponse:
-        # None is named: the engine loads a provider when the first resource of its package is registered.
+        # Name none: the engine loads a provider when the first resource of its package is registered.
         return language_pb2.GetRequiredPackagesResponse()
 
     def Run(self, request: language_pb2.RunRequest, context: grpc.ServicerContext) -> language_pb2.RunResponse:
-        # What the program prints is this process's output too, which the engine shows.
+        # The program prints to this process's output, which the engine shows.
         program = subprocess.Popen(
             [_interpreter(request.info), "-u", run_program.__file__, self._engine],
             cwd=request.info.program_directory,
@@ -66,14 +66,14 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
     def InstallDependencies(
         self, request: language_pb2.InstallDependenciesRequest, context: grpc.ServicerContext
     ) -> Iterator[language_pb2.InstallDependenciesResponse]:
-        return iter(())  # what this interpreter has is what there is
+        return iter(())  # only what this interpreter has is available
 
     def RunPlugin(
         self, request: language_pb2.RunPluginRequest, context: grpc.ServicerContext
     ) -> Iterator[language_pb2.RunPluginResponse]:
-        """A plugin that is a Python program, as NatPod's package is; what it prints begins with its port."""
+        """A plugin that is a Python program, as NatPod's package is; the first thing it prints is its port."""
         environment = dict(entry.partition("=")[::2] for entry in request.env) or dict(os.environ)
-        # Without an environment of its own it runs in this one, where nat-pod may be a checkout only.
+        # If it has no environment of its own it runs in this one, where nat-pod may be only a checkout.
         environment.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
         with subprocess.Popen(
             [_interpreter(request.info), "-u", request.info.program_directory, *request.args],
@@ -82,7 +82,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
             stdout=subprocess.PIPE,
         ) as plugin:
             self._running.append(plugin)
-            context.add_callback(plugin.terminate)  # the engine hangs up when it needs the plugin no more
+            context.add_callback(plugin.terminate)  # the engine hangs up when it no longer needs the plugin
             assert plugin.stdout is not None
             for line in plugin.stdout:
                 yield language_pb2.RunPluginResponse(stdout=line)
@@ -93,13 +93,13 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         return empty_pb2.Empty()
 
     def stop(self) -> None:
-        """End what still runs: without an engine it would wait for ever."""
+        """End whatever still runs: without an engine it would wait for ever."""
         for process in self._running:
             process.kill()
 
 
 def write_plugin(home: Path) -> None:
-    """Put the language host into a PULUMI_HOME, where the CLI looks after it found none beside itself."""
+    """Put the language host into a PULUMI_HOME, where the CLI looks when it finds none beside itself."""
     directory = home / "plugins" / f"language-python-v{version('pulumi')}"
     write_executable(directory / "pulumi-language-python", "nat_pod.lab.engine.language_host")
 

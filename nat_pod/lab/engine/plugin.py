@@ -1,4 +1,4 @@
-"""What Pulumi's plugins have in common: a gRPC server on a port of its own, and property values on the wire.
+"""What Pulumi's plugins have in common: a gRPC server on its own port, and property values on the wire.
 
 A plugin is an executable that the engine starts; the first line it prints is its port
 (https://github.com/pulumi/pulumi, sdk/go/common/resource/plugin/plugin.go).
@@ -19,7 +19,7 @@ from google.protobuf import json_format, struct_pb2
 
 from nat_pod.lab.region.inputs import UNKNOWN, Inputs, Value
 
-# The protocol's stand-ins for unknown values, by the type that the value will have.  To the region all are one.
+# The protocol's stand-ins for unknown values, one per type of value.  The region does not tell them apart.
 _UNKNOWNS = frozenset(
     {
         UNKNOWN,
@@ -40,7 +40,7 @@ def new_server(workers: int = 32) -> grpc.Server:
 def serve(server: grpc.Server) -> None:
     """Tell the engine the port and serve until it is gone."""
     stopped = threading.Event()
-    # The engine ends its plugins with SIGINT.  A ^C does not come here: they are in a process group of their own.
+    # The engine ends its plugins with SIGINT.  ^C does not reach them: they are in a process group of their own.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     engine = os.getppid()
@@ -58,7 +58,7 @@ def write_executable(path: Path, module: str) -> None:
     root = shlex.quote(str(Path(__file__).resolve().parents[3]))
     path.parent.mkdir(parents=True, exist_ok=True)
     script = f'#!/bin/sh\ncd {root} && exec {shlex.quote(sys.executable)} -m {module} "$@"\n'
-    # Several engines may share a home; the script appears whole or not at all.
+    # Several engines may share a home, so the script appears whole or not at all.
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(script, encoding="utf-8")
     part.chmod(0o755)
@@ -72,7 +72,7 @@ def decode(struct: struct_pb2.Struct) -> Inputs:
 
 
 def encode(state: Inputs) -> struct_pb2.Struct:
-    """Properties for the wire; a resource's id travels beside them."""
+    """Properties for the wire, without the resource's id, which travels beside them."""
     struct = struct_pb2.Struct()
     struct.update({key: value for key, value in state.items() if key != "id"})
     return struct

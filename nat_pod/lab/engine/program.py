@@ -1,10 +1,10 @@
-"""The real program, run in this process against a simulated region: what `pulumi up` does where no Pulumi CLI is.
+"""The real program, run in this process against a simulated region: in place of `pulumi up` where there is no CLI.
 
-`__main__.py` itself runs, with the stack file's configuration, under Pulumi's mocks; each registration becomes a
-call to the region.  The mocks know only "create": there is no old state, no diff, no replacement and no deletion.
-So a second run *adopts*: a resource that the region already has under the same type and name is updated in place to
-the new inputs, a change that would replace it is an error, and what is gone from the program stays in the region.
-That is enough for the two-step order of a new POD.  For changes as an engineer makes them, use the real engine.
+`__main__.py` itself runs, with the stack file's configuration, under Pulumi's mocks, and each registration becomes a
+call to the region.  The mocks know only "create": there is no old state, no diff, no replacement and no deletion.  So a
+second run *adopts*.  A resource that the region already has under the same type and name is updated in place to the
+new inputs.  A change that would replace it is an error, and what is gone from the program stays in the region.  That
+is enough for the two-step order of a new POD.  For changes as an engineer makes them, use the real engine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DeployError(NatPodError):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One resource as the program registered it: names, inputs and the options that only an engine acts on."""
+    """One resource as the program registered it: its names, inputs and the options on which only an engine acts."""
 
     type: str
     name: str
@@ -56,7 +56,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What a run left behind: the stack's outputs, the warnings, and every registration in order of arrival."""
+    """What came of a run: the stack's outputs, the warnings, and every registration in the order of arrival."""
 
     outputs: dict[str, Any]
     warnings: tuple[str, ...]
@@ -67,7 +67,7 @@ def deploy(directory: Path, stack: str, region: Region) -> Deployment:
     """Run the program in `directory` for a stack against `region`.
 
     The first run creates, a later one adopts by type and name and updates in place (see above).
-    Raises ConfigError for a stack file that does not hold, DeployError for everything else.
+    Raises ConfigError for a stack file with problems, DeployError for everything else.
     """
     settings = read_stack(directory, stack)
     monitor, log = _Monitor(_RegionMocks(region)), _Log()
@@ -93,18 +93,18 @@ def deploy(directory: Path, stack: str, region: Region) -> Deployment:
 
 
 def run_apart(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a Pulumi program in a thread of its own, with an empty context and a fresh event loop.
+    """Run a Pulumi program in its own thread, with an empty context and a fresh event loop.
 
-    So neither Pulumi's settings nor the caller's loop leak in or out, and runs can follow one another.
+    So neither Pulumi's settings nor the caller's loop leak in or out, and one run can follow another.
     """
     errors: list[BaseException] = []
 
     def work() -> None:
         loops: list[asyncio.AbstractEventLoop] = []
         loop = _new_loop(loops)
-        # The mocks would make a loop in each worker thread themselves, and never close it.
+        # The mocks themselves would make a loop in each worker thread, and never close it.
         loop.set_default_executor(ThreadPoolExecutor(initializer=_new_loop, initargs=(loops,)))
-        # Pulumi keeps the outputs of a program in a place that all contexts share: a failed run left its own there.
+        # Pulumi keeps a program's outputs where all contexts share them, so a failed run may have left some there.
         SETTINGS.outputs.clear()
         try:
             loop.run_until_complete(program())
@@ -142,7 +142,7 @@ class _RegionMocks(mocks.Mocks):
 
 
 class _Monitor(mocks.MockMonitor):
-    """Pulumi's mock monitor, which also keeps what it hides from mocks: the options of each registration."""
+    """Pulumi's mock monitor, which here also keeps what it hides from mocks: the options of each registration."""
 
     def __init__(self, region_mocks: _RegionMocks) -> None:
         super().__init__(region_mocks)
@@ -161,7 +161,7 @@ class _Monitor(mocks.MockMonitor):
 
 
 class _Log(logging.Logger):
-    """What the program says to its engine."""
+    """What the program tells its engine."""
 
     def __init__(self) -> None:
         super().__init__("nat-pod.program", logging.INFO)
@@ -204,7 +204,7 @@ def _main() -> None:
 def _new_loop(loops: list[asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
     """An event loop for the calling thread, noted in `loops`."""
     loop = asyncio.new_event_loop()
-    # One refused resource leaves hundreds of futures that nobody awaits; each would print a traceback.
+    # One refused resource leaves hundreds of futures that nobody awaits, and each would print a traceback.
     loop.set_exception_handler(lambda *_: None)
     asyncio.set_event_loop(loop)
     loops.append(loop)
@@ -212,7 +212,7 @@ def _new_loop(loops: list[asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLo
 
 
 async def _wind_up() -> None:
-    """End what a failed run left behind, or each task would complain when it is collected."""
+    """End the tasks that a failed run left behind; otherwise each would complain when it is collected."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

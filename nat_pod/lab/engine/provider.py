@@ -1,11 +1,11 @@
 """The resource provider `oci` over a simulated region: what the real Pulumi engine talks to in the lab.
 
 It speaks the engine's protocol (https://github.com/pulumi/pulumi, proto/pulumi/provider.proto).  The region is in the
-file that NAT_POD_REGION names, as the engine starts a new provider for every command.
+file that NAT_POD_REGION names, because the engine starts a new provider for every command.
 
-As with the real provider, Check, Diff and previews look at inputs alone; only Create, Read, Update, Delete and data
-sources ask the region.  One thing differs on purpose: the real one repeats a refused call for minutes.  Here a refusal
-is final, so that a program which depends on repetition is found out.
+As with the real provider, Check, Diff and previews look at inputs only; Create, Read, Update, Delete and data sources
+ask the region.  One thing differs on purpose.  The real provider repeats a refused call for minutes; here a refusal is
+final, so that a program which depends on repetition is found out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
     def __init__(self, region: Region) -> None:
         self._region = region
         self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        # pulumi_oci imports its modules at first use, and Python 3.11 lets a second thread see such a module half done.
+        # pulumi_oci imports modules at first use, and in Python 3.11 a second thread may see such a module half loaded.
         for token in registry.RESOURCES:
             InputSpec.of(token)
 
@@ -76,7 +76,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CheckResponse(inputs=request.news)
 
     def DiffConfig(self, request: provider_pb2.DiffRequest, context: grpc.ServicerContext) -> DiffResponse:
-        # No setting of the provider replaces the resources that were made with it.
+        # No change of the provider's settings replaces the resources that were made with it.
         changed = decode(request.olds) != decode(request.news)
         return DiffResponse(changes=DiffResponse.DIFF_SOME if changed else DiffResponse.DIFF_NONE)
 
@@ -100,7 +100,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 
     def Diff(self, request: provider_pb2.DiffRequest, context: grpc.ServicerContext) -> DiffResponse:
-        # Inputs against inputs: the old state also has what the server filled in, which the program never wrote.
+        # Compare inputs with inputs: the old state also has what the server filled in and the program never wrote.
         old, new = decode(request.old_inputs), decode(request.news)
         diff = self._region.diff(_type(request.urn), old, new)
         paths = {path: PropertyDiff(kind=_kind(path, old, new, replace=True), inputDiff=True) for path in diff.replace}
@@ -130,7 +130,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             state = self._region.read(request.id)
         except OciError:
             return provider_pb2.ReadResponse()  # it is gone: an empty id says so
-        # A refresh compares with what the program wrote, where one key more would show as drift; an import wants all.
+        # A refresh compares with what the program wrote: any other key would show as drift.  An import wants all keys.
         wanted = decode(request.inputs) or InputSpec.of(_type(request.urn)).members
         return provider_pb2.ReadResponse(
             id=request.id, properties=encode(state), inputs=encode(in_shape(state, wanted))
@@ -153,7 +153,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             with self._turn(_balancer(request, decode(request.properties))):
                 self._region.delete(request.id)
         except OciError as error:
-            # What is gone already needs no deletion (handleMissingResourceError of the real provider).
+            # What is already gone needs no deletion (handleMissingResourceError of the real provider).
             if error.status != 404:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return empty_pb2.Empty()
@@ -173,7 +173,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
 
 
 def schema() -> Inputs:
-    """The simulated types as a Pulumi package schema, from the table that Check uses."""
+    """The simulated types as a Pulumi package schema, made from the table that Check uses."""
     return {
         "name": "oci",
         "version": version("pulumi-oci"),
@@ -191,8 +191,8 @@ def schema() -> Inputs:
 def write_plugin(home: Path) -> None:
     """Put the plugin into a PULUMI_HOME, where the engine looks before it would download the real one.
 
-    The one place that works in silence: an entry in Pulumi.yaml would have to be taken out for a real tenancy, and
-    about a plugin on PATH the CLI warns at every command.
+    No other place works as quietly.  An entry in Pulumi.yaml would have to be taken out for a real tenancy, and the CLI
+    warns about a plugin on PATH at every command.
     """
     directory = home / "plugins" / f"resource-oci-v{version('pulumi-oci')}"
     write_executable(directory / "pulumi-resource-oci", "nat_pod.lab.engine.provider")

@@ -1,6 +1,6 @@
-"""Run a Pulumi program for `language_host.py`: the request comes on standard input, the working directory is its own.
+"""Run a Pulumi program for `language_host.py`, in the program's directory; the request comes on standard input.
 
-A file of its own because the program has an interpreter of its own, which may know nothing of this package.
+This is a separate file because the program has its own interpreter, which may not have this package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pulumi
 from pulumi.runtime.proto import language_pb2
 
 TOLD = 32
-"""The status with which this ends after the user has been told what is wrong."""
+"""The exit status after the user has been told what is wrong."""
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
         )
     )
     pulumi.runtime.set_all_config(dict(request.config), list(request.configSecretKeys))
-    # When a resource fails, everything that waits for it stays unawaited, and asyncio would say so for each.
+    # When a resource fails, whatever waits for it is never awaited, and asyncio would complain about each of them.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)

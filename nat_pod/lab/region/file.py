@@ -1,8 +1,8 @@
-"""A simulated region in a file, so that it outlives the process: the provider plugin, the lab and a test share one.
+"""A simulated region in a file.  It outlives the process, so the provider plugin, the lab and a test can share it.
 
-The engine starts the provider anew for every command, and once more for every explicit provider.  The file is a
-journal, one line of JSON for each change that the region accepted, in order.  Appending costs the same however large
-the region is, a process that is killed loses nothing, and the file answers what was asked of the region, and when.
+The engine starts a new provider for every command, and one more for every explicit provider.  The file is a journal:
+one line of JSON for each change that the region accepted, in order.  Appending costs the same however large the region
+is, and a process that is killed loses nothing.  The file also shows what was asked of the region, and in which order.
 
     RegionFile.make(path, Region("uk-london-1"))     # once
     region = RegionFile(path)                        # anywhere, as often as needed; always up to date
@@ -37,13 +37,13 @@ _LONGEST_HEADER = 10_000
 
 
 class RegionFileError(NatPodError):
-    """The file holds no region, or not one of this release; str() says what to do."""
+    """The file holds no region, or one of another release; str() says what to do."""
 
 
 class RegionFile(Region):
     """The region in a file.  Every method first takes in what other processes have changed.
 
-    That an instance or a load balancer is busy with a change is known to the process that does it, and to no other.
+    Only the process that changes an instance's VNICs or a load balancer knows that it is busy.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class RegionFile(Region):
         self._close()
 
     def changes(self) -> list[Inputs]:
-        """Everything the region accepted, in order: `do` (create, update, delete) and its arguments."""
+        """Everything that the region accepted, in order: `do` (create, update, delete) and its arguments."""
         with self._lock:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines[1:]]
@@ -96,7 +96,7 @@ class RegionFile(Region):
         self._read_to += len(line)
 
     def _catch_up(self) -> None:
-        """Take in what others have appended.  A last line that was cut short never was a change and goes."""
+        """Take in what others have appended.  A last line that was cut short never became a change, and is removed."""
         size = os.fstat(self._file).st_size
         if size <= self._read_to:
             return

@@ -1,14 +1,14 @@
-"""The inputs of a resource type: which ones it knows, what replaces the resource, how they are compared.
+"""The inputs of a resource type: which it has, which replace the resource, and how they are compared.
 
-Two sources, kept apart on purpose.
-- Which inputs a type knows, which are required and of what type they are is read from the installed `pulumi_oci`
-  (`InputSpec.of`), so it is right for the release that the program really runs with.
-- What the provider does when an input changes is in no SDK.  It stands in the `InputRules` of the type, taken from
-  the source of the provider that pulumi-oci wraps (github.com/oracle/terraform-provider-oci v8.28.0, folder
-  internal/service/core; the rules name the file).
+There are two sources, kept apart on purpose.
+- Which inputs a type has, which of them are required and of what type they are is read from the installed `pulumi_oci`
+  (`InputSpec.of`).  So it is right for the release with which the program really runs.
+- What the provider does when an input changes is in no SDK.  The type's `InputRules` say it, taken from the source of
+  the provider that pulumi-oci wraps (github.com/oracle/terraform-provider-oci v8.28.0, folder internal/service/core;
+  the rules name the file).
 
-An input that the rules do not list updates in place, and taking it out of the program changes nothing: nearly
-all inputs are "Optional, Computed" there, so the server's value stays.
+An input that the rules do not list is updated in place, and taking it out of the program changes nothing: nearly all
+inputs are "Optional, Computed" there, so the server's value stays.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class InputRules:
     """What the provider does with one type's inputs.  Paths are dotted; `[]` stands for every element of a list.
 
     replace: a change makes a new resource ("ForceNew").
-    removable: taking the input away is a change ("Optional" without "Computed").
+    removable: taking the input out is a change ("Optional" without "Computed").
     sets: lists whose order means nothing.
     ignore_case: values that differ only in case are equal.
     defaults: values the provider fills in.
@@ -105,13 +105,13 @@ class InputSpec:
     def problems(self, inputs: Inputs) -> list[tuple[str, str]]:
         """Unknown, missing and mistyped inputs, as (path, reason).
 
-        Nothing more, as with the real provider, which checks no CIDR, address or OCID at plan time.
+        It checks no more than that, because the real provider checks no CIDR, address or OCID at plan time either.
         """
         return list(_check_value("", inputs, self))
 
 
 def in_shape(value: Value, shape: Value) -> Value:
-    """`value` with only those keys that `shape` has, at every depth."""
+    """`value` with only the keys that `shape` has, at every depth."""
     if isinstance(value, dict) and isinstance(shape, dict):
         return {key: in_shape(value[key], shape[key]) for key in shape if key in value}
     return value
@@ -186,7 +186,7 @@ def _check_value(path: str, value: Value, spec: InputSpec) -> Iterator[tuple[str
             if value.get(name) is None:
                 yield f"{prefix}{name}", "Missing required property"
         for name, member in value.items():
-            if name.startswith("__"):  # Pulumi's own book-keeping, `__defaults` for one
+            if name.startswith("__"):  # Pulumi's own bookkeeping, such as `__defaults`
                 continue
             if name not in spec.members:
                 yield f"{prefix}{name}", "Unknown property"
@@ -207,7 +207,7 @@ def _without_nulls(value: Value) -> Value:
 
 
 def _set_default(target: Value, steps: list[str], value: Value) -> None:
-    """Set `value` at a path unless something stands there; an absent object on the way is left absent."""
+    """Set `value` at a path unless there is a value already; an absent object on the way stays absent."""
     step, rest = steps[0], steps[1:]
     if not isinstance(target, dict):
         return

@@ -1,6 +1,6 @@
-"""The names of the kinds of objects that the region keeps: what everybody who speaks of one calls it.
+"""The names of the kinds of objects that the region keeps; whoever refers to a kind uses them.
 
-A resource's kind is its type token at the provider.  What a kind *is* stands in the file of its subject, in one class
+A resource's kind is its type token at the provider.  What a kind *is* is one class in the file of its subject
 (`vcn.py`, `routes.py`, `lpg.py`, `security.py`, `instance.py`, `vnic.py`, `private_ip.py`, `balancer.py`).
 """
 

@@ -19,8 +19,8 @@ class OciError(Exception):
 def network(text: str, what: str) -> IPNetwork:
     """A CIDR as OCI takes it: with a prefix length and without host bits; 400 otherwise.
 
-    What the API does with host bits is not documented.  Refusing is the safe side: a program that passes here passes
-    there.
+    What the API does with host bits is not documented.  Refusing them is the safe choice: a program that passes here
+    also passes there.
     """
     try:
         parsed = IPNetwork(text)
@@ -51,5 +51,5 @@ def over_limit(message: str, source: str) -> OciError:
 
 
 def not_simulated(message: str) -> OciError:
-    """501 for what OCI has and this region has not."""
+    """501 for what OCI has and this region does not."""
     return OciError(501, "NotImplemented", message, "nat_pod/lab/region")

@@ -1,11 +1,11 @@
 """A simulated OCI region: the resource types that a POD and its neighbours use, and OCI's refusals.
 
 The program under mocks, the provider plugin under the real Pulumi engine, and the neighbours' owners
-(`surroundings.py`) all call the same `Region`; the lab then builds what stands in it and nothing else.
+(`surroundings.py`) all call the same `Region`.  The lab then builds what is in it, and nothing else.
 
-This module has the operations.  The objects are in `store.py`; what a type is and does is one class in the file of its
-subject, which `registry.py` lists.  The texts of refusals are OCI's own where one was found in its documents or in
-reports of its provider; otherwise OCI's error code with a plain sentence.  Each carries the source of the rule.
+This module has the operations.  The objects are in `store.py`.  What a type is and does is one class in the file of its
+subject, which `registry.py` lists.  A refusal has OCI's own text where one was found in its documents or in reports
+about its provider, and otherwise OCI's error code with a plain sentence.  Each names the source of its rule.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Region(Store):
     def create(self, type_token: str, inputs: Inputs, name: str = "", *, ocid: str | None = None) -> tuple[str, Inputs]:
         """Make a resource; returns its OCID and its state as the provider reports it.
 
-        name: identity for `find` and for the OCID, which is a hash of type, name and how often both were used: a
-        journal replayed in another order, or by several threads, gives the same OCIDs.
-        ocid: for an object whose OCID is already known elsewhere (an LPG named in a stack file).
+        name: identity for `find` and for the OCID.  The OCID is a hash of type, name and how often both were used, so a
+        journal that is replayed in another order, or by several threads, gives the same OCIDs.
+        ocid: given for an object whose OCID is already known elsewhere (an LPG named in a stack file).
         """
         self._refuse_invalid(type_token, inputs)
         resource = registry.resource(type_token)
@@ -83,7 +83,7 @@ class Region(Store):
             return registry.KINDS[record.kind].state(self, record)
 
     def read_inputs(self, ocid: str) -> Inputs:
-        """A resource's inputs in the shape its owner wrote, with the values that hold now.
+        """A resource's inputs in the shape in which its owner wrote them, with their current values.
 
         A refresh compares these with the program's, so a key that the owner never wrote would show as drift.
         """
@@ -138,7 +138,7 @@ class Region(Store):
     # State outside the process
 
     def to_json(self) -> str:
-        """The whole region as text: the same state gives the same bytes."""
+        """The whole region as text; the same state always gives the same bytes."""
         with self._lock:
             document = {
                 "name": self.name,
@@ -170,7 +170,7 @@ class Region(Store):
         return region
 
     def _done(self, **change: Value) -> None:
-        """Called under the lock after each change; a region in a file (`file.py`) writes it down there."""
+        """Called under the lock after each change; a region in a file (`file.py`) writes the change to its journal."""
 
     def _refuse_invalid(self, type_token: str, inputs: Inputs) -> None:
         problems = self.check(type_token, inputs)
@@ -180,7 +180,7 @@ class Region(Store):
 
     @contextmanager
     def _modifying(self, ocid: str | None) -> Iterator[None]:
-        """Keep an instance or load balancer busy for as long as a change lasts, without holding the region's lock."""
+        """Keep an instance or a load balancer busy as long as a change lasts, without holding the region's lock."""
         if ocid is None:
             yield
             return

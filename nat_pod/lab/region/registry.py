@@ -1,6 +1,6 @@
 """All kinds of objects that the region knows.
 
-A new resource type is one class in one file.  A new file has to be named here, and nowhere else.
+A new resource type is one class in one file.  Only a new file has to be named here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a kind of object is written with: one class holds all that the region knows of it.
+"""The base classes for kinds of objects: one class holds everything that the region knows of a kind.
 
-A new resource type is a class in the file of its subject: its token, the word in its OCIDs, the provider's rules for
-its inputs, what it does, and the data sources that find it.  `registry.py` imports the file.
+A new resource type is a class in the file of its subject.  It has the type's token, the word in its OCIDs, the
+provider's rules for its inputs, what it does, and the data sources that find it.  `registry.py` imports the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Query = Callable[[Store, Inputs], Inputs]
 
 
 class ObjectKind:
-    """A kind of object that comes into being with others.
+    """A kind of object that is created along with others.
 
     kind: its name, at the provider if it has one there.
     ocid_type: the word that its OCIDs begin with.
@@ -29,7 +29,7 @@ class ObjectKind:
     ocid_type: ClassVar[str]
 
     def view(self, store: Store, record: Record) -> Inputs:  # noqa: ARG002
-        """What the provider reports beside the inputs: facts, and what follows from other objects."""
+        """What the provider reports in addition to the inputs: facts, and what follows from other objects."""
         return record.facts
 
     def state(self, store: Store, record: Record) -> Inputs:

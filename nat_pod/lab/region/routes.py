@@ -132,7 +132,7 @@ class _RouteTable(Resource):
 
 
 class _RouteTableAttachment(Resource):
-    """No object of OCI's but a setting of a subnet, with a life of its own at the provider.
+    """In OCI not an object but a setting of a subnet; at the provider a resource of its own.
 
     So a route table can lead to something in the very subnet that uses it.
     """
@@ -168,7 +168,7 @@ class _RouteTableAttachment(Resource):
 
 
 def _list(store: Store, args: Inputs) -> Inputs:
-    """Of one compartment, the VCNs' default tables among them, by vcnId, displayName and state (ListRouteTables)."""
+    """Those of one compartment, including VCNs' default tables, by vcnId, displayName and state (ListRouteTables)."""
     if not args.get("compartmentId"):
         raise invalid("compartmentId is missing", "OCI API, ListRouteTables")
     wanted = {key: args[key] for key in ("compartmentId", "vcnId", "displayName") if args.get(key)}

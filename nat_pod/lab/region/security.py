@@ -110,7 +110,7 @@ class _SecurityList(Resource):
 
 
 class _DefaultSecurityList(Resource):
-    """The list that came with the VCN: to create it means to take it over, to delete it means to empty it."""
+    """The list that came with the VCN.  Creating it takes it over, and deleting it empties it."""
 
     kind = DEFAULT_SECURITY_LIST
     ocid_type = "securitylist"
@@ -160,7 +160,7 @@ def _list_rules(inputs: Inputs) -> Inputs:
 
 
 def _refuse_rule(store: Store, nsg: Record, rule: Inputs) -> None:
-    """400 for an NSG rule without the end its direction needs, or with one that OCI does not know."""
+    """400 for an NSG rule without the end that its direction needs, or with one that OCI does not know."""
     ends = {"INGRESS": "source", "EGRESS": "destination"}
     if rule["direction"] not in ends:
         raise invalid(f"direction {rule['direction']!r} must be INGRESS or EGRESS", _API)

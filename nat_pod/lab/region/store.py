@@ -1,6 +1,6 @@
-"""The objects of the simulated region, under their OCIDs: what the behaviours of all types read and change.
+"""The objects of the simulated region by their OCIDs, which all types read and change.
 
-The store knows identities, limits and who is busy, and nothing about any type.
+The store knows identities, limits and which instance is busy, and nothing about any type.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Record:
 
 
 class Store:
-    """The objects of one region, and the region's limits.  Whoever calls a method holds the lock, or takes it here."""
+    """The objects of one region, and the region's limits.  The caller of a method holds the lock, or takes it here."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class Store:
         balancer_limit: int = limits.BALANCERS_PER_REGION,
         domain_prefix: str = "nPod",
     ) -> None:
-        """ocid_types: kind to the word that its OCIDs begin with (`vcn` of ocid1.vcn.oc1..).
+        """ocid_types: by kind, the word that its OCIDs begin with (`vcn` of ocid1.vcn.oc1..).
 
-        attach_seconds: how long an attach or detach lasts, in which its instance takes no other one; also how long a
-        change of a network load balancer lasts, in which it takes no other one.
-        domain_prefix: what the names of availability domains begin with in this tenancy; OCI gives each one its own.
+        attach_seconds: how long an attach or detach lasts, during which the instance accepts no other; also how long a
+        change of a network load balancer lasts, during which it accepts no other.
+        domain_prefix: what the names of availability domains begin with; OCI gives each tenancy its own prefix.
         """
         self.name = name
         self.domain_prefix = domain_prefix
@@ -100,7 +100,7 @@ class Store:
         return [record for record in self.all(kind) if record.facts["subnetId"] == subnet]
 
     def find(self, kind: str, name: str) -> str | None:
-        """The OCID of the object that was created under this kind and name and still stands."""
+        """The OCID of the object that was created under this kind and name and still exists."""
         with self._lock:
             return self._names.get((kind, name))
 
@@ -113,7 +113,7 @@ class Store:
         return record
 
     def adopt(self, record: Record, name: str) -> None:
-        """Give an object that came with another one the name of the resource that manages it from now on."""
+        """Name an object that came with another one after the resource that manages it from now on."""
         self._names.pop((record.kind, record.name), None)
         record.name = name
         self._names[record.kind, name] = record.ocid
@@ -126,7 +126,7 @@ class Store:
             del self._names[record.kind, record.name]
 
     def refuse_unknown_domain(self, name: str) -> None:
-        """400 for an availability domain of another region; the prefix is each tenancy's own and not looked at."""
+        """400 for an availability domain of another region.  The prefix is the tenancy's own and is not checked."""
         known = [domain.split(":")[1] for domain in self.availability_domains]
         if name.split(":")[-1].upper() not in known:
             raise invalid(

@@ -1,4 +1,4 @@
-"""VCNs, what comes with one, and their subnets."""
+"""VCNs with what comes with each, and their subnets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Vcn(Resource):
     def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
         cidrs = _vcn_cidrs(inputs)
         vcn = store.add(VCN, name, {"cidrBlocks": [str(cidr) for cidr in cidrs], "state": "AVAILABLE"}, ocid)
-        # Named after the VCN's OCID: two VCNs of one name must not change each other's OCIDs.
+        # Named after the VCN's OCID: two VCNs of the same name must not change each other's OCIDs.
         table = store.add(DEFAULT_ROUTE_TABLE, vcn.ocid, {"vcnId": vcn.ocid, "routeRules": []})
         security = store.add(
             DEFAULT_SECURITY_LIST,
@@ -215,7 +215,7 @@ def _vcn_cidrs(inputs: Inputs) -> list[IPNetwork]:
 
 
 def refuse_overlap(cidrs: Iterable[IPNetwork], vcn: str, other: Record) -> None:
-    """400 for CIDRs of a VCN that overlap those of one that it is peered with, or is to be."""
+    """400 for CIDRs of a VCN that overlap those of a VCN with which it is, or is about to be, peered."""
     for cidr in cidrs:
         for text in other.facts["cidrBlocks"]:
             if overlap(cidr, IPNetwork(text)):

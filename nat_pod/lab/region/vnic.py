@@ -37,7 +37,7 @@ FIXED_VNIC_INPUTS = frozenset(
 
 
 class _Vnic(ObjectKind):
-    """It comes with an attachment and ends with it."""
+    """A VNIC, which comes with its attachment and ends with it."""
 
     kind = VNIC
     ocid_type = "vnic"
@@ -67,7 +67,7 @@ class _VnicAttachment(Resource):
         details = {"displayName": inputs.get("displayName", name), **inputs["createVnicDetails"]}
         refuse_vnic(store, details, instance.facts["availabilityDomain"])
         attachment = store.add(VNIC_ATTACHMENT, name, {"instanceId": instance.ocid, "isPrimary": False}, ocid)
-        # AttachVnic has no routeTableId and the provider drops it in silence; only UpdateVnic sets it.
+        # AttachVnic has no routeTableId, and the provider silently drops it; only UpdateVnic sets it.
         add_vnic(store, instance, attachment, details)
         return attachment
 
@@ -110,7 +110,7 @@ class _VnicAttachment(Resource):
 
 
 def public_ip_problems(inputs: Inputs) -> list[tuple[str, str]]:
-    """What the provider finds about `assignPublicIp`, which it takes as text, before any call."""
+    """What the provider finds wrong, before any call, with `assignPublicIp`, which it takes as text."""
     details = inputs.get("createVnicDetails")
     public_ip = details.get("assignPublicIp") if isinstance(details, dict) else None
     if public_ip in (None, UNKNOWN, "true", "false"):
@@ -213,7 +213,7 @@ def changed_vnic(store: Store, vnic: Record, details: Inputs) -> Inputs:
 
 
 def vnic_details(store: Store, owner: Record, attachment: Record) -> Inputs:
-    """createVnicDetails as the provider reads it back from the VNIC."""
+    """createVnicDetails as the provider reads them back from the VNIC."""
     vnic = vnic_of(store, attachment)
     written: dict[str, Any] = dict(owner.inputs.get("createVnicDetails") or {})
     written.pop("routeTableId", None)
@@ -244,7 +244,7 @@ def new_mac(store: Store, vnic: str) -> str:
 
 
 def _list_attachments(store: Store, args: Inputs) -> Inputs:
-    """By instanceId or vnicId, of one compartment, the primary VNIC first."""
+    """Attachments of one compartment by instanceId or vnicId, the primary VNIC's first."""
     found = []
     for record in sorted(store.all(VNIC_ATTACHMENT), key=lambda record: int(record.facts["order"])):
         state = _VnicAttachment().state(store, record)

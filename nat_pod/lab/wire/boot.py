@@ -3,28 +3,28 @@
     python -m nat_pod.lab.wire.boot boot DISK         power on
     python -m nat_pod.lab.wire.boot start DISK UNIT   what `systemctl start UNIT` does: waits, gives its exit status
     python -m nat_pod.lab.wire.boot timers DISK       runs the services of enabled timers, until killed
-    python -m nat_pod.lab.wire.boot rounds DISK       runs the agent once for each line of standard input, see `rounds`
-    python -m nat_pod.lab.wire.boot run DISK COMMAND  what somebody who is logged in would run
+    python -m nat_pod.lab.wire.boot rounds DISK       runs the agent once per line of standard input, see `rounds`
+    python -m nat_pod.lab.wire.boot run DISK COMMAND  runs what somebody who is logged in would run
 
 Run it inside the VM's network namespace, as root there (of the machine or of a user namespace).  DISK is an existing
-directory, the VM's disk: what the VM writes to /etc, /var, /root and /usr/local stays there over reboots.  It also
-holds `dhcp.json`, what OCI's DHCP offers the primary VNIC: {"mac", "address", "prefix", "gateway", "mtu"}.
+directory, the VM's disk: what the VM writes to /etc, /var, /root and /usr/local survives reboots.  It also holds
+`dhcp.json`, which is what OCI's DHCP offers the primary VNIC: {"mac", "address", "prefix", "gateway", "mtu"}.
 
 What stands in for what
 - the image: this machine's /usr, read-only where the kernel allows it, under a root of its own; no firewalld, no
   NetworkManager.
 - cloud-init: `user_data` from the instance metadata service, base64, gzip, `#cloud-config` with `write_files` and
-  `runcmd`, at the first boot only.  Whatever else stands in it is refused by name, never skipped: a lab that ignores
-  what OCI would do proves nothing.
+  `runcmd`, at the first boot only.  Anything else in it is refused by name, never skipped: a lab that ignores what OCI
+  would do proves nothing.
 - systemd: a `systemctl` with the verbs in `VERBS`, for unit files on the VM's disk.  Units with a setting that is not
-  in `SETTINGS` are refused, too.  Order at boot: enabled services before network-pre.target, DHCP, cloud-init (first
+  in `SETTINGS` are refused too.  Order at boot: enabled services before network-pre.target, DHCP, cloud-init (first
   boot) or the other enabled services, then the service of each enabled timer once.
 - DHCP: `ip` commands.
 - the serial console: the file /var/log/console, with what cloud-init and services with `journal+console` print.  It
   stays over reboots, as OCI's console history does.
 
 What it does not show: SELinux, sandboxing of services, ordering cycles, timing of a real boot, udev and interface
-names, another kernel or iptables than this machine's.  `make test-vm` shows the ordering and the timers.
+names, or any kernel or iptables other than this machine's.  `make test-vm` shows the ordering and the timers.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def enter(disk: Path) -> None:
 
 
 def _copy(host: Path, here: Path) -> None:
-    """Copy a file or folder of the host's /etc once; what the VM makes of it later stays."""
+    """Copy a file or folder of the host's /etc once; what the VM changes in it later stays."""
     if here.exists() or here.is_symlink() or not (host.exists() or host.is_symlink()):
         return
     if host.is_dir() and not host.is_symlink():
@@ -128,7 +128,7 @@ def _copy(host: Path, here: Path) -> None:
 
 
 def _bind(host: Path, here: Path) -> None:
-    """Show a folder of the host in the VM, with all that is mounted below it."""
+    """Show a folder of the host in the VM, with everything mounted below it."""
     here.mkdir(parents=True, exist_ok=True)
     _run("mount", "--rbind", str(host), str(here))
 
@@ -208,7 +208,7 @@ def read_unit(name: str) -> Unit:
 
 
 def exists(name: str) -> bool:
-    """Whether there is such a unit file, masked ones apart."""
+    """Whether there is such a unit file; a masked unit has none."""
     return (UNITS / name).is_file()
 
 
@@ -260,7 +260,7 @@ def start(name: str) -> int:
 
 
 def _run_service(command: list[str], seconds: float, *, on_console: bool) -> int:
-    """Run a program of a service; its output belongs to the journal, here our own, and to the console if that is said.
+    """Run a program of a service.  Its output goes to the journal (here our own output), and to the console if so set.
 
     Raises subprocess.TimeoutExpired.
     """
@@ -450,7 +450,7 @@ def _write_file(entry: dict[str, str]) -> None:
 
 
 def boot(disk: Path) -> int:
-    """Power on; the exit status is that of cloud-init, a failed service is only reported, as systemd does."""
+    """Power on.  The exit status is cloud-init's; a failed service is only reported, as systemd does."""
     import yaml  # the VM's own copy of this file runs without it, and after `enter` it could not be found
 
     offer = json.loads((disk / "dhcp.json").read_text())
@@ -477,11 +477,11 @@ def boot(disk: Path) -> int:
 
 
 def rounds() -> int:
-    """One run of the VM's agent for each line of standard input, and a line with what came of it.
+    """Run the VM's agent once per line of standard input, and answer each with a line that says what came of it.
 
-    There: {"verb": "poll", "prelude": Python that runs first, with `agent` in scope}; so a test makes a step fail, or
-    the agent die at it.  Back: {"status": the exit status, negative for a signal, "stderr", "seconds"}.  Python and
-    the agent are loaded once, and each run is a fork: what is measured is the round itself.
+    Request: {"verb": "poll", "prelude": Python that runs first, with `agent` in scope}.  With a prelude a test makes a
+    step fail, or the agent die at it.  Answer: {"status": exit status, negative for a signal, "stderr", "seconds"}.
+    Python and the agent are loaded once, and each run is a fork, so the time measured is that of the round itself.
     """
     os.environ.clear()
     os.environ.update(ENVIRONMENT)

@@ -1,13 +1,13 @@
 """The instance metadata service of one NAT VM in the lab: `python -m nat_pod.lab.wire.imds STATE.json`.
 
-Runs inside the VM's network namespace and answers there on 169.254.169.254:80, as OCI's IMDS v2 does for the VM
-alone.  STATE.json is read anew for each request, so that a changed document is seen as on OCI, only sooner:
+Runs inside the VM's network namespace and answers there on 169.254.169.254:80, as OCI's IMDS v2 does for that VM
+only.  STATE.json is read again for each request, so a changed document shows as it does on OCI, only sooner:
 
     {"instance": {"metadata": {...}, ...}, "vnics": [{"macAddr": "02:00:17:...", "privateIp": ..., ...}]}
 
 What it does as OCI does (docs, "Getting Instance Metadata"; captured answers in cloud-init's test_oracle.py)
-- Without `Authorization: Bearer Oracle` the answer is 401; only /opc/v2 exists, the POD switches v1 off.
-- A path walks keys and list indexes; a text comes as it is, an object or list as JSON; what is not there is 404.
+- Without `Authorization: Bearer Oracle` the answer is 401.  Only /opc/v2 exists, because the POD switches v1 off.
+- A path walks keys and list indexes.  A string comes as it is, an object or list as JSON; an unknown path is 404.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up is no news."""
+        """Say nothing about a client that hung up."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,8 +1,8 @@
 """Flows that stay open while something happens to the NAT VMs: TCP and UDP, with data both ways.
 
-One thread does all of it, clients and echo servers.  A client sends records of a fixed length with its flow's number
-and a sequence number; the server answers each with the same two, with who it is and whom it saw.  So every single
-answer says whether it came from the right machine, through the right translation, to the right flow.
+One thread runs all clients and all echo servers.  A client sends records of a fixed length, with its flow's number and
+a sequence number.  The server answers each with the same two, its own name and the source it saw.  So every answer
+shows whether it came from the right machine, through the right translation, to the right flow.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Load(Thread):
     # --- what callers ask ----------------------------------------------------------------------------------------
 
     def open(self, flows: list[dict[str, Any]]) -> None:
-        """Begin flows, each {"number", "protocol": tcp or udp, "sender": a host, "destination": an address}."""
+        """Open flows, each {"number", "protocol": tcp or udp, "sender": a host, "destination": an address}."""
         with self._lock:
             for given in flows:
                 kind = socket.SOCK_STREAM if given["protocol"] == TCP else socket.SOCK_DGRAM
@@ -92,22 +92,22 @@ class Load(Thread):
                 flow = self._flows.pop(number)
                 if flow.error is None:
                     self._selector.unregister(flow.socket)
-                # A reset: the far end shall not keep half a connection, which a FIN that gets lost would leave there.
+                # A reset: if a FIN got lost, the far end would keep half a connection.
                 if flow.protocol == TCP:
                     flow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 flow.socket.close()
 
     def mark(self) -> None:
-        """Let every flow send now; `answers` of the next report are those to what is sent from now on."""
+        """Let every flow send now.  `answers` of the next report counts only answers to what is sent from now on."""
         with self._lock:
             for flow in self._flows.values():
                 flow.marked, flow.due = flow.sent, 0.0
                 flow.answers.clear()
 
     def report(self) -> dict[int, dict[str, Any]]:
-        """By number: what went wrong (None: nothing), records sent, those lost, and who answered as seen by whom.
+        """By number: what went wrong (None: nothing), records sent and lost, and who answered, with the source it saw.
 
-        Lost are records whose successors have been answered.
+        A record is lost when a later one of its flow has been answered.
         """
         if not self.is_alive():
             raise LabError("the thread that keeps the flows died; see holder.log")
@@ -158,7 +158,7 @@ class Load(Thread):
             if flow.protocol == TCP:
                 self._fail(flow, os.strerror(error.errno or 0))
             else:
-                flow.sent += 1  # an earlier one's ICMP error came in, and took this one's place
+                flow.sent += 1  # an ICMP error for an earlier record came in, and this send failed in its place
 
     def _read(self, client: socket.socket, number: int) -> None:
         flow = self._flows[number]
@@ -217,4 +217,4 @@ class Load(Thread):
             flow, sequence = _RECORD.unpack(data)
             server.sendto(_ANSWER.pack(flow, sequence, index, socket.inet_aton(peer)), (peer, port))
         except (OSError, struct.error):
-            pass  # an ICMP error came in, or something that is none of ours
+            pass  # an ICMP error came in, or a packet that is not ours

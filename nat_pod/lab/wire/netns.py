@@ -3,8 +3,8 @@
 The only module of the lab that changes the kernel's state.  Namespaces are the named ones of `ip netns`: files in
 /run/netns, which inside the lab is a private tmpfs, so no name of ours exists for the rest of the machine.
 
-A network namespace belongs to a thread.  A thread may enter another one, create a socket and come back: the socket
-stays where it was created.  That is how one process serves and probes from every machine of the lab.
+Each thread is in one network namespace.  It may enter another one, create a socket and come back: the socket stays in
+the namespace where it was created.  That is how one process serves and probes from every machine of the lab.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str], namespace: str | None = None, stdin: str = "",
     """Run a program, in a namespace if one is named, and return what it printed.
 
     Raises:
-        LabError: it failed or took too long; the message has the command, the exit status and its complaint.
+        LabError: it failed or took too long; the message has the command, its exit status and what it complained of.
     """
     command = in_namespace(namespace, arguments) if namespace else list(arguments)
     try:
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], namespace: str | None = None, stdin: str = "",
 def in_namespace(namespace: str, arguments: Sequence[str]) -> list[str]:
     """The command line that runs `arguments` in a namespace.
 
-    nsenter, since `ip netns exec` mounts a new /sys each time: three times the cost, and nothing here reads /sys.
+    With nsenter: `ip netns exec` mounts a new /sys each time, which triples the cost, and nothing here reads /sys.
     """
     return ["nsenter", f"--net={NAMESPACES / namespace}", "--", *arguments]
 
@@ -82,7 +82,7 @@ def restore_rules(namespace: str, text: str) -> None:
 
 
 def save_rules(namespace: str) -> str:
-    """What iptables-save prints there, with counters."""
+    """What iptables-save prints in a namespace, with counters."""
     return run(["iptables-save", "-c"], namespace)
 
 
@@ -102,10 +102,10 @@ def set_sysctls(namespace: str, settings: Iterable[tuple[str, str]]) -> None:
 
 
 def wait_for_links(namespace: str, seconds: float = 10) -> None:
-    """Wait until every link with both ends up really sends.
+    """Wait until every link whose two ends are up really sends.
 
-    The kernel activates a link some time after its carrier comes (up to a second, for some), and until then it drops
-    without a word what is sent: about one lab in two hundred lost its first packet.
+    The kernel activates a link some time after its carrier comes up (for some links, up to a second).  Until then it
+    silently drops what is sent: about one lab in two hundred lost its first packet.
     """
     end = time.monotonic() + seconds
     while True:
@@ -120,7 +120,7 @@ def wait_for_links(namespace: str, seconds: float = 10) -> None:
 
 @contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """The calling thread in another namespace; other threads stay where they are."""
+    """Put the calling thread into another namespace; other threads stay where they are."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         there = os.open(NAMESPACES / namespace, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
-"""Packets as bytes: those that a probe writes itself, and those that a capture shows.
+"""Packets as bytes: those that a probe crafts, and those that a capture shows.
 
-A crafted packet can be what no well-behaved machine sends: with another's source address, the answer to nothing, in
-fragments, or an ICMP redirect.  What they are for stands in `Probe` of `probe.py`.
+A crafted packet can be one that no well-behaved machine sends: with somebody else's source address, an answer to
+nothing, a fragment, or an ICMP redirect.  `Probe` in `probe.py` says what each is for.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CapturedPacket:
 
 
 def parse(data: bytes, when: int, vm: str, nic: str, direction: str) -> CapturedPacket | None:
-    """An IPv4 packet that may be one of ours, else None."""
+    """An IPv4 packet that may be one of ours; None for any other."""
     if len(data) < 28:
         return None
     protocol = _NAME.get(data[9])
@@ -74,7 +74,7 @@ def parse(data: bytes, when: int, vm: str, nic: str, direction: str) -> Captured
 
 
 def echo_request(number: int, payload: bytes) -> bytes:
-    """ICMP, with an identifier of its own: two flows from one address to one other must not share it."""
+    """An ICMP packet with its own identifier: two flows between the same two addresses must not share one."""
     return _icmp(_ECHO_REQUEST, 0, struct.pack("!HH", number & 0xFFFF, 1), payload)
 
 
@@ -83,10 +83,10 @@ def crafted(
 ) -> list[bytes]:
     """Whole IP packets; the kernel fills in length, checksum and, where it is 0, the identifier.
 
-    shape: one of SHAPES; port: the destination port, for a reply the one that it claims to come from.
+    shape: one of SHAPES.  port: the destination port; of a reply, the source port, where it claims to come from.
     """
     if shape == REDIRECT:
-        # "Send what you have for that other network to me": with the head of a packet that the reader may have sent.
+        # "Send me what you have for that network", with the header of a packet that the receiver may have sent.
         told = _ip(destination, source, NUMBER[UDP], bytes(8))
         body = _icmp(_REDIRECT, 1, socket.inet_aton(source), told + bytes(8) + payload)
         return [_ip(source, destination, NUMBER[ICMP], body)]

@@ -3,12 +3,12 @@
 One process does it all: a socket stays in the namespace it was created in (`netns.py`).
 
 - Every host answers HTTP on TCP port 80 and echoes UDP on port 9, both with `name=<vm> seen=<peer address>`, so the
-  far end itself says who it is and whom it saw.  A NAT VM answers so on port 22.  ICMP is answered by the host's
-  kernel; there a capture says both.
-- Each probe carries a token of its own in its payload, and ICMP errors and echo replies carry it back.  Addresses,
-  ports and even ICMP identifiers are what NAT may change, so they do not tell which probe a packet belongs to.
-- TCP segments without payload are known by their sequence numbers, which NAT does not change.
-- The order of captured packets is that of the kernel's time stamps, one clock for all namespaces.
+  far end itself says who it is and whom it saw.  A NAT VM gives the same answer on port 22.  ICMP is answered by the
+  host's kernel, so there a capture has to show both.
+- Each probe carries its own token in its payload, and ICMP errors and echo replies carry it back.  NAT may change
+  addresses, ports and even ICMP identifiers, so these cannot show which probe a packet belongs to.
+- TCP segments without payload are recognized by their sequence numbers, which NAT does not change.
+- Captured packets are ordered by the kernel's time stamps, which come from one clock for all namespaces.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class Probe:
     """Packets to send, from a VM to an address.
 
     source_address: the address to send from; None lets the VM choose.  With `forged` it is written into the packet
-    though the VM does not have it; no answer can come back then, and `ok` means that the packet reached some host.
-    port: the destination port, by default the one hosts serve.
-    shape: of a forged packet only.  `request` begins a flow; `reply` answers one that there is not; `fragments` is a
-    request in two pieces, `tail` only the second of them; `redirect` tells the receiver of a better way.
+    although the VM does not have it.  Then no answer can come back, and `ok` means that the packet reached some host.
+    port: the destination port, by default the one that hosts serve.
+    shape: of a forged packet only.  `request` begins a flow; `reply` answers a flow that does not exist; `fragments` is
+    a request in two pieces, `tail` only the second of them; `redirect` tells the receiver of a better route.
     """
 
     source_vm: str
@@ -102,9 +102,9 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What became of a flow: who answered, the source address the far end saw, and in words what went wrong.
+    """What became of a flow: who answered, which source address the far end saw, and what went wrong, in words.
 
-    `packets` are all packets of the flow in the order of time, on the NICs that were captured.
+    `packets` are all packets of the flow on the captured NICs, in the order of time.
     """
 
     ok: bool
@@ -115,7 +115,7 @@ class Answer:
 
     @property
     def hops(self) -> list[Seen]:
-        """`packets` without repetition: each place and pair of addresses once, when it came first."""
+        """`packets` without repetition: each place and pair of addresses once, where it first appeared."""
         return list(dict.fromkeys(self.packets))
 
     @classmethod
@@ -135,7 +135,7 @@ class Servers(Thread):
         for vm in topology.vms.values():
             space = vm_namespace(vm.name)
             if vm.kind == VM_NAT:
-                # With nobody listening a NAT VM without its guard would look as closed as one with it.
+                # If nothing listened, a NAT VM without its guard would look just as closed as one with it.
                 self._listen(vm.name, SSH)
             if vm.kind != VM_HOST:
                 continue
@@ -195,7 +195,7 @@ class Servers(Thread):
 class _Tap:
     """A capture on all NICs of one VM.
 
-    It stays open for the lab's life, since closing one takes the kernel 13 ms.  Between probes a filter that takes
+    It stays open as long as the lab, because closing one takes the kernel 13 ms.  Between probes a filter that accepts
     nothing keeps it empty.
     """
 
@@ -206,7 +206,7 @@ class _Tap:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
         except PermissionError:
-            # Rootless: as much as an ordinary user may have.
+            # Rootless: as large as an ordinary user may have it.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
         # An open socket with time stamps makes the kernel stamp packets when they cross, not when they are read.
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
@@ -229,7 +229,7 @@ class _Tap:
             raise LabError(f"the capture on {self.vm} lost {lost} packets; probe fewer flows at a time")
 
     def packets(self) -> Iterator[CapturedPacket]:
-        """Those that wait, if any."""
+        """The packets that are waiting, if any."""
         while True:
             try:
                 data, ancillary, _, address = self._socket.recvmsg(2048, 64)
@@ -270,7 +270,7 @@ class _Attempt:
 
 
 class Prober:
-    """Sends probes from the machines of one lab.  Not for two threads at a time."""
+    """Sends probes from the machines of one lab.  Only one thread may use it at a time."""
 
     def __init__(self, topology: Topology, fabric: Fabric) -> None:
         self._hosts = {vm.name for vm in topology.vms.values() if vm.kind == VM_HOST}
@@ -314,7 +314,7 @@ class _Round:
         self.raw: dict[tuple[str, str | None], socket.socket] = {}  # ICMP, shared by the flows of a source
         self.forging: dict[str, socket.socket] = {}  # whole packets, by VM
         self.pending: dict[str, _Attempt] = {}  # by token
-        self.asking = 0  # pending ones that an answer comes back to; a forged packet is followed by none
+        self.asking = 0  # pending flows to which an answer comes back; no answer follows a forged packet
         self.packets: list[CapturedPacket] = []
 
     def run(self, flows: Sequence[Probe], seconds: float, capture: bool) -> list[Answer]:
@@ -349,7 +349,7 @@ class _Round:
         return [self.judge(attempt, capture) for attempt in attempts]
 
     def late(self, now: float) -> list[_Attempt]:
-        """Those that nobody has answered in time; they are pending in the order of their deadlines."""
+        """The flows that nobody has answered in time; pending flows are in the order of their deadlines."""
         return list(itertools.takewhile(lambda attempt: attempt.deadline < now, self.pending.values()))
 
     # --- sending -----------------------------------------------------------------------------------------------
@@ -437,7 +437,7 @@ class _Round:
     def take(self, packets: Iterable[CapturedPacket]) -> None:
         """Keep captured packets.  A forged one that reaches another host is the answer to its flow.
 
-        Another: with a source address that the sender does have, the echo of its own packet comes back to it.
+        "Another", because a packet whose source address the sender really has is echoed back to the sender.
         """
         for packet in packets:
             self.packets.append(packet)
@@ -448,7 +448,7 @@ class _Round:
                 self.finish(attempt, Answer(ok=True, answered_by=packet.vm, seen=packet.src))
 
     def arrived(self, packet: CapturedPacket, *, reply: bool = False) -> bool:
-        """Whether a packet came in at a host, other than as its answer unless it was sent as one."""
+        """Whether a packet came in at a host, and not as an answer, unless it was sent as one."""
         return packet.direction == "in" and (packet.request or reply) and packet.vm in self.hosts
 
     def read_icmp(self, raw: socket.socket) -> None:
@@ -468,7 +468,7 @@ class _Round:
             )
 
     def ask(self, attempt: _Attempt) -> None:
-        """The TCP connection stands, or failed."""
+        """The TCP connection is established, or it failed."""
         assert attempt.socket is not None
         status = attempt.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if status:
@@ -505,8 +505,8 @@ class _Round:
         """Give each captured packet to its flow, in the order of time."""
         self.packets.sort(key=lambda packet: packet.when)
         by_token = {attempt.token: attempt for attempt in attempts}
-        # A kernel gives one local port to several connections as long as they go to different addresses, and again
-        # to the same address once it is free: so by both, and then in the order in which they began.
+        # A kernel gives the same local port to several connections if they go to different addresses, and again to the
+        # same address once it is free.  So look up by port and address, and then in the order in which they began.
         begun: dict[tuple[str, int, str, int], list[_Attempt]] = {}
         for attempt in attempts:
             if attempt.port:
@@ -522,7 +522,7 @@ class _Round:
                 mine = begun.get((packet.vm, packet.sport, packet.dst, packet.dport))
                 if owner is None and mine and packet.syn and packet.direction == "out":
                     owner = mine.pop(0)
-                    # All numbers this connection's client can use: SYN, request, FIN, and the ACK of the last.
+                    # Every sequence number that its client can use: SYN, request, FIN, and the ACK of the last.
                     for step in (0, 1, 1 + len(owner.request), 2 + len(owner.request)):
                         by_sequence[(packet.sequence + step) % 2**32, packet.dport] = owner
             if owner is not None:
@@ -534,7 +534,7 @@ class _Round:
         who, seen = attempt.answer.answered_by, attempt.answer.seen
         if attempt.answer.ok and attempt.flow.protocol == ICMP and not attempt.flow.forged:
             last = next((p for p in reversed(attempt.packets) if self.arrived(p)), None)
-            # Nobody: answered by a machine that is no host, so most likely by a NAT VM itself.
+            # Nobody: the machine that answered is not a host, so it is most likely a NAT VM itself.
             who, seen = (last.vm, last.src) if last else (None, None)
         packets = tuple(
             Seen(vm=p.vm, nic=p.nic, direction=p.direction, src=p.src, dst=p.dst) for p in attempt.packets if capture

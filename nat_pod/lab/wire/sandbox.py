@@ -1,17 +1,17 @@
-"""The lab's life cycle: start it, find it, enter it, ask it, stop it.
+"""The lab's life cycle: start it, find it, enter it, send it requests, stop it.
 
 A lab is one process, the holder (`holder.py`), in its own mount, network and pid namespaces, as root of the machine
-or of a user namespace.  It is pid 1 of its pid namespace and everything it makes (processes, network namespaces,
-mounts, disks and logs on a tmpfs) exists only in there.  However it ends, SIGKILL included, the kernel removes
-all of it; there is nothing that clean-up code could forget.
+or of a user namespace.  It is pid 1 of its pid namespace, and everything it makes (processes, network namespaces,
+mounts, disks and logs on a tmpfs) exists only in there.  However it ends, even by SIGKILL, the kernel removes all of
+it; there is nothing that clean-up code could forget.
 
-- The holder is found by an abstract unix socket, which disappears with it too: no pid file that could be stale.  Such
-  a socket has no permissions, so both ends look at the other's uid (SO_PEERCRED).
+- The holder is found by an abstract unix socket, which disappears with it: there is no pid file that could be stale.
+  Such a socket has no permissions, so each end checks the other's uid (SO_PEERCRED).
 - The name belongs to the network namespace in which it is bound.  So the caller binds it, and the holder inherits it
-  and listens: before the lab stands nobody gets through.
-- As long as its standard input is open the holder lives, and when it closes the holder ends.  That is how a lab goes
-  away with the program that started it, also by Ctrl-C or SIGKILL in the middle of building.  `stay` ends this bond.
-- One request is one connection: a line of JSON there, a line of JSON back (operations: `holder.Operations`).
+  and listens: nobody gets through before the lab is up.
+- The holder lives as long as its standard input is open.  So a lab goes away with the program that started it, even if
+  that ends by Ctrl-C or SIGKILL in the middle of building.  `stay` ends this bond.
+- Each request is a connection of its own: one line of JSON, answered by one line (operations: `holder.Operations`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _PACKAGES = {
 _NAMESPACES = ("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 _AS_ROOT_OF_A_USER_NAMESPACE = ("--user", "--map-root-user")
 
-# What the lab needs from the kernel, tried out before anything is built.
+# Tries what the lab needs from the kernel, before anything is built.
 _TRIAL = """set -e
 mount -t tmpfs tmpfs /run
 ip netns add trial
@@ -71,7 +71,7 @@ END
 
 
 def available() -> str | None:
-    """None when this machine can run a lab, else one sentence that says why not and what would help."""
+    """None when this machine can run a lab, otherwise a sentence that says why not and what would help."""
     missing = [program for program in _PACKAGES if shutil.which(program) is None]
     if missing:
         packages = " ".join(sorted({_PACKAGES[program] for program in missing}))
@@ -110,13 +110,13 @@ class Holder:
 def start(
     key: str, topology: Topology, report: Callable[[str], None] = lambda _: None, *, stay: bool = False
 ) -> Holder:
-    """Build a lab and return when it stands.
+    """Build a lab and return when it is up.
 
     report: called with a line of text at each step.
     stay: the lab outlives this program; otherwise it ends with it, however that happens.
 
     Raises:
-        LabError: this machine cannot run a lab, one with this key runs already, or building failed.  Nothing is left.
+        LabError: this machine cannot run a lab, a lab with this key is up already, or building failed; nothing is left.
     """
     flags, why = way_in()
     if (sentence := available()) is not None:
@@ -138,7 +138,7 @@ def start(
             pass_fds=[listener.fileno()],
             cwd="/",  # the holder must not pin a directory, nor import from it
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the caller, which then lets go of the holder
+            start_new_session=True,  # Ctrl-C goes to the caller, which then lets go of the holder
         )
     try:
         _build(process, topology, report)
@@ -155,7 +155,7 @@ def start(
 
 
 def find(key: str) -> int | None:
-    """The pid of the holder of a lab that stands, None when there is none."""
+    """The pid of the holder of a lab that is up, None when there is none."""
     try:
         with _connect(key) as connection:
             return _peer(connection)[0]
@@ -182,7 +182,7 @@ def call(key: str, operation: str, **arguments: object) -> Any:  # noqa: ANN401 
 
 
 def probe(key: str, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
-    """Send flows in a lab; `probe.Prober.probe` has the details."""
+    """Send flows in a lab; see `probe.Prober.probe`."""
     answers = call(key, "probe", flows=[asdict(flow) for flow in flows], seconds=seconds, capture=capture)
     return [Answer.from_dict(answer) for answer in answers]
 
@@ -195,11 +195,11 @@ def drops(key: str, vcn: str) -> list[tuple[str, int]]:
 def enter(pid: int, arguments: Sequence[str]) -> int:
     """Run a program in the holder's namespaces with this terminal; returns its exit status."""
     flags = ["--mount", "--net", "--pid"]
-    # A process cannot enter the user namespace that it is in already.
+    # A process cannot enter a user namespace that it is already in.
     if Path(f"/proc/{pid}/ns/user").readlink() != Path("/proc/self/ns/user").readlink():
-        # Our own uid is root in there; nsenter would also give up our groups, which the kernel allows nobody here.
+        # Our own uid is root in there.  nsenter would also drop our groups, which the kernel does not allow here.
         flags += ["--user", "--preserve-credentials"]
-    # Ctrl-C is for the program in there; this one only waits for it.
+    # Ctrl-C is for the program in there; this process only waits for it.
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
     try:
         process = subprocess.Popen(
@@ -222,7 +222,7 @@ def stop(key: str) -> bool:
     except ProcessLookupError:
         return False
     try:
-        # Once more: between the two the holder may have ended and its number gone to another process.
+        # Look again: the holder may have ended meanwhile, and its pid may belong to another process.
         if find(key) == pid:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -256,7 +256,7 @@ class Lab:
         return self._holder.pid
 
     def call(self, operation: str, **arguments: object) -> Any:  # noqa: ANN401 - as above
-        """Ask for any operation."""
+        """Request any operation."""
         return call(self.key, operation, **arguments)
 
     def probe(self, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
@@ -273,7 +273,7 @@ class Lab:
 
 @cache
 def way_in() -> tuple[tuple[str, ...], str]:
-    """The flags with which `unshare` gives us what the lab needs; none, and a sentence, when there is no way."""
+    """The flags with which `unshare` gives us what the lab needs; if none do, no flags and a sentence that says why."""
     ways: list[tuple[str, ...]] = [(*_AS_ROOT_OF_A_USER_NAMESPACE, *_NAMESPACES)]
     if os.geteuid() == 0:
         ways.insert(0, _NAMESPACES)
@@ -294,12 +294,12 @@ def way_in() -> tuple[tuple[str, ...], str]:
 
 
 def _build(process: subprocess.Popen[bytes], topology: Topology, report: Callable[[str], None]) -> None:
-    """Hand the topology over and follow the holder until the lab stands.  Raises LabError with its message."""
+    """Hand the topology over and follow the holder until the lab is up.  Raises LabError with the holder's message."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     payload = pickle.dumps(topology)
-    with suppress(BrokenPipeError):  # it died at once; why, stands below
+    with suppress(BrokenPipeError):  # it died at once; the reason is reported below
         process.stdin.write(struct.pack("!Q", len(payload)) + payload)
         process.stdin.flush()
     for line in process.stdout:
@@ -315,7 +315,7 @@ def _build(process: subprocess.Popen[bytes], topology: Topology, report: Callabl
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Let go of the holder, and wait until it and all it made are gone: only then `unshare` ends."""
+    """Let go of the holder, and wait until it and everything it made are gone: only then does `unshare` end."""
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             with suppress(BrokenPipeError):
@@ -333,7 +333,7 @@ def _take_signals_again() -> None:
 
 
 def _address(key: str) -> str:
-    return f"\0{key}"  # the leading zero byte makes it abstract: a name, no file
+    return f"\0{key}"  # the leading zero byte makes it abstract: a name without a file
 
 
 def _connect(key: str) -> socket.socket:
