@@ -64,6 +64,8 @@ HELP = [
     ["status"],
     ["lab"],
     ["lab", "up"],
+    ["lab", "preview"],
+    ["lab", "apply"],
     ["lab", "check"],
     ["lab", "shell"],
     ["lab", "down"],

@@ -21,6 +21,8 @@ def add(commands: Subparsers) -> None:
     actions = add_parser(commands, "lab", words).add_subparsers(required=True, metavar="ACTION")
     for name, run, words in (
         ("up", _up, "deploy the stack into the simulated region and build it from network namespaces"),
+        ("preview", _preview, "say what `lab apply` would do, and change nothing"),
+        ("apply", _apply, "bring the edited stack file into the running lab, as `pulumi up` would, in place"),
         (
             "check",
             _check,
@@ -34,6 +36,9 @@ def add(commands: Subparsers) -> None:
         add_stack(action)
         if name == "shell":
             action.add_argument("member", metavar="MEMBER", help="customer1/vm1, management/mgmt, natVm1, vrouter, ...")
+        if name == "apply":
+            words = "hold a TCP flow of each declared pair open through the change, and say what becomes of it"
+            action.add_argument("--watch", action="store_true", help=words)
         if name == "check":
             add_json(action)
 
@@ -42,6 +47,25 @@ def _up(arguments: argparse.Namespace) -> int:
     from nat_pod.lab import commands
 
     commands.up(Path.cwd(), arguments.stack)
+    return OK
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import apply, commands
+
+    print(
+        apply.applied_text(
+            commands.apply(Path.cwd(), arguments.stack, only_preview=True), arguments.stack, preview=True
+        )
+    )
+    return OK
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import apply, commands
+
+    applied = commands.apply(Path.cwd(), arguments.stack, watch=arguments.watch)
+    print(apply.applied_text(applied, arguments.stack, preview=False))
     return OK
 
 

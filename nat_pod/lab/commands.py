@@ -1,10 +1,8 @@
-"""What `lab up | check | shell | down STACK` do, and `lab demo`, which is all of them in one go."""
+"""What `lab up | preview | apply | check | shell | down STACK` do, and `lab demo`, which is all of them in one go."""
 
 from __future__ import annotations
 
-import base64
 import os
-import pickle
 import shutil
 import sys
 import time
@@ -14,12 +12,13 @@ from pathlib import Path
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import NatPodError
 from nat_pod.lab import checks
-from nat_pod.lab.engine.engine import Engine, find_cli
-from nat_pod.lab.engine.program import Deployment, deploy
+from nat_pod.lab.apply import Applied, topology_of
+from nat_pod.lab.apply import apply as change
+from nat_pod.lab.engine.program import Deployment
 from nat_pod.lab.observe import observe
-from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.scratch import remove_leftovers, scratch_folder
 from nat_pod.lab.surroundings import bring_up, prepare
+from nat_pod.lab.tenancy import Tenancy
 from nat_pod.lab.wire import sandbox
 from nat_pod.names import natural
 from nat_pod.plan.model import PodPlan
@@ -36,24 +35,34 @@ def up(directory: Path, stack: str) -> None:
     reason = sandbox.available()
     if reason is not None:
         raise NatPodError(reason)
-    _, deployed = _deploy(directory, stack, say)
+    _, deployed, state = _deploy(directory, stack, say)
     key = sandbox.lab_key(stack, directory)
     if sandbox.stop(key):
         say("the lab that was up is down")
-    sandbox.start(key, deployed, say, stay=True)
+    holder = sandbox.start(key, deployed, say)
+    sandbox.call(key, "keep", state=state)
+    holder.stay()
     say(f"up; next: python -m nat_pod lab check {stack}")
+
+
+def apply(directory: Path, stack: str, *, watch: bool = False, only_preview: bool = False) -> Applied:
+    """Bring the edited stack file into the running lab, or say what that would do."""
+    key = sandbox.lab_key(stack, directory)
+    _holder(stack, key)
+    return change(directory, stack, key, _Progress(), watch=watch, only_preview=only_preview)
 
 
 def check(directory: Path, stack: str) -> checks.Report:
     """Send every probe into the lab.  Raises NatPodError when it is not up, or the stack file has changed since."""
     key = sandbox.lab_key(stack, directory)
     _holder(stack, key)
-    deployed: Topology = pickle.loads(base64.b64decode(sandbox.call(key, "topology")))
+    deployed = topology_of(key)
     plan = plan_pod(read_stack(directory, stack).checked(), stack)
     for vm in plan.vms:
         if deployed.vms[vm.key].metadata != vm.metadata:
             raise NatPodError(
-                f"Pulumi.{stack}.yaml has changed since this lab was brought up; run: python -m nat_pod lab up {stack}"
+                f"Pulumi.{stack}.yaml has changed since this lab was brought up; "
+                f"run: python -m nat_pod lab apply {stack}"
             )
     return _probe(key, plan, deployed, _Progress())
 
@@ -101,7 +110,7 @@ def demo(directory: Path, stack: str) -> bool:
     Where no namespaces are to be had it prints what the tracer makes of the deployed network.
     """
     say = _Progress()
-    plan, deployed = _deploy(directory, stack, say)
+    plan, deployed, _ = _deploy(directory, stack, say)
     reason = sandbox.available()
     if reason is not None:
         expected = checks.expectations(plan, deployed)
@@ -119,11 +128,11 @@ def demo(directory: Path, stack: str) -> bool:
     return report.passed
 
 
-def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology]:
+def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology, str]:
     """Run the Pulumi program against a simulated region, with neighbours, and read the network off the region.
 
     By the Pulumi engine where there is a CLI, otherwise in this process under Pulumi's mocks: the same program, the
-    same region.
+    same region.  The third result is the state from which `apply` goes on.
     """
     plan, region = prepare(directory, stack)
     for name in ("Pulumi.yaml", "__main__.py"):
@@ -132,27 +141,19 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
                 f"{directory} has no {name}: the lab runs the Pulumi program of the directory that it is started in, "
                 "a checkout of nat-pod"
             )
-    cli = find_cli()
     with scratch_folder() as scratch:
-        engine = None
-        if cli is not None:
-            shared = RegionFile.make(scratch / "region", region)
-            region, engine = shared, Engine(directory, stack, shared.path, cli)
+        tenancy = Tenancy.make(scratch, directory, stack, region)
 
         def up() -> Deployment:
-            if engine is None:
-                say(f"Pulumi.{stack}.yaml: the program runs against the simulated region (no pulumi CLI: under mocks)")
-                deployment = deploy(directory, stack, region)
-            else:
-                say(f"Pulumi.{stack}.yaml: pulumi up, against the simulated region")
-                run = engine.up()
-                deployment = Deployment(outputs=engine.outputs(), warnings=run.warnings)
+            say(f"Pulumi.{stack}.yaml: {tenancy.means}, against the simulated region")
+            deployment = tenancy.up()
             for warning in deployment.warnings:
                 say(f"warning: {warning}")
             return deployment
 
-        bring_up(plan, region, up)
-        return plan, observe(region)
+        bring_up(plan, tenancy.region, up)
+        tenancy.declare(plan)
+        return plan, observe(tenancy.region), tenancy.packed()
 
 
 def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> checks.Report:

@@ -86,6 +86,33 @@ def before(plan: PodPlan, region: Region) -> None:
             )
 
 
+def withdraw(plan: PodPlan, region: Region) -> None:
+    """Take away the hosts and servers that the plan no longer has, or has at another address."""
+    addresses = {str(slot.member): slot.real for slot in plan.slots}
+    addresses |= {str(name): address for name, address in stranger_addresses(plan).items()}
+    for instance in region.all(INSTANCE):
+        name = instance.name
+        if "/" in name and addresses.get(name) != region.read(instance.ocid)["privateIp"]:
+            region.delete(instance.ocid)
+
+
+def withdraw_customers(plan: PodPlan, region: Region) -> None:
+    """Take away the networks of customers that the plan no longer has; the POD's LPGs to them are gone by now."""
+    for lpg in region.all(LPG):
+        customer = lpg.name.removesuffix("/lpg")
+        if lpg.name == _lpg_name(customer) and customer not in plan.customer_cidrs:
+            kinds = (SUBNET, ROUTE_TABLE, LPG, SECURITY_LIST, VCN)
+            names = {kind: _lpg_name(customer) if kind == LPG else customer for kind in kinds}
+            # The table's rules lead to the LPG, which stays as long as they do.
+            table = region.find(ROUTE_TABLE, customer)
+            if table is not None:
+                region.update(table, {**region.get(table).inputs, "routeRules": []})
+            for kind in kinds:
+                found = region.find(kind, names[kind])
+                if found is not None:
+                    region.delete(found)
+
+
 def build(plan: PodPlan, region: Region, outputs: dict[str, Any]) -> None:
     """Set up all neighbours.  outputs: the stack's.  Repeating it with another plan changes and adds in place."""
     for lpg in plan.lpgs:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from urllib.parse import quote
 
 from netaddr import IPNetwork
@@ -65,17 +66,32 @@ class Port:
     vnic: str
     vm: str
     vcn: str
+    mac: str
     nic: str
     link: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Peering:
+    """One end of a peering: an LPG and its peer, and the link in the LPG's VCN (p2)."""
+
+    lpg: str
+    peer: str
+    vcn: str
+    link: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Fabric:
-    """All namespaces, by the name of the VCN or VM, and the `ip -batch` text that creates every veth pair."""
+    """All namespaces, by the name of the VCN or VM, and the `ip -batch` text that creates the veth pairs.
+
+    `peerings` is by LPG; `cables` has those pairs that do not stand already.
+    """
 
     vcns: dict[str, Space]
     vms: dict[str, Space]
     ports: dict[str, Port]
+    peerings: dict[str, Peering]
     cables: str
 
     @property
@@ -84,15 +100,21 @@ class Fabric:
         return [*self.vcns.values(), *self.vms.values()]
 
 
-def lay_cables(topology: Topology) -> Fabric:
-    """The namespaces, links, addresses, routes and rules that make `topology` out of Linux."""
-    ports = _ports(topology)
-    links = {name: f"p{index}" for index, name in enumerate(topology.lpgs) if _peer(topology, name)}
+def lay_cables(topology: Topology, standing: Fabric | None = None) -> Fabric:
+    """The namespaces, links, addresses, routes and rules that make `topology` out of Linux.
+
+    standing: what is there already; a VNIC or peering that is in both keeps its interfaces, so that nothing that uses
+    them notices.
+    """
+    ports = _ports(topology, standing.ports if standing else {})
+    peerings = _peerings(topology, standing.peerings if standing else {})
+    links = {name: peering.link for name, peering in peerings.items()}
     return Fabric(
         vcns={name: _Router(topology, name, ports, links).space() for name in topology.vcns},
         vms={vm.name: _guest(topology, vm, ports) for vm in topology.vms.values()},
         ports=ports,
-        cables=_cables(topology, ports, links),
+        peerings=peerings,
+        cables=_cables(ports, peerings, standing),
     )
 
 
@@ -155,16 +177,44 @@ def _safe(name: str) -> str:
     return quote(name, safe="/").replace(".", "%2e").replace("/", ".")
 
 
-def _ports(topology: Topology) -> dict[str, Port]:
+def _ports(topology: Topology, standing: dict[str, Port]) -> dict[str, Port]:
     """Every VNIC with its interface names.  NICs are ens3, ens5, ens6, ... in attach order, as on OCI's images."""
     ports: dict[str, Port] = {}
+    # VCN side names are short: an interface name has at most 15 characters, a VNIC's name any number.
+    links = _fresh("v", {port.link for port in standing.values()})
     for vm in topology.vms.values():
+        there = {name: standing[name] for name in vm.vnics if name in standing and standing[name].vm == vm.name}
+        used = {port.nic for name, port in there.items() if port.mac == topology.vnics[name].mac}
         for index, name in enumerate(vm.vnics):
-            nic = f"ens{index + 4 if index else 3}"
-            vcn = topology.vcn_of(topology.vnics[name]).name
-            # VCN side names are short: an interface name has at most 15 characters, a VNIC's name any number.
-            ports[name] = Port(vnic=name, vm=vm.name, vcn=vcn, nic=nic, link=f"v{len(ports)}")
+            mac, vcn = topology.vnics[name].mac, topology.vcn_of(topology.vnics[name]).name
+            known = there.get(name)
+            if known is not None and (known.mac, known.vcn) == (mac, vcn):
+                ports[name] = known
+                continue
+            nic = next(n for n in (f"ens{at + 4 if at else 3}" for at in count(index)) if n not in used)
+            used.add(nic)
+            ports[name] = Port(vnic=name, vm=vm.name, vcn=vcn, mac=mac, nic=nic, link=next(links))
     return ports
+
+
+def _peerings(topology: Topology, standing: dict[str, Peering]) -> dict[str, Peering]:
+    """Both ends of every peering.  One that has lost an end, or changed it, is made anew at both."""
+    peerings: dict[str, Peering] = {}
+    links = _fresh("p", {peering.link for peering in standing.values()})
+    for name, lpg in topology.lpgs.items():
+        peer = _peer(topology, name)
+        if peer is None:
+            continue
+        known = standing.get(name)
+        same = known is not None and (known.peer, known.vcn) == (peer.name, lpg.vcn)
+        same &= peer.name in standing and (standing[peer.name].peer, standing[peer.name].vcn) == (name, peer.vcn)
+        link = known.link if known is not None and same else next(links)
+        peerings[name] = Peering(lpg=name, peer=peer.name, vcn=lpg.vcn, link=link)
+    return peerings
+
+
+def _fresh(letter: str, used: set[str]) -> Iterator[str]:
+    return (name for name in (f"{letter}{number}" for number in count()) if name not in used)
 
 
 def _peer(topology: Topology, name: str | None) -> Lpg | None:
@@ -174,21 +224,22 @@ def _peer(topology: Topology, name: str | None) -> Lpg | None:
     return peer if lpg and peer and peer.peer == lpg.name else None
 
 
-def _cables(topology: Topology, ports: dict[str, Port], links: dict[str, str]) -> str:
+def _cables(ports: dict[str, Port], peerings: dict[str, Peering], standing: Fabric | None) -> str:
     """Every veth is created between its two namespaces at once: moving it there afterwards costs twice the time."""
     lines = []
     for port in ports.values():
-        mac = topology.vnics[port.vnic].mac
+        if standing and standing.ports.get(port.vnic) == port:
+            continue
         lines.append(
             f"link add name {port.link} netns {vcn_namespace(port.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
-            f"peer name {port.nic} netns {vm_namespace(port.vm)} address {mac} mtu {MTU}"
+            f"peer name {port.nic} netns {vm_namespace(port.vm)} address {port.mac} mtu {MTU}"
         )
-    for name, link in links.items():
-        lpg, peer = topology.lpgs[name], _peer(topology, name)
-        if peer and name < peer.name:
+    for here in peerings.values():
+        there = peerings[here.peer]
+        if here.lpg < there.lpg and not (standing and standing.peerings.get(here.lpg) == here):
             lines.append(
-                f"link add name {link} netns {vcn_namespace(lpg.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
-                f"peer name {links[peer.name]} netns {vcn_namespace(peer.vcn)} address {ROUTER_MAC} mtu {MTU}"
+                f"link add name {here.link} netns {vcn_namespace(here.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
+                f"peer name {there.link} netns {vcn_namespace(there.vcn)} address {ROUTER_MAC} mtu {MTU}"
             )
     return _text(lines)
 

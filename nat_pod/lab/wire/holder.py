@@ -14,6 +14,8 @@ import json
 import os
 import pickle
 import resource
+import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -23,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +42,7 @@ from nat_pod.lab.wire.fabric import (
 from nat_pod.lab.wire.load import Load
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.probe import Probe, Prober, Servers
+from nat_pod.lab.wire.rewiring import rewire
 from nat_pod.trace.topology import VM_NAT, Topology
 
 _TMPFS = "/run"
@@ -58,6 +61,7 @@ class Operations:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._rounds: dict[str, subprocess.Popen[str]] = {}
         self._load: Load | None = None
+        self._kept = ""
         self._turn = threading.Lock()
         self._build(tell)
 
@@ -72,6 +76,23 @@ class Operations:
     def topology(self) -> str:
         """The deployed network that this lab was built from: a pickled Topology, in base64."""
         return base64.b64encode(pickle.dumps(self._topology)).decode()
+
+    def keep(self, state: str) -> None:
+        """Keep what the next `apply` starts from, in base64: it ends with the lab."""
+        self._kept = state
+
+    def kept(self) -> str:
+        """What `keep` was given; "" for a lab that cannot be changed."""
+        return self._kept
+
+    def apply(self, topology: str) -> list[str]:
+        """Become another network in place; returns what was done, in lines.
+
+        topology: as `topology` gives it.  After an error the lab is neither the one nor the other.
+        """
+        after: Topology = pickle.loads(base64.b64decode(topology))
+        with self._turn:
+            return self._become(after)
 
     def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
         """Send flows; see `probe.Prober.probe`."""
@@ -177,6 +198,7 @@ class Operations:
         for folder in ("disks", "logs"):
             (_HOME / folder).mkdir(parents=True)
         topology, fabric = self._topology, lay_cables(self._topology)
+        self._fabric = fabric
         tell(f"{len(fabric.vcns)} VCNs and {len(fabric.vms)} VMs as network namespaces")
         netns.ip_batch("".join(f"netns add {space.name}\n" for space in fabric.spaces))
         for space in fabric.spaces:
@@ -195,6 +217,71 @@ class Operations:
             self._boot(nat_vms)
         for space in fabric.spaces:
             netns.wait_for_links(space.name)
+
+    def _become(self, after: Topology) -> list[str]:
+        before, change = self._topology, rewire(self._topology, self._fabric, after)
+        fabric = change.fabric
+        did: list[str] = []
+        for name in change.gone_vms:
+            self._power_off(name)
+        for vcn, link in change.gone:
+            netns.run(["ip", "-n", vcn_namespace(vcn), "link", "del", link])
+        for namespace in (*map(vm_namespace, change.gone_vms), *map(vcn_namespace, change.gone_vcns)):
+            netns.run(["ip", "netns", "del", namespace])
+        made = [*(fabric.vcns[name] for name in change.new_vcns), *(fabric.vms[name] for name in change.new_vms)]
+        netns.ip_batch("".join(f"netns add {space.name}\n" for space in made))
+        for space in made:
+            netns.set_sysctls(space.name, space.sysctls)
+        netns.ip_batch(fabric.cables)
+        for name, space in fabric.vcns.items():
+            netns.set_sysctls(space.name, space.link_sysctls)
+            netns.ip_batch(change.batches[name], space.name)
+            netns.restore_rules(space.name, space.rules)
+        for name in change.new_vms:
+            netns.ip_batch(fabric.vms[name].batch, fabric.vms[name].name)
+        self._topology, self._fabric = after, fabric
+        fresh = replace(after, vms={name: after.vms[name] for name in change.new_vms})
+        Servers(fresh).start()
+        if self._load is not None:
+            self._load.serve(fresh)
+        self._prober = Prober(after, fabric)
+        for space in fabric.spaces:
+            netns.wait_for_links(space.name)
+        nat_vms = [vm for vm in after.vms.values() if vm.kind == VM_NAT]
+        booted = [vm.name for vm in nat_vms if vm.name in change.new_vms]
+        if booted:
+            self._boot(booted)
+        for vm in nat_vms:
+            document = imds_document(after, vm)
+            if vm.name in booted:
+                did.append(f"{vm.name}: a new VM, booted from its user_data; it knows no flow of before")
+            elif document != imds_document(before, before.vms[vm.name]):
+                _write(self._disk(vm.name) / "imds.json", document)
+                said = self.poll(vm.name)
+                trouble = f", and its agent complains: {said['stderr'].strip()[-300:]}" if said["status"] else ""
+                did.append(f"{vm.name}: runs on; its agent has read the new metadata{trouble}")
+        for words, names in (
+            ("gone", [name for name in change.gone_vms if name not in after.vms]),
+            ("new", [name for name in change.new_vms if name not in before.vms]),
+            ("made anew", [name for name in change.new_vms if name in before.vms and name not in booted]),
+        ):
+            did += [f"{name}: {words}" for name in names]
+        return did
+
+    def _power_off(self, name: str) -> None:
+        """End every process of a machine, and take its disk away."""
+        for label in [label for label in self._processes if label.split(" ")[0] == name]:
+            process = self._processes.pop(label)
+            process.kill()
+            process.wait()
+        rounds = self._rounds.pop(name, None)
+        if rounds is not None:
+            rounds.kill()
+            rounds.wait()
+        for pid in netns.run(["ip", "netns", "pids", vm_namespace(name)]).split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        shutil.rmtree(_HOME / "disks" / vm_namespace(name), ignore_errors=True)
 
     def _boot(self, names: list[str]) -> None:
         """Power the NAT VMs on, at the same time as after one `pulumi up`, and keep their timers running."""

@@ -55,8 +55,18 @@ class Load(Thread):
         self._selector = selectors.DefaultSelector()
         self._lock = RLock()
         self._flows: dict[int, _OpenFlow] = {}
-        self._hosts = [vm.name for vm in topology.vms.values() if vm.kind == VM_HOST]
-        for index, name in enumerate(self._hosts):
+        self._hosts: list[str] = []
+        self.serve(topology)
+
+    def serve(self, topology: Topology) -> None:
+        """Answer on the hosts of a network; those that were served before stay."""
+        with self._lock:
+            self._serve([vm.name for vm in topology.vms.values() if vm.kind == VM_HOST], topology)
+
+    def _serve(self, hosts: list[str], topology: Topology) -> None:
+        first = len(self._hosts)
+        self._hosts += hosts
+        for index, name in enumerate(hosts, first):
             for kind, serve in ((socket.SOCK_STREAM, self._accept), (socket.SOCK_DGRAM, self._echo)):
                 server = open_socket(vm_namespace(name), socket.AF_INET, kind)
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

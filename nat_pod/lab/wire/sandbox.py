@@ -99,7 +99,9 @@ class Holder:
         """Let the lab live on when this program ends."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"stay\n")
-        self.process.stdin.close()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
     def stop(self) -> None:
         """End the lab and everything in it."""

@@ -1,0 +1,255 @@
+"""`lab apply` and `lab preview`: an edited stack file goes into the running lab, as `pulumi up` would bring it.
+
+First it goes into a copy of the lab's tenancy: POD and neighbours.  Only when all of that holds do the namespaces
+change, in place.  A preview ends before that, so it says what the region really made of the change.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nat_pod.errors import NatPodError
+from nat_pod.lab.observe import observe
+from nat_pod.lab.region.refusals import OciError
+from nat_pod.lab.region.region import Region
+from nat_pod.lab.scratch import scratch_folder
+from nat_pod.lab.surroundings import before, build, prepare, withdraw, withdraw_customers
+from nat_pod.lab.tenancy import Tenancy, start_again
+from nat_pod.lab.wire import sandbox
+from nat_pod.lab.wire.fabric import lay_cables
+from nat_pod.lab.wire.load import TCP
+from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.rewiring import rewire
+from nat_pod.plan.guest import RULES_KEY, read_document
+from nat_pod.text import table
+from nat_pod.trace.topology import VM_NAT, Topology
+
+MADE, CHANGED, REPLACED, REMOVED = "made", "changed", "replaced", "removed"
+_SHOWN = 4  # names of one type; the rest is counted
+_SETTLED = 3.0  # seconds: every flow has sent at least twice by then (load.PERIODS)
+
+Resources = Mapping[tuple[str, str], tuple[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of one resource; `paths` are the inputs that changed."""
+
+    what: str
+    type: str
+    name: str
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """One open TCP flow, and what became of it: `held up`, `ended: REASON`, or `lost`: it is open, and not answered."""
+
+    sender: str
+    receiver: str
+    fate: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Applied:
+    """What was done, or would be.
+
+    generations: of each NAT VM, before and after.  machines: what the lab did; for a preview what it would do.
+    flows: None where none were watched.
+    """
+
+    means: str
+    pod: tuple[Change, ...]
+    neighbours: tuple[Change, ...]
+    warnings: tuple[str, ...]
+    generations: dict[str, tuple[str, str]]
+    machines: tuple[str, ...] = ()
+    flows: tuple[Watched, ...] | None = field(default=None)
+
+
+def apply(
+    directory: Path,
+    stack: str,
+    key: str,
+    say: Callable[[str], None],
+    *,
+    watch: bool = False,
+    only_preview: bool = False,
+) -> Applied:
+    """Bring the stack file into the lab with this key.  Raises NatPodError, and then nothing has changed."""
+    kept, standing = sandbox.call(key, "kept"), topology_of(key)
+    if not kept:
+        raise NatPodError(f"this lab was built without the state that a change starts from; {start_again(stack)}")
+    with scratch_folder() as folder:
+        tenancy = Tenancy.unpacked(folder, directory, stack, kept)
+        flows = tenancy.declared() if watch else []
+        say(f"Pulumi.{stack}.yaml: {tenancy.means}, against a copy of the simulated region")
+        done, after = _change(directory, stack, tenancy, standing)
+        if only_preview:
+            return done
+        if watch:
+            say(f"{_open(key, flows)} TCP flows are open")
+        say("the lab changes in place")
+        try:
+            machines = sandbox.call(key, "apply", topology=packed_topology(after))
+        except LabError as error:
+            sandbox.stop(key)
+            raise NatPodError(
+                f"{error}\nthe lab could not be changed in place and is down; run: python -m nat_pod lab up {stack}"
+            ) from None
+        sandbox.call(key, "keep", state=tenancy.packed())
+    return Applied(
+        means=done.means,
+        pod=done.pod,
+        neighbours=done.neighbours,
+        warnings=done.warnings,
+        generations=done.generations,
+        machines=tuple(machines),
+        flows=tuple(_watched(key, flows)) if watch else None,
+    )
+
+
+def packed_topology(topology: Topology) -> str:
+    """As the lab takes it."""
+    return base64.b64encode(pickle.dumps(topology)).decode()
+
+
+def topology_of(key: str) -> Topology:
+    """The network that a lab is."""
+    found: Topology = pickle.loads(base64.b64decode(sandbox.call(key, "topology")))
+    return found
+
+
+def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -> tuple[Applied, Topology]:
+    plan, region = prepare(directory, stack)
+    there: Region = tenancy.region
+    if region.name != there.name:
+        raise NatPodError(f"the lab is in {there.name}, and the stack file in {region.name}; {start_again(stack)}")
+    there.lpg_limit = region.lpg_limit
+    try:
+        at_first = tenancy.resources()
+        withdraw(plan, there)
+        before(plan, there)
+        at_second = tenancy.resources()
+        deployment = tenancy.up()
+        at_third = tenancy.resources()
+        withdraw_customers(plan, there)
+        build(plan, there, deployment.outputs)
+        at_last = tenancy.resources()
+        tenancy.declare(plan)
+        after = observe(there)
+        rewiring = rewire(standing, lay_cables(standing), after)
+    except (OciError, NatPodError, ValueError) as error:
+        raise NatPodError(
+            f"{error}\nthe running lab cannot become that (nothing was changed); {start_again(stack)}"
+        ) from None
+    machines = [
+        *(
+            f"{name}: {'a new one, which knows no flow of before' if name in standing.vms else 'new'}"
+            for name in rewiring.new_vms
+        ),
+        *(f"{name}: gone" for name in rewiring.gone_vms if name not in after.vms),
+    ]
+    return Applied(
+        means=tenancy.means,
+        pod=tuple(_differences(there, at_second, at_third)),
+        neighbours=(*_differences(there, at_first, at_second), *_differences(there, at_third, at_last)),
+        warnings=deployment.warnings,
+        generations={
+            name: (_generation(standing.vms[name].metadata), _generation(vm.metadata))
+            for name, vm in after.vms.items()
+            if vm.kind == VM_NAT and name in standing.vms
+        },
+        machines=tuple(machines),
+    ), after
+
+
+def _generation(metadata: Mapping[str, str]) -> str:
+    return read_document(metadata[RULES_KEY]).generation
+
+
+def _differences(region: Region, old: Resources, new: Resources) -> list[Change]:
+    found = []
+    for one in sorted(old.keys() | new.keys()):
+        if one not in new:
+            found.append(Change(REMOVED, *one))
+        elif one not in old:
+            found.append(Change(MADE, *one))
+        elif old[one][0] != new[one][0]:
+            found.append(Change(REPLACED, *one))
+        elif differs := region.diff(one[0], old[one][1], new[one][1]):
+            found.append(Change(CHANGED, *one, differs.update))
+    return found
+
+
+# --- open flows ------------------------------------------------------------------------------------------------------
+
+
+def _open(key: str, flows: Sequence[tuple[str, str, str]]) -> int:
+    """Open a TCP flow for each (sender, address, receiver), with data both ways; returns how many are answered."""
+    given = [
+        {"number": number, "protocol": TCP, "sender": sender, "destination": address}
+        for number, (sender, address, _) in enumerate(flows)
+    ]
+    sandbox.call(key, "load", action="open", flows=given)
+    time.sleep(_SETTLED)
+    return sum(bool(flow["answers"]) for flow in sandbox.call(key, "load", action="report").values())
+
+
+def _watched(key: str, flows: Sequence[tuple[str, str, str]]) -> list[Watched]:
+    """What has become of them."""
+    sandbox.call(key, "load", action="mark")
+    time.sleep(_SETTLED)
+    report = sandbox.call(key, "load", action="report")
+    sandbox.call(key, "load", action="close", numbers=list(range(len(flows))))
+    found = []
+    for number, (sender, _, receiver) in enumerate(flows):
+        of = report[str(number)]
+        servers = {server for server, _ in of["answers"]}
+        fate = f"ended: {of['error']}" if of["error"] else "held up" if servers == {receiver} else "lost"
+        found.append(Watched(sender=sender, receiver=receiver, fate=fate))
+    return found
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def applied_text(applied: Applied, stack: str, *, preview: bool) -> str:
+    """What was done, for people."""
+    lines = [f"POD {stack}: {'what `lab apply` would do' if preview else 'applied'}, by {applied.means}"]
+    for title, changes in (("POD", applied.pod), ("neighbours", applied.neighbours)):
+        lines += ["", f"Resources, {title}", *(_summary(changes) or ["  no change"])]
+    generations = [[vm, old, "unchanged" if old == new else new] for vm, (old, new) in applied.generations.items()]
+    lines += ["", "Rules", table(["VM", "generation before", "after"], generations)]
+    if applied.machines:
+        lines += ["", "Machines", *(f"  {words}" for words in applied.machines)]
+    if applied.flows is not None:
+        counted = Counter(flow.fate.split(":")[0] for flow in applied.flows)
+        lines += [
+            "",
+            f"Open TCP flows, one for each declared pair: {', '.join(f'{n} {fate}' for fate, n in counted.items())}",
+        ]
+        lines += [
+            f"  {flow.sender} to {flow.receiver}: {flow.fate}" for flow in applied.flows if flow.fate != "held up"
+        ]
+    lines += [f"warning: {warning}" for warning in applied.warnings]
+    return "\n".join(lines)
+
+
+def _summary(changes: Sequence[Change]) -> list[str]:
+    grouped: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:
+        grouped.setdefault((change.what, change.type.rsplit(":", 1)[-1]), []).append(change)
+    lines = []
+    for (what, kind), group in grouped.items():
+        shown = [change.name + (f" ({', '.join(change.paths)})" if change.paths else "") for change in group[:_SHOWN]]
+        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
+        lines.append(f"  {what:<8}  {kind} {', '.join(shown)}{more}")
+    return lines

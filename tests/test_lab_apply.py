@@ -1,0 +1,253 @@
+"""`lab apply`: a running network becomes another in place.
+
+Small networks are those of small_networks.py; the POD is the article's.  Under mocks the whole of `up`, `preview`,
+`apply`, `check` runs; by the Pulumi engine it is the same code, and one test.
+"""
+
+import copy
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from small_networks import add, change, needs_lab, network
+
+from nat_pod.errors import NatPodError
+from nat_pod.lab import apply, commands, tenancy
+from nat_pod.lab.region.region import Region
+from nat_pod.lab.wire import sandbox
+from nat_pod.lab.wire.fabric import lay_cables
+from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.probe import Probe
+from nat_pod.lab.wire.rewiring import Rewiring, rewire
+from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Lpg, Topology, Vcn
+
+
+def rewired(after: Topology, before: Topology | None = None) -> Rewiring:
+    before = before or network()
+    return rewire(before, lay_cables(before), after)
+
+
+# --- what goes, what comes -------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_the_same_is_left_alone():
+    same = rewired(network())
+    assert (same.gone_vms, same.gone, same.gone_vcns, same.new_vcns, same.new_vms) == ((), (), (), (), ())
+    assert set(same.batches.values()) == {""}
+    assert same.fabric.cables == ""
+
+
+def test_a_host_that_comes_takes_an_interface_that_nobody_has_and_the_others_keep_theirs():
+    after = network()
+    add(after, "a0", "a", "10.0.0.4")
+    first = replace(after, vms={"a0": after.vms["a0"], **after.vms})  # before those whose places it would take
+    change_ = rewired(first)
+    assert change_.new_vms == ("a0",)
+    assert change_.gone == ()
+    standing = lay_cables(network()).ports
+    assert {name: change_.fabric.ports[name] for name in standing} == standing
+    assert change_.fabric.ports["a0-vnic-1"].link not in {port.link for port in standing.values()}
+    assert change_.fabric.cables.count("link add") == 1
+
+
+def test_a_host_that_goes_takes_its_routes_with_it():
+    after = network()
+    del after.vms["a1"], after.vnics["a1-vnic-1"]
+    gone = rewired(after)
+    link = lay_cables(network()).ports["a1-vnic-1"].link
+    assert (gone.gone_vms, gone.gone) == (("a1",), (("a", link),))
+    assert f"rule del iif {link} lookup 1000 priority 1000" in gone.batches["a"]
+    assert "10.0.0.2/32" not in gone.batches["a"], "the kernel took that route with the link"
+    assert gone.batches["b"] == ""
+
+
+def test_an_address_that_moves_is_taken_from_one_vnic_before_the_other_gets_it():
+    after = network()
+    change(after.vnics, "a2-vnic-1", addresses=("10.0.0.3",))
+    change(after.vnics, "a1-vnic-1", addresses=("10.0.0.2", "10.0.0.9"))
+    before = copy.deepcopy(after)
+    for name, address in (("a1", "10.0.0.2"), ("a2", "10.0.0.3")):  # hosts that change are made anew: NAT VMs are not
+        change(before.vms, name, kind=VM_NAT)
+        change(after.vms, name, kind=VM_NAT)
+        change(before.vnics, f"{name}-vnic-1", addresses=(address, "10.0.0.9") if name == "a2" else (address,))
+    moved = rewired(after, before)
+    link = moved.fabric.ports["a1-vnic-1"].link
+    assert moved.batches["a"] == f"route del 10.0.0.9/32\nroute add 10.0.0.9/32 via 10.0.0.2 dev {link} onlink\n"
+    assert (moved.gone_vms, moved.gone) == ((), ())
+
+
+def test_a_peering_that_loses_an_end_is_gone_at_both():
+    after = network()
+    del after.lpgs["b/lpg"]
+    after.lpgs["a/lpg"] = Lpg(name="a/lpg", vcn="a")
+    gone = rewired(after)
+    assert len(gone.gone) == 1, "deleting one end of a veth pair deletes both"
+    assert gone.fabric.peerings == {}
+
+
+def test_a_vcn_that_comes_is_made_whole():
+    after = network()
+    after.vcns["d"] = Vcn(name="d", cidrs=("10.9.0.0/16",))
+    new = rewired(after)
+    assert new.new_vcns == ("d",)
+    assert new.batches["d"] == lay_cables(after).vcns["d"].batch
+    assert new.batches["a"] == ""
+
+
+def test_a_router_that_would_change_is_refused():
+    before = network()
+    add(before, "gate", "a", "10.0.0.5", kind=VM_ROUTER)
+    after = copy.deepcopy(before)
+    add(after, "gate", "b", "10.1.0.5", kind=VM_ROUTER)
+    with pytest.raises(LabError, match="gate would have other VNICs"):
+        rewired(after, before)
+
+
+@pytest.mark.lab
+@needs_lab
+def test_a_small_network_in_which_hosts_come_go_and_move():
+    after = network()
+    del after.vms["a1"], after.vnics["a1-vnic-1"]
+    add(after, "a9", "a", "10.0.0.2")  # at the address of the one that goes
+    change(after.vnics, "b1-vnic-1", addresses=("10.1.0.7",), mac="02:00:17:00:00:77")
+    with sandbox.Lab(network()) as lab:
+        assert lab.probe([Probe(source_vm="a2", destination="10.0.0.2")])[0].answered_by == "a1"
+        did = lab.call("apply", topology=apply.packed_topology(after))
+        assert sorted(did) == ["a1: gone", "a9: new", "b1: made anew"]
+        answers = lab.probe(
+            [
+                Probe(source_vm="a2", destination="10.0.0.2", protocol="http"),
+                Probe(source_vm="a9", destination="10.1.0.7", protocol="http"),
+                Probe(source_vm="a9", destination="10.1.0.2"),
+                Probe(source_vm="c1", destination="10.0.0.3", protocol="udp"),
+            ]
+        )
+        assert [answer.answered_by for answer in answers] == ["a9", "b1", None, "c2"]
+        back = lab.call("apply", topology=apply.packed_topology(network()))
+        assert sorted(back) == ["a1: new", "a9: gone", "b1: made anew"]
+        assert lab.probe([Probe(source_vm="a1", destination="10.1.0.2")])[0].answered_by == "b1"
+
+
+# --- the POD ---------------------------------------------------------------------------------------------------------
+
+NEW_SLOT = "    customer1/vm9: {natVm1: 198.18.0.5, natVm2: 198.18.0.133}\n"
+GROWN = {
+    "vm2: 10.0.0.130}": "vm2: 10.0.0.130, vm9: 10.0.0.9}",
+    "    customer1/vm2: {": f"{NEW_SLOT}    customer1/vm2: {{",
+}
+WITHOUT_CUSTOMER2 = {
+    "    customer2:\n      cidr: 10.0.1.0/24\n      hosts: {vm2: 10.0.1.100}\n": "",
+    "198.18.0.131}": "198.18.0.131, released: true}",
+}
+
+
+def edit(directory: Path, changes: dict[str, str]) -> None:
+    path = directory / "Pulumi.dev.yaml"
+    text = path.read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project; no pulumi CLI."""
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    monkeypatch.setattr(tenancy, "find_cli", lambda: None)
+    return tmp_path
+
+
+def bring_up(directory: Path, first: str = "") -> None:
+    script = f"from pathlib import Path; from nat_pod.lab import commands, tenancy; {first}commands.up(Path(), 'dev')"
+    subprocess.run([sys.executable, "-c", script], cwd=directory, check=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture
+def up(directory: Path) -> Iterator[Path]:
+    """Its lab, brought up by a program that has ended."""
+    bring_up(directory, "tenancy.find_cli = lambda: None; ")
+    yield directory
+    commands.down(directory, "dev")
+
+
+def test_what_the_program_no_longer_has_is_deleted_under_mocks(directory, tmp_path):
+    one = tenancy.Tenancy.make(tmp_path / "one", directory, "dev", Region())
+    one.up()
+    edit(directory, WITHOUT_CUSTOMER2)
+    two = tenancy.Tenancy.unpacked(tmp_path / "two", directory, "dev", one.packed())
+    before = two.resources()
+    two.up()
+    gone = {name for _, name in before.keys() - two.resources().keys()}
+    assert "nat-pod-dev-customer2" in gone
+    assert all("customer2" in name or "198.18.0" in name for name in gone)
+    assert one.resources() == before, "a copy has changed, and it alone"
+
+
+@pytest.mark.lab
+@needs_lab
+@pytest.mark.runs_commands
+class TestApply:
+    def test_a_host_comes_and_open_flows_hold(self, up):
+        edit(up, GROWN)
+        with pytest.raises(NatPodError, match="lab apply dev"):
+            commands.check(up, "dev")
+        preview = commands.apply(up, "dev", only_preview=True)
+        with pytest.raises(NatPodError, match="lab apply dev"):
+            commands.check(up, "dev")
+        done = commands.apply(up, "dev", watch=True)
+        assert (done.pod, done.neighbours, done.generations) == (preview.pod, preview.neighbours, preview.generations)
+        assert done.flows is not None
+        assert {flow.fate for flow in done.flows} == {"held up"}
+        assert [change.name for change in done.neighbours] == ["customer1/vm9"]
+        assert list(done.machines) == ["natVm1: runs on; its agent has read the new metadata", "customer1/vm9: new"]
+        assert commands.check(up, "dev").passed
+        text = apply.applied_text(done, "dev", preview=False)
+        assert "Open TCP flows, one for each declared pair: 6 held up" in text
+        assert re.search(r"natVm2  \w{16}\s+unchanged", text)
+
+    def test_a_customer_goes_and_its_flows_are_lost(self, up):
+        edit(up, WITHOUT_CUSTOMER2)
+        done = commands.apply(up, "dev", watch=True)
+        assert done.flows is not None
+        assert {(flow.fate == "held up", "customer2" in flow.sender + flow.receiver) for flow in done.flows} == {
+            (True, False),
+            (False, True),
+        }
+        assert {"customer2/vm2: gone", "customer2/stranger: gone"} <= set(done.machines)
+        assert commands.check(up, "dev").passed
+
+    def test_what_cannot_be_is_refused_and_nothing_has_changed(self, up):
+        before = apply.topology_of(sandbox.lab_key("dev", up))
+        edit(up, {"    cidr: 10.0.0.0/16": "    cidr: 10.0.0.0/17"})
+        with pytest.raises(NatPodError, match=r"nothing was changed.*lab down dev && python -m nat_pod lab up dev"):
+            commands.apply(up, "dev")
+        assert apply.topology_of(sandbox.lab_key("dev", up)) == before
+        edit(up, {"    cidr: 10.0.0.0/17": "    cidr: 10.0.0.0/16"})
+        assert commands.check(up, "dev").passed
+        assert commands.apply(up, "dev").pod == ()
+
+
+@pytest.mark.lab
+@pytest.mark.engine
+@needs_lab
+@pytest.mark.runs_commands
+def test_by_the_engine_a_nat_vm_that_is_replaced_boots_anew(directory, monkeypatch):
+    monkeypatch.undo()
+    bring_up(directory)
+    try:
+        edit(directory, {"J1lNZ8": "J1lNZ9", **GROWN})
+        done = commands.apply(directory, "dev")
+        assert done.means == "pulumi up"
+        boots = {f"natVm{n}: a new VM, booted from its user_data; it knows no flow of before" for n in (1, 2)}
+        assert boots <= set(done.machines)
+        assert commands.check(directory, "dev").passed
+    finally:
+        commands.down(directory, "dev")
