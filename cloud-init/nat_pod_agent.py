@@ -74,7 +74,7 @@ COMMIT
 """
 CLOSED = "-j NATPOD-CLOSED"
 PLATFORM_CHAINS = ("InstanceServices", "BareMetalInstanceServices")
-BUILTINS = {"filter": ("FORWARD", "INPUT"), "nat": ("PREROUTING", "POSTROUTING")}
+BUILTINS = {"filter": ("FORWARD", "INPUT", "OUTPUT"), "nat": ("PREROUTING", "POSTROUTING")}
 TABLES = ("filter", "nat")  # of a document
 # In the order in which they are loaded: what is no longer tracked must be let in before.
 LOADED_TABLES = ("filter", "nat", "raw")
@@ -257,6 +257,8 @@ OPTIONS = {
         COMMON,
         **{
             "-j": word("ACCEPT|DROP"),
+            "--ctorigsrc": network,
+            "--ctreplsrc": network,
             "-i": word(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"),
             "-p": word("tcp|udp|icmp"),
             "--sport": PORT,

@@ -252,7 +252,7 @@ def test_a_network_that_contains_a_forbidden_one_is_refused_too():
 
 
 HOOK_TWINS = {
-    "a built-in chain we do not hook": ("filter", "OUTPUT", "NATPOD-FORWARD"),
+    "a built-in chain we do not hook": ("filter", "PREROUTING", "NATPOD-FORWARD"),
     "the wrong table": ("nat", "FORWARD", "NATPOD-PRE"),
     "no such table": ("mangle", "FORWARD", "NATPOD-PRE"),
     "a chain not declared": ("nat", "PREROUTING", "NATPOD-NO"),

@@ -90,13 +90,12 @@ def test_the_children_are_named_after_the_pod_and_a_stable_key(deployed: tuple[R
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm1-egress-transit",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm1-ingress-customer1",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm1-ingress-customer2",
-        "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm1-ingress-path-mtu",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm1-ingress-transit",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-egress-management",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-egress-transit",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-ingress-management",
-        "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-ingress-path-mtu",
         "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-ingress-transit",
+        "NetworkSecurityGroupSecurityRule nat-pod-dev-natVm2-ingress-vrouter",
         "PrivateIp nat-pod-dev-198.18.0.131",
         "PrivateIp nat-pod-dev-198.18.0.3",
         "RouteTable nat-pod-dev-lpgs",
@@ -234,7 +233,15 @@ def test_security(deployed: tuple[Region, Deployment]) -> None:
         "stateless": True,
         "description": "to management",
     }
-    assert inputs(region, oci.NSG_RULE, "natVm1-ingress-path-mtu")["icmpOptions"] == {"type": 3, "code": 4}
+    assert inputs(region, oci.NSG_RULE, "natVm2-ingress-vrouter") == {
+        "networkSecurityGroupId": ocid(region, oci.NSG, "natVm2"),
+        "direction": "INGRESS",
+        "protocol": "1",
+        "source": "198.18.0.160/28",
+        "sourceType": "CIDR_BLOCK",
+        "stateless": True,
+        "description": "errors of the vRouter",
+    }
     vrouter = inputs(region, oci.SECURITY_LIST, "vrouter")
     assert [rule["source"] for rule in vrouter["ingressSecurityRules"]] == [
         "10.0.0.0/16",

@@ -651,8 +651,8 @@ def test_open_flows_have_carried_what_was_sent(pod, sent):
 @pytest.mark.lab
 def test_what_was_refused_is_counted_where_it_was_dropped(sent):
     assert {vm: report["dropped"] for vm, report in sent.found["natVms"].items()} == {
-        "natVm1": {"FORWARD": 3, "INPUT": 3},
-        "natVm2": {"FORWARD": 2, "INPUT": 1},
+        "natVm1": {"FORWARD": 3, "INPUT": 3, "errors": 0},
+        "natVm2": {"FORWARD": 2, "INPUT": 1, "errors": 0},
     }
 
 

@@ -24,7 +24,7 @@ from nat_pod.commands.lab import reports
 from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import SIDES, servers_first
-from nat_pod.rules.compiler import FORWARD, INPUT
+from nat_pod.rules.compiler import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS
 from nat_pod.status import NOT_LOOKED_AT, MemberUse, Repairs, Status, VmReport, duration
 from nat_pod.text import count, table, wrapped
 
@@ -143,7 +143,7 @@ def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]
         "forwarding": report.forwarding,
         "vnics": [asdict(vnic) for vnic in report.vnics],
         "conntrack": report.conntrack,
-        "dropped": {"FORWARD": report.dropped(FORWARD), "INPUT": report.dropped(INPUT)},
+        "dropped": {"FORWARD": report.dropped(FORWARD), "INPUT": report.dropped(INPUT), "errors": _errors(report)},
         "openFlows": report.open_flows,
         "staleFlows": report.stale,
         "fullest": None if report.fullest is None else asdict(report.fullest),
@@ -214,7 +214,13 @@ def _vm_rows(status: Status) -> list[list[object]]:
         row("fragments lost", lambda _, report: report.fragments_lost),
         row("dropped, sent through", lambda _, report: report.dropped(FORWARD)),
         row("dropped, sent to it", lambda _, report: report.dropped(INPUT)),
+        row("dropped, ICMP errors", lambda _, report: _errors(report)),
     ]
+
+
+def _errors(report: VmReport) -> int:
+    """ICMP errors: others' about flows that are not their sender's, and the VM's own to strangers."""
+    return sum(map(report.dropped, (ERRORS, OWN_ERRORS, OUTPUT)))
 
 
 def _member_row(member: MemberUse) -> list[object]:

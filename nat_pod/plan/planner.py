@@ -150,7 +150,8 @@ def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
 
     All protocols between the declared networks: which of their flows pass is the NAT rules' business.  NAT VM1 takes
     transit only from VNICs in NAT VM2's NSG, not from NAT VM2's *addresses*.  Otherwise a customer that forges one of
-    those as its source would be taken for management, and reach another customer.
+    those as its source would be taken for management, and reach another customer.  ICMP errors are no exception: one
+    about another customer's flow, with NAT VM2's address as its source, would pass for NAT VM2's.
     """
     management = str(config.management.cidr)
     vm1 = [rule for customer in config.customers for rule in _both_ways(customer.name, str(customer.cidr))]
@@ -158,8 +159,8 @@ def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
         side: _both_ways("transit", other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
     }
     return {
-        NAT_VM1: (*vm1, *transit[NAT_VM1], _path_mtu()),
-        NAT_VM2: (*_both_ways(MANAGEMENT, management), *transit[NAT_VM2], _path_mtu()),
+        NAT_VM1: (*vm1, *transit[NAT_VM1]),
+        NAT_VM2: (*_both_ways(MANAGEMENT, management), *transit[NAT_VM2], _vrouter_errors(config)),
         # The vRouter's own VNIC: what it routes between management and NAT VM2.
         VROUTER: (
             *_both_ways(MANAGEMENT, management),
@@ -187,6 +188,17 @@ def _both_ways(key: str, peer: str, *, peer_is_nsg: bool = False) -> list[Securi
         )
         for direction, word in (("INGRESS", "from"), ("EGRESS", "to"))
     ]
+
+
+def _vrouter_errors(config: PodConfig) -> SecurityRulePlan:
+    # "Fragmentation needed" and "time exceeded" come from an address of the vRouter's own: its VNIC has more than one.
+    return SecurityRulePlan(
+        key="ingress-vrouter",
+        direction="INGRESS",
+        protocol=ICMP,
+        peer=str(config.layout.vrouter),
+        description="errors of the vRouter",
+    )
 
 
 def _path_mtu() -> SecurityRulePlan:

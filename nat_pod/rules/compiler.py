@@ -43,7 +43,7 @@ from netaddr import IPNetwork, cidr_merge
 from nat_pod.config.addressing import Pair, Slot
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import CustomerConfig, Member
-from nat_pod.names import NAT_VM1, NAT_VM2, SSH, Side
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SSH, Side
 from nat_pod.rules.netfilter import (
     Accept,
     Chain,
@@ -64,6 +64,9 @@ PRE = "NATPOD-PRE"
 POST = "NATPOD-POST"
 FORWARD = "NATPOD-FORWARD"
 INPUT = "NATPOD-INPUT"
+OUTPUT = "NATPOD-OUTPUT"
+ERRORS = "NATPOD-ERRORS"
+OWN_ERRORS = "NATPOD-OWN-ERRORS"
 FROM_VM1 = "NATPOD-FROM-VM1"
 FROM_VM2 = "NATPOD-FROM-VM2"
 SERVERS = "NATPOD-SERVERS"
@@ -76,7 +79,9 @@ HIDDEN = "NATPOD-H-"  # sources after routing: what they become
 SERVER_SOURCE = "NATPOD-M-"  # servers as sources
 
 DHCP_SERVER, DHCP_CLIENT = 67, 68
-ICMP_UNREACHABLE = 3
+DHCP_FROM = "169.254.169.254/32"
+"""OCI's DHCP server (as its metadata service and resolver).  A renewal is a packet of the VM's own and its answer
+ESTABLISHED; what a broadcast asks for is answered from here as well."""
 
 
 def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
@@ -84,11 +89,21 @@ def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
     mappings = _Mappings(config)
     return {
         NAT_VM1: Ruleset(
-            filter=_guard(ssh_from=mappings.subnets_of_vm2, ssh_note="ssh through NAT VM2"),
+            filter=_guard(
+                errors=_errors_vm1(mappings),
+                own_errors=_from_all(mappings.subnets_of_vm2, "errors about ssh"),
+                ssh_from=mappings.subnets_of_vm2,
+                ssh_note="ssh through NAT VM2",
+            ),
             nat=_nat_table(_customers_to_vm2(mappings), _vm2_to_customers(mappings), _sources_vm1(mappings)),
         ),
         NAT_VM2: Ruleset(
-            filter=_guard(ssh_from=[config.management.cidr], ssh_note="ssh from management"),
+            filter=_guard(
+                errors=_errors_vm2(mappings),
+                own_errors=_own_errors_vm2(mappings),
+                ssh_from=[config.management.cidr],
+                ssh_note="ssh from management",
+            ),
             nat=_nat_table(_management_to_vm1(mappings), _vm1_to_management(mappings), _sources_vm2(mappings)),
         ),
     }
@@ -282,19 +297,72 @@ def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
     )
 
 
-def _guard(ssh_from: Iterable[IPNetwork], ssh_note: str) -> Table:
-    """The filter table: what may pass the VM, and what may talk to the VM itself."""
+def _errors_vm1(mappings: _Mappings) -> list[Rule]:
+    """NAT VM1, errors about flows: from NAT VM2 about any, from a customer's VCN about that customer's own."""
+    about_own = [
+        rule
+        for customer in mappings.config.customers
+        for rule in _about_own(customer.cidr, note=customer.name)
+        if any(host.name.realm == customer.name for host in mappings.hosts)
+    ]
+    return [*_from_all(mappings.subnets_of_vm2, "through NAT VM2"), *about_own]
+
+
+def _errors_vm2(mappings: _Mappings) -> list[Rule]:
+    """NAT VM2, errors about flows: from NAT VM1, from the vRouter, and from management, about flows of management."""
+    management = mappings.config.management
+    return [
+        *_from_all(mappings.subnets_of_vm1, "through NAT VM1"),
+        Rule(Match(source=str(mappings.config.layout.vrouter)), Accept(), note="the vRouter"),
+        *_about_own(management.cidr, note=MANAGEMENT),
+    ]
+
+
+def _about_own(network: IPNetwork, note: str) -> list[Rule]:
+    """Packets from a network that belong to a flow which one of its machines opened, or answers."""
+    cidr = str(network)
+    return [
+        Rule(Match(source=cidr, opened_from=cidr), Accept(), note=note),
+        Rule(Match(source=cidr, answered_from=cidr), Accept(), note=note),
+    ]
+
+
+def _own_errors_vm2(mappings: _Mappings) -> list[Rule]:
+    """NAT VM2, errors about its own flows: ssh from management, and on to NAT VM1."""
+    cidr = str(mappings.config.management.cidr)
+    return [
+        *_from_all(mappings.subnets_of_vm1, "errors about ssh to NAT VM1"),
+        Rule(Match(source=cidr, opened_from=cidr), Accept(), note="errors about ssh"),
+    ]
+
+
+def _from_all(networks: Iterable[IPNetwork], note: str) -> list[Rule]:
+    return [Rule(Match(source=str(network)), Accept(), note=note) for network in networks]
+
+
+def _guard(errors: list[Rule], own_errors: list[Rule], ssh_from: Iterable[IPNetwork], ssh_note: str) -> Table:
+    """The filter table: what may pass the VM, what may talk to the VM itself, and what the VM may say.
+
+    RELATED is an ICMP error whose inside is a packet of a flow that exists.  Whoever guesses that packet can write
+    such an error: it would reset the flow or shrink its path MTU, and carry the sender's own bytes to both ends.  So
+    an error passes only from where the flow itself passes.
+
+    The VM's own errors (TTL exceeded, parameter problem, fragmentation needed) are written before FORWARD is asked.
+    They belong to the flow that they are about, its first packet included, so they go out if a mapping translated it:
+    traceroute of a declared flow shows the VM, and a stranger learns of no machine.
+    """
     forward = (
-        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), note="flows that exist"),
+        Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="flows that exist"),
+        Rule(Match(ctstate=("RELATED",)), Goto(ERRORS), note="errors about flows that exist"),
         Rule(Match(ctstate=("DNAT",)), Accept(), note="a mapping translated it"),
         Rule(Match(), Drop(), note="no mapping translated it"),
     )
     own = (
         Rule(Match(in_interface="lo"), Accept(), note="the VM itself"),
-        Rule(Match(ctstate=("RELATED", "ESTABLISHED")), Accept(), note="answers to the VM"),
-        Rule(Match(protocol="icmp", icmp_type=ICMP_UNREACHABLE), Accept(), note="path MTU discovery"),
+        Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="answers to the VM"),
+        Rule(Match(ctstate=("RELATED",)), Goto(OWN_ERRORS), note="errors about flows of the VM"),
         Rule(
-            Match(protocol="udp", source_port=DHCP_SERVER, destination_port=DHCP_CLIENT),
+            Match(source=DHCP_FROM, protocol="udp", source_port=DHCP_SERVER, destination_port=DHCP_CLIENT),
             Accept(),
             note="DHCP of the primary VNIC",
         ),
@@ -304,10 +372,21 @@ def _guard(ssh_from: Iterable[IPNetwork], ssh_note: str) -> Table:
         ),
         Rule(Match(), Drop(), note="no mapping translated it"),
     )
+    said = (
+        Rule(Match(protocol="icmp", ctstate=("DNAT",)), Accept(), note="errors about what a mapping translated"),
+        Rule(Match(protocol="icmp", ctstate=("RELATED", "INVALID")), Drop(), note="errors to strangers"),
+    )
+    foreign = Rule(Match(), Drop(), note="not about a flow of the sender")
     return Table(
         "filter",
-        (Hook("FORWARD", FORWARD), Hook("INPUT", INPUT)),
-        (Chain(FORWARD, forward), Chain(INPUT, own)),
+        (Hook("FORWARD", FORWARD), Hook("INPUT", INPUT), Hook("OUTPUT", OUTPUT)),
+        (
+            Chain(FORWARD, forward),
+            Chain(ERRORS, (*errors, foreign)),
+            Chain(INPUT, own),
+            Chain(OWN_ERRORS, (*own_errors, foreign)),
+            Chain(OUTPUT, said),
+        ),
     )
 
 

@@ -88,8 +88,14 @@ def render_rule(chain: str, rule: Rule) -> str:
             words.append(f"--sport {match.source_port}")
         if match.destination_port is not None:
             words.append(f"--dport {match.destination_port}")
+    if match.ctstate or match.opened_from is not None or match.answered_from is not None:
+        words.append("-m conntrack")
     if match.ctstate:
-        words.append(f"-m conntrack --ctstate {','.join(match.ctstate)}")
+        words.append(f"--ctstate {','.join(match.ctstate)}")
+    if match.opened_from is not None:
+        words.append(f"--ctorigsrc {match.opened_from}")
+    if match.answered_from is not None:
+        words.append(f"--ctreplsrc {match.answered_from}")
     if comment := _comment(rule):
         words.append(f'-m comment --comment "{comment}"')
     words.append(_target_text(rule.target))
@@ -197,13 +203,16 @@ def _read_rule(words: list[str]) -> Rule:
         destination_port=_number(values.get("--dport")),
         icmp_type=_number(values.get("--icmp-type")),
         ctstate=tuple(ctstate.split(",")) if ctstate else (),
+        opened_from=values.get("--ctorigsrc"),
+        answered_from=values.get("--ctreplsrc"),
     )
     member, note = _read_comment(values.get("--comment", ""))
     return Rule(match, _read_target(values), member=member, note=note)
 
 
 _OPTIONS = {
-    "-s", "-d", "-i", "-p", "--sport", "--dport", "--icmp-type", "--ctstate", "--comment",
+    "-s", "-d", "-i", "-p", "--sport", "--dport", "--icmp-type", "--ctstate",
+    "--ctorigsrc", "--ctreplsrc", "--comment",
     "-j", "-g", "--to-destination", "--to-source", "--to",
 }  # fmt: skip
 

@@ -31,6 +31,8 @@ class Match:
     destination_port: int | None = None
     icmp_type: int | None = None
     ctstate: tuple[str, ...] = ()  # any of NEW ESTABLISHED RELATED INVALID DNAT SNAT, in this order
+    opened_from: str | None = None  # of the flow that the packet belongs to: who sent its first packet (--ctorigsrc)
+    answered_from: str | None = None  # who answers that flow, behind the translation (--ctreplsrc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Chain:
 class Hook:
     """Our chain `chain` is entered by the first rule of the built-in chain `builtin`."""
 
-    builtin: str  # PREROUTING, POSTROUTING, FORWARD or INPUT
+    builtin: str  # PREROUTING, POSTROUTING, FORWARD, INPUT or OUTPUT
     chain: str
 
 

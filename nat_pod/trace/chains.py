@@ -22,6 +22,7 @@ from nat_pod.trace.spans import LAST_ADDRESS, Header, Places, Span, number, numb
 
 _STATES = frozenset(("NEW", "ESTABLISHED", "RELATED", "INVALID", "DNAT", "SNAT"))
 _HOOKS = (("nat", "PREROUTING"), ("nat", "POSTROUTING"), ("filter", "FORWARD"), ("filter", "INPUT"))
+_NOT_MET = ("filter", "OUTPUT")  # what a VM writes itself: no packet that is traced
 _LOOPBACK = "lo"
 PROTOCOLS = ("icmp", "tcp", "udp")
 """What a packet is, and what a rule may ask for."""
@@ -79,10 +80,10 @@ class PreparedRules:
         for table in rules.tables:
             hooked = [(table.name, hook.builtin) for hook in table.hooks]
             for entry in hooked:
-                if entry not in _HOOKS or hooked.count(entry) > 1:
+                if entry not in (*_HOOKS, _NOT_MET) or hooked.count(entry) > 1:
                     raise UnknownRuleError(
                         f"chain of ours in {entry[1]} of {entry[0]}",
-                        "it follows one in each of PREROUTING and POSTROUTING of nat, FORWARD and INPUT of filter",
+                        "it follows one in each of PREROUTING and POSTROUTING of nat, and of filter's built-in chains",
                     )
         self._hooks = {(table, builtin): _Hook(tables[table], builtin, self._chain) for table, builtin in _HOOKS}
 
@@ -91,6 +92,8 @@ class PreparedRules:
         hook = self._hooks[table, builtin]
         if hook.entry is None:
             return FALLS_THROUGH
+        if header.flow is not None:
+            return self._walk(hook, header, state)  # one more address pair than `known` has room for
         what = (state, header.protocol, header.sport, header.dport, header.icmp_type) if hook.looks_further else state
         key = (what, hook.sources.number(header.src), hook.destinations.number(header.dst))
         known = hook.known.get(key)
@@ -182,12 +185,19 @@ class _Test:
     rest: Match | None
     states: frozenset[str]
     beyond_state: bool
+    ends: tuple[tuple[int, int] | None, tuple[int, int] | None] | None  # of the flow: opened from, answered from
 
     def matches(self, header: Header, state: frozenset[str]) -> bool:
         if self.source is not None and not header.src.inside(*self.source):
             return False
         if self.destination is not None and not header.dst.inside(*self.destination):
             return False
+        if self.ends is not None:
+            if header.flow is None:
+                raise UnknownRuleError("--ctorigsrc or --ctreplsrc", "it follows these for ICMP errors only")
+            for span, network in zip(header.flow, self.ends, strict=True):
+                if network is not None and not span.inside(*network):
+                    return False
         match = self.rest
         return match is None or (
             match.in_interface is None  # lo, or it would have been refused; what comes off the wire is not from lo
@@ -284,6 +294,8 @@ def _test(chain: str, rule: Rule) -> _Test:
     try:
         source = None if match.source is None else numbers(match.source)[:2]
         destination = None if match.destination is None else numbers(match.destination)[:2]
+        opened = None if match.opened_from is None else numbers(match.opened_from)[:2]
+        answered = None if match.answered_from is None else numbers(match.answered_from)[:2]
     except (AddrFormatError, ValueError):
         raise UnknownRuleError(_line(chain, rule), "it knows IPv4 networks") from None
     return _Test(
@@ -292,6 +304,7 @@ def _test(chain: str, rule: Rule) -> _Test:
         rest=match if match.ctstate or beyond_state else None,
         states=frozenset(match.ctstate),
         beyond_state=beyond_state,
+        ends=None if (opened, answered) == (None, None) else (opened, answered),
     )
 
 

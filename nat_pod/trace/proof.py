@@ -391,6 +391,8 @@ def _covers(earlier: Match, later: Match) -> bool:
     return (
         holds(earlier.source, later.source)
         and holds(earlier.destination, later.destination)
+        and holds(earlier.opened_from, later.opened_from)
+        and holds(earlier.answered_from, later.answered_from)
         and all(getattr(earlier, name) in (None, getattr(later, name)) for name in exact)
         and (not earlier.ctstate or (bool(later.ctstate) and set(later.ctstate) <= set(earlier.ctstate)))
     )

@@ -73,9 +73,17 @@ class Span:
         return self._fixed or (self.low - self._moved, self.high - self._moved)
 
 
+FlowKey = tuple[str, int, int, int, int]
+"""Protocol, source, destination and both ports."""
+
+
 @dataclass(slots=True)
 class Header:
-    """What a rule can look at.  For ICMP the two ports are the echo identifier."""
+    """What a rule can look at.  For ICMP the two ports are the echo identifier.
+
+    quoted: of an ICMP error the packet that it is about, as a key of conntrack.  flow: on a NAT VM that knows the flow
+    of that packet, who opened the flow and who answers it.
+    """
 
     src: Span
     dst: Span
@@ -83,17 +91,19 @@ class Header:
     sport: int
     dport: int
     icmp_type: int | None
+    quoted: FlowKey | None = None
+    flow: tuple[Span, Span] | None = None
 
     def alone(self) -> Header:
         """The same header with intervals of its own, that nothing has narrowed yet."""
         src, dst = Span(self.src.value), Span(self.dst.value)
         return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type)
 
-    def key(self) -> tuple[str, int, int, int, int]:
+    def key(self) -> FlowKey:
         """What conntrack knows a packet by."""
         return (self.protocol, self.src.value, self.dst.value, self.sport, self.dport)
 
-    def reply_key(self) -> tuple[str, int, int, int, int]:
+    def reply_key(self) -> FlowKey:
         """What conntrack knows its answer by."""
         return (self.protocol, self.dst.value, self.src.value, self.dport, self.sport)
 

@@ -41,6 +41,7 @@ from nat_pod.lab.wire.fabric import (
 )
 from nat_pod.lab.wire.load import Load
 from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.packets import Quoted
 from nat_pod.lab.wire.probe import Probe, Prober, Servers
 from nat_pod.lab.wire.rewiring import rewire
 from nat_pod.trace.topology import VM_NAT, Topology
@@ -97,7 +98,7 @@ class Operations:
     def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
         """Send flows; see `probe.Prober.probe`."""
         with self._turn:
-            answers = self._prober.probe([Probe(**flow) for flow in flows], seconds, capture)
+            answers = self._prober.probe([_probe(flow) for flow in flows], seconds, capture)
         return [asdict(answer) for answer in answers]
 
     def drops(self, vcn: str) -> list[tuple[str, int]]:
@@ -334,6 +335,12 @@ class Operations:
     def _known(self, name: str, among: dict[str, Any]) -> None:
         if name not in among:
             raise LabError(f"{name or 'nothing'} is not in this lab; it has {', '.join(sorted(among))}")
+
+
+def _probe(flow: dict[str, Any]) -> Probe:
+    """A probe as it comes over the wire."""
+    about = flow["about"]
+    return Probe(**{**flow, "about": None if about is None else Quoted(**about)})
 
 
 def _spawn(command: list[str], vm: str) -> subprocess.Popen[bytes]:

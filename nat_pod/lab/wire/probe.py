@@ -30,6 +30,7 @@ from typing import Any
 from nat_pod.lab.wire.fabric import Fabric, vm_namespace
 from nat_pod.lab.wire.netns import LabError, open_socket
 from nat_pod.lab.wire.packets import (
+    ERRORS,
     HTTP,
     ICMP,
     NUMBER,
@@ -40,6 +41,7 @@ from nat_pod.lab.wire.packets import (
     TOKEN,
     UDP,
     CapturedPacket,
+    Quoted,
     crafted,
     echo_request,
     parse,
@@ -72,7 +74,9 @@ class Probe:
     although the VM does not have it.  Then no answer can come back, and `ok` means that the packet reached some host.
     port: the destination port, by default the one that hosts serve.
     shape: of a forged packet only.  `request` begins a flow; `reply` answers a flow that does not exist; `fragments` is
-    a request in two pieces, `tail` only the second of them; `redirect` tells the receiver of a better route.
+    a request in two pieces, `tail` only the second of them; `redirect` tells the receiver of a better route; an ICMP
+    error (one of `packets.ERRORS`) is about the packet `about`.
+    source_port, ttl: of a forged packet only.
     """
 
     source_vm: str
@@ -82,6 +86,9 @@ class Probe:
     port: int | None = None
     forged: bool = False
     shape: str = REQUEST
+    source_port: int | None = None
+    ttl: int = 64
+    about: Quoted | None = None
 
     @property
     def destination_port(self) -> int:
@@ -292,6 +299,8 @@ class Prober:
                 raise LabError(f"protocol {flow.protocol}: one of {', '.join(sorted(NUMBER))}")
             if flow.forged and flow.source_address is None:
                 raise LabError(f"{flow.source_vm} to {flow.destination}: a forged flow needs a source address")
+            if (flow.shape in ERRORS) != (flow.about is not None):
+                raise LabError(f"shape {flow.shape}: an ICMP error, and nothing else, is about a packet")
             if flow.shape not in SHAPES or (flow.shape != REQUEST and not flow.forged):
                 raise LabError(f"shape {flow.shape}: one of {', '.join(SHAPES)}, and of a forged flow only")
         if capture:
@@ -387,6 +396,9 @@ class _Round:
             flow.destination_port,
             attempt.number,
             attempt.token.encode(),
+            source_port=flow.source_port,
+            about=flow.about,
+            ttl=flow.ttl,
         ):
             raw.sendto(packet, (flow.destination, 0))
 
@@ -444,7 +456,7 @@ class _Round:
             attempt = self.pending.get(packet.token)
             if attempt is None or not attempt.flow.forged or packet.vm == attempt.flow.source_vm:
                 continue
-            if self.arrived(packet, reply=attempt.flow.shape == REPLY):
+            if self.arrived(packet, reply=attempt.flow.shape in (REPLY, *ERRORS)):
                 self.finish(attempt, Answer(ok=True, answered_by=packet.vm, seen=packet.src))
 
     def arrived(self, packet: CapturedPacket, *, reply: bool = False) -> bool:
