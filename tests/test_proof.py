@@ -62,6 +62,33 @@ def test_nothing_is_found_in_the_rules_as_they_are_compiled(request, stack, poli
     assert declared == len(declared_flows(plan)) == {"dev": 6, "ten": 558}[stack]
 
 
+def no_lists(pod: dict) -> None:
+    for customer in pod["customers"].values():
+        customer["servers"] = []
+
+
+def no_list_for_one(pod: dict) -> None:
+    pod["customers"]["customer2"]["servers"] = []
+
+
+def no_hosts(pod: dict) -> None:
+    pod["customers"] = {name: {**customer, "hosts": {}} for name, customer in pod["customers"].items()}
+    pod["addresses"] = {name: slot for name, slot in pod["addresses"].items() if name == MGMT}
+
+
+def no_servers(pod: dict) -> None:
+    pod["management"]["servers"] = {}
+    del pod["addresses"][MGMT]
+
+
+@pytest.mark.parametrize("policy", ["masquerade", "static"])
+@pytest.mark.parametrize("edit", [no_lists, no_list_for_one, no_hosts, no_servers])
+def test_nothing_is_compiled_for_members_that_have_no_flow(dev, edit, policy):
+    """`check` calls these files fine, and so does `trace --all`."""
+    edit(dev)
+    assert prove(planned(dev, policy)).counter_examples == ()
+
+
 @pytest.mark.parametrize("stack", ["dev", "ten"])
 def test_the_matrix_has_every_flow_that_the_lab_sends_and_expects_the_same_of_it(request, stack):
     """The lab sends declared_flows and refused_flows; forged sources are another kind of sender."""

@@ -120,6 +120,13 @@ class _Mappings:
         self.subnets_of_vm1 = without_dear(cidr_merge([pair.nat_vm1 for pair in self.pairs]))
         self.subnets_of_vm2 = without_dear(cidr_merge([pair.nat_vm2 for pair in self.pairs]))
 
+        # Whom a declared flow has: nothing is translated for anybody else.
+        reach = {customer.name: _allowed(self.servers, customer) for customer in config.customers}
+        self.callers = {host.name for host in self.hosts if reach[host.name.realm]}
+        self.called = {server.name for host in self.hosts for server in reach[host.name.realm]}
+        self.answering = self.hosts if self.servers else ()
+        self.calling = self.servers if self.hosts else ()
+
     def on_vm1(self, member: Member) -> str:
         return self.config.layout.address(self.slot(member), NAT_VM1)
 
@@ -164,8 +171,9 @@ def _customers_to_vm2(mappings: _Mappings) -> _Part:
         chains += _chain(chain, CUSTOMER, members)
         if customer.servers is not None:
             # Flat: two customers' branches would have the same names.
-            chains.append(Chain(target, tuple(_server_rules(mappings, _allowed(mappings, customer)))))
-    chains += _chain(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
+            chains.append(Chain(target, tuple(_server_rules(mappings, _allowed(mappings.servers, customer)))))
+    if any(isinstance(rule.target, Goto) and rule.target.chain == SERVERS for chain in chains for rule in chain.rules):
+        chains += _chain(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
     return _part(CUSTOMER, top, chains)
 
 
@@ -183,15 +191,16 @@ def _server_rules(mappings: _Mappings, servers: Iterable[Member]) -> list[Rule]:
     ]
 
 
-def _allowed(mappings: _Mappings, customer: CustomerConfig) -> list[Member]:
-    return [server for server in mappings.servers if server.name.short in (customer.servers or ())]
+def _allowed(servers: Iterable[Member], customer: CustomerConfig) -> list[Member]:
+    """The servers that a customer's hosts may reach: those of its list, all without one."""
+    return [server for server in servers if customer.servers is None or server.name.short in customer.servers]
 
 
 def _vm2_to_customers(mappings: _Mappings) -> _Part:
     """NAT VM1, packets from NAT VM2: the chain of the VNIC's /27, then one rule a host."""
     rules, chains = [], []
     for pair in mappings.pairs:
-        hosts = mappings.in_pair(mappings.hosts, pair)
+        hosts = mappings.in_pair(mappings.answering, pair)
         if hosts:
             chain = f"{VNIC}{pair.nat_vm1}"
             rules.append(Rule(Match(destination=str(pair.nat_vm1)), Goto(chain)))
@@ -210,7 +219,7 @@ def _management_to_vm1(mappings: _Mappings) -> _Part:
     rules = [
         Rule(Match(destination=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
         for pair in mappings.pairs
-        if mappings.in_pair(mappings.hosts, pair)
+        if mappings.in_pair(mappings.answering, pair)
     ]
     return _part(SERVER_SOURCE, top, _chain(HOSTS, VNIC, rules))
 
@@ -220,6 +229,7 @@ def _vm1_to_management(mappings: _Mappings) -> _Part:
     rules = [
         Rule(Match(destination=_host(mappings.on_vm2(server))), Dnat(str(server.address)), member=server.name)
         for server in mappings.servers
+        if server.name in mappings.called
     ]
     top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in mappings.subnets_of_vm1]
     return top, _chain(FROM_VM1, SERVER, rules)
@@ -229,7 +239,7 @@ def _sources_vm1(mappings: _Mappings) -> _Part:
     """NAT VM1, the source after the routing decision."""
     match mappings.config.source_nat:
         case SourceNat.MASQUERADE:
-            return [_masquerade(mappings, NAT_VM1)], []
+            return _masquerade(mappings, NAT_VM1), []
         case SourceNat.STATIC:
             return _own_sources_vm1(mappings)
         case _ as never:
@@ -240,11 +250,11 @@ def _own_sources_vm1(mappings: _Mappings) -> _Part:
     top = [
         Rule(Match(source=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
         for pair in mappings.pairs
-        if mappings.in_pair(mappings.servers, pair)
+        if mappings.in_pair(mappings.calling, pair)
     ]
     chains = []
     for customer in mappings.config.customers:
-        hosts = [host for host in mappings.hosts if host.name.realm == customer.name]
+        hosts = [h for h in mappings.hosts if h.name.realm == customer.name and h.name in mappings.callers]
         if hosts:
             chain = f"{HIDDEN}{customer.name}"
             top += _from(customer, chain)
@@ -259,7 +269,7 @@ def _sources_vm2(mappings: _Mappings) -> _Part:
     """NAT VM2, the source after the routing decision."""
     match mappings.config.source_nat:
         case SourceNat.MASQUERADE:
-            return [_masquerade(mappings, NAT_VM2)], []
+            return _masquerade(mappings, NAT_VM2), []
         case SourceNat.STATIC:
             return _own_sources_vm2(mappings)
         case _ as never:
@@ -270,20 +280,22 @@ def _own_sources_vm2(mappings: _Mappings) -> _Part:
     top = [
         Rule(Match(source=str(pair.nat_vm1)), Netmap(str(pair.nat_vm2)))
         for pair in mappings.pairs
-        if mappings.in_pair(mappings.hosts, pair)
+        if mappings.in_pair([host for host in mappings.hosts if host.name in mappings.callers], pair)
     ]
     top += [
         Rule(Match(source=_host(server.address)), Snat(mappings.on_vm2(server)), member=server.name)
-        for server in mappings.servers
+        for server in mappings.calling
     ]
     return _part(HIDDEN, top, [])
 
 
-def _masquerade(mappings: _Mappings, side: Side) -> Rule:
+def _masquerade(mappings: _Mappings, side: Side) -> list[Rule]:
+    if not mappings.called and not mappings.answering:
+        return []
     # SNAT: what MASQUERADE would choose, known beforehand and at less cost.
     # Only what PREROUTING translated: the VM's own traffic (metadata, iSCSI boot volume) keeps its source.
     hidden = Snat(mappings.config.primary(side))
-    return Rule(Match(ctstate=("DNAT",)), hidden, note="hide the source behind the primary address")
+    return [Rule(Match(ctstate=("DNAT",)), hidden, note="hide the source behind the primary address")]
 
 
 def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
