@@ -220,3 +220,18 @@ def test_forged_dhcp_ends_at_the_guard(pod):
         ], seconds=0.5)  # fmt: skip
         assert not answer.ok
         assert dropped(lab, vm) == before + 1
+
+
+def test_masquerade_refuses_and_counts_protocols_that_have_no_ports_and_static_passes_them(pod):
+    plan, lab = pod
+    to = plan.slot(SERVER).nat_vm1
+    send = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 47); "
+        f"s.sendto(bytes(40), ('{to}', 0))"
+    )  # fmt: skip
+    before = dropped(lab, "natVm1"), dropped(lab, "natVm2")
+    for host in (HOST, "customer2/vm2"):
+        lab.call("run", vm=host, argv=[sys.executable, "-c", send])
+    after = dropped(lab, "natVm1"), dropped(lab, "natVm2")
+    refused = 2 if plan.source_nat == "masquerade" else 0
+    assert (after[0] - before[0], after[1] - before[1]) == (refused, 0)

@@ -19,7 +19,7 @@ from nat_pod.trace import proof as proof_module
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import declared_flows, matrix, refused_flows, stranger_addresses
-from nat_pod.trace.proof import CounterExample, prove
+from nat_pod.trace.proof import CounterExample, Protocols, prove
 from nat_pod.trace.spans import Span
 from nat_pod.trace.topology import SecurityRule, Topology
 from nat_pod.trace.walk import Packet, Tracer
@@ -56,7 +56,7 @@ def test_nothing_is_found_in_the_rules_as_they_are_compiled(request, stack, poli
     plan = planned(request.getfixturevalue(stack), policy)
     proof = prove(plan)
     assert proof.counter_examples == ()
-    assert proof.any_protocol
+    assert proof.holds_for is (Protocols.ALL if policy == "static" else Protocols.WITH_PORTS)
     assert all(count.pairs == count.as_declared for count in proof.counts)
     declared = sum(count.pairs for count in proof.counts if count.what == "declared")
     assert declared == len(declared_flows(plan)) == {"dev": 6, "ten": 558}[stack]
@@ -277,7 +277,8 @@ def test_lpgs_without_a_route_table_are_a_way_past_nat_vm1(ten):
 def test_rules_that_look_at_a_protocol_are_said_to_limit_the_proof(dev):
     plan = planned(dev)
     rule = Rule(Match(protocol="udp", destination="198.18.0.3/32"), Dnat("10.0.1.100"))
-    assert not prove(plan, edited(expected_topology(plan), "natVm1", "NATPOD-PRE", last(rule))).any_protocol
+    changed = edited(expected_topology(plan), "natVm1", "NATPOD-PRE", last(rule))
+    assert prove(plan, changed).holds_for is Protocols.TRACED
 
 
 # --- the classes -----------------------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
     return {
         NAT_VM1: Ruleset(
             filter=_guard(
+                config.source_nat,
                 errors=_errors_vm1(mappings),
                 own_errors=_from_all(mappings.subnets_of_vm2, "errors about ssh"),
                 ssh_from=mappings.subnets_of_vm2,
@@ -99,6 +100,7 @@ def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
         ),
         NAT_VM2: Ruleset(
             filter=_guard(
+                config.source_nat,
                 errors=_errors_vm2(mappings),
                 own_errors=_own_errors_vm2(mappings),
                 ssh_from=[config.management.cidr],
@@ -352,7 +354,30 @@ def _from_all(networks: Iterable[IPNetwork], note: str) -> list[Rule]:
     return [Rule(Match(source=str(network)), Accept(), note=note) for network in networks]
 
 
-def _guard(errors: list[Rule], own_errors: list[Rule], ssh_from: Iterable[IPNetwork], ssh_note: str) -> Table:
+def _translated(source_nat: SourceNat) -> list[Rule]:
+    """What becomes of a new flow that a mapping translated.
+
+    Behind one shared address flows are told apart by port, or by the identifier of an echo.  Of a protocol that has
+    neither only the first host's packets would find their way, and the others' would be lost without a count.
+    """
+    match source_nat:
+        case SourceNat.STATIC:
+            return [Rule(Match(ctstate=("DNAT",)), Accept(), note="a mapping translated it")]
+        case SourceNat.MASQUERADE:
+            return [
+                *(
+                    Rule(Match(protocol=protocol, ctstate=("DNAT",)), Accept(), note="a mapping translated it")
+                    for protocol in ("tcp", "udp", "icmp")
+                ),
+                Rule(Match(ctstate=("DNAT",)), Drop(), note="a protocol that masquerade cannot share an address by"),
+            ]
+        case _ as never:
+            assert_never(never)
+
+
+def _guard(
+    source_nat: SourceNat, errors: list[Rule], own_errors: list[Rule], ssh_from: Iterable[IPNetwork], ssh_note: str
+) -> Table:
     """The filter table: what may pass the VM, what may talk to the VM itself, and what the VM may say.
 
     RELATED is an ICMP error whose inside is a packet of a flow that exists.  Whoever guesses that packet can write
@@ -366,7 +391,7 @@ def _guard(errors: list[Rule], own_errors: list[Rule], ssh_from: Iterable[IPNetw
     forward = (
         Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="flows that exist"),
         Rule(Match(ctstate=("RELATED",)), Goto(ERRORS), note="errors about flows that exist"),
-        Rule(Match(ctstate=("DNAT",)), Accept(), note="a mapping translated it"),
+        *_translated(source_nat),
         Rule(Match(), Drop(), note="no mapping translated it"),
     )
     own = (

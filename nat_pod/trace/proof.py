@@ -19,6 +19,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import assert_never
 
 from netaddr import IPNetwork
@@ -27,7 +28,7 @@ from nat_pod.config.model import SourceNat
 from nat_pod.names import ANYWHERE, MANAGEMENT, STRANGER, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
-from nat_pod.rules.netfilter import Chain, Goto, Match
+from nat_pod.rules.netfilter import Chain, Drop, Goto, Match
 from nat_pod.trace.chains import RuleKey
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
@@ -59,6 +60,14 @@ KINDS = (
     HIDDEN_RULE,
     DEAD_RULE,
 )
+
+
+class Protocols(StrEnum):
+    """For which protocols what was found for TCP port 80 holds."""
+
+    ALL = "every protocol and port"
+    WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
+    TRACED = "TCP port 80 only: rules look at protocols or ports"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,14 +110,14 @@ class Sweep:
 class Proof:
     """What was looked at, and every counter-example.
 
-    `traced`: packets, one per class.  `any_protocol`: no rule for forwarded packets looks at a protocol or a port, so
+    `traced`: packets, one per class.  `holds_for`: no rule for forwarded packets looks at a protocol or a port, so
     what holds for TCP port 80 holds for all.
     """
 
     counts: tuple[Count, ...]
     sweeps: tuple[Sweep, ...]
     traced: int
-    any_protocol: bool
+    holds_for: Protocols
     counter_examples: tuple[CounterExample, ...]
 
 
@@ -125,7 +134,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
         counts=counts,
         sweeps=tuple(sweeps),
         traced=prover.traced,
-        any_protocol=prover.any_protocol(),
+        holds_for=prover.holds_for(),
         counter_examples=tuple(
             sorted(dict.fromkeys(prover.found), key=lambda one: (order[one.kind], one.sender, one.destination))
         ),
@@ -341,13 +350,22 @@ class _Prover:
                 elif table == "nat" and not isinstance(rule.target, Goto):  # a branch lets nobody pass by itself
                     self._rule(DEAD_RULE, vm, text)
 
-    def any_protocol(self) -> bool:
-        """Whether the rules that a forwarded packet meets look only at addresses and states."""
+    def holds_for(self) -> Protocols:
+        """For which protocols the traced TCP packets stand: by what the rules that a forwarded packet meets look at."""
+        forward = [vm.rules.filter.hooked("FORWARD") for vm in self.topology.vms.values() if vm.rules is not None]
         met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
-        for vm in self.topology.vms.values():
-            forward = None if vm.rules is None else vm.rules.filter.hooked("FORWARD")
-            met += [] if forward is None else forward.rules
-        return all(rule.match.protocol is None for rule in met)
+        met += [rule for chain in forward if chain is not None for rule in chain.rules]
+        if all(rule.match.protocol is None for rule in met):
+            return Protocols.ALL
+        alike = [
+            [replace(rule, match=replace(rule.match, protocol=None)) for rule in met if rule.match.protocol == protocol]
+            for protocol in _PROTOCOLS
+        ]
+        return (
+            Protocols.WITH_PORTS
+            if alike == [alike[0]] * len(alike) and all(map(_refuses_others, forward))
+            else Protocols.TRACED
+        )
 
     def _chains(self) -> Iterator[tuple[str, str, Chain]]:
         for vm in self.topology.vms.values():
@@ -357,6 +375,15 @@ class _Prover:
 
     def _rule(self, kind: str, vm: str, text: str) -> None:
         self.found.append(CounterExample(kind=kind, sender=vm, source="", destination="", why=text))
+
+
+def _refuses_others(forward: Chain | None) -> bool:
+    """Whether a new, translated packet of a protocol that no rule names is dropped."""
+    for rule in () if forward is None else forward.rules:
+        states = rule.match.ctstate
+        if rule.match.protocol is None and (not states or not {"NEW", "DNAT"}.isdisjoint(states)):
+            return isinstance(rule.target, Drop)
+    return False
 
 
 def _without(taken: list[_Block]) -> list[_Block]:

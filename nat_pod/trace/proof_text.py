@@ -29,11 +29,10 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
         ),
         "",
     ]
-    held = "every protocol and port" if proof.any_protocol else "TCP port 80 only: rules look at protocols or ports"
     lines += wrapped(
         "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
         "everything to the POD. Not looked at: sources in another customer's network, which only OCI can prevent. "
-        f"Holds for {held}.",
+        f"Holds for {proof.holds_for}.",
         width,
         "",
     )
@@ -56,7 +55,7 @@ def proof_dict(proof: Proof) -> dict[str, object]:
     """The form of `trace --all --json`."""
     return {
         "traced": proof.traced,
-        "anyProtocol": proof.any_protocol,
+        "holdsFor": proof.holds_for.name,
         "counts": [
             {"realm": c.realm, "what": c.what, "pairs": c.pairs, "asDeclared": c.as_declared} for c in proof.counts
         ],
