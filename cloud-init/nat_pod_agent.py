@@ -1024,7 +1024,9 @@ def stop_forwarding(problems):
             set_kernel("/proc/sys/net/ipv4/ip_forward", "0", problems)
             problems.append("no rules are loaded: nothing is forwarded")
     except AgentError as problem:
-        set_kernel("/proc/sys/net/ipv4/ip_forward", "0", problems)
+        # Once a round has been, what runs goes on running.
+        if not os.path.exists(STATUS):
+            set_kernel("/proc/sys/net/ipv4/ip_forward", "0", problems)
         problems.append(str(problem))
 
 

@@ -259,7 +259,7 @@ BROKEN = {
     "/run full": (FULL.format("/run/nat-pod"), EMPTY.format("/run/nat-pod"), 1, "No space left", NEW),
     "the kernel refuses the rules": (REFUSING.format(more=""), "", 1, "the kernel says no", OLD),
     "the kernel refuses the rules once, and with them the former ones' return": (
-        REFUSING.format(more=" and text.count('COMMIT') == 2"), "", 1, "the kernel says no", OLD),
+        REFUSING.format(more=" and text.count('COMMIT') == 3"), "", 1, "the kernel says no", OLD),
     "no memory for any program": (NO_PROGRAMS, "", 1, "Cannot allocate memory", OLD),
     "no netlink": (NO_NETLINK, "", 1, "flows of other rules could not be deleted", NEW),
     # The images' iptables is the nf_tables variant: the kernel takes a whole transaction, nobody needs a lock.
