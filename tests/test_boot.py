@@ -312,9 +312,32 @@ def test_nothing_is_forwarded_until_rules_are_loaded(lab):
     lab.boot()
     assert lab.run("sysctl", "-n", "net.ipv4.ip_forward", vm=True).stdout.split() == ["0"]
     assert "document refused" in lab.status()["error"]
+    # Nor is the VM open to anybody, and a reboot without saved rules changes nothing about it.
+    assert not lab.ping("198.18.0.2")
+    assert not lab.ping("198.18.0.2", source="10.0.0.100")
     lab.deploy(rules(MAPPINGS))
     assert lab.poll().returncode == 0
     assert lab.ping("198.18.0.3")
+
+
+def test_a_document_that_hooks_nothing_opens_nothing(running):
+    assert running.ping("198.18.0.3")
+    running.deploy(rules(MAPPINGS), hooks=[])
+    assert running.poll().returncode == 0
+    assert [line for line in running.saved() if line.startswith(("-A FORWARD", "-A INPUT"))] == [
+        "-A INPUT -j NATPOD-OWN",
+        "-A INPUT -j NATPOD-CLOSED",
+        "-A FORWARD -j NATPOD-CLOSED",
+    ]
+    assert not running.ping("198.18.0.3")
+    # Through the VM as a plain router, and to itself.
+    assert not running.ping("198.18.0.34")
+    running.run("ip", "route", "replace", "10.7.0.1/32", "via", "198.18.0.2")
+    assert not running.ping("10.7.0.1")
+    # The agent still hears its metadata service.
+    running.deploy(rules(MAPPINGS))
+    assert running.poll().returncode == 0
+    assert running.ping("198.18.0.3")
 
 
 def test_a_round_without_change_changes_nothing(running):
