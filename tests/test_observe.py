@@ -20,7 +20,17 @@ from nat_pod.names import STRANGER
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.expected import expected_topology
-from nat_pod.trace.topology import Lpg, Route, SecurityRule, Topology, Vnic
+from nat_pod.trace.topology import (
+    Backend,
+    Balancer,
+    CheckProtocol,
+    HealthCheck,
+    Lpg,
+    Route,
+    SecurityRule,
+    Topology,
+    Vnic,
+)
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +269,54 @@ def test_building_again_changes_nothing(stood_up: tuple[str, PodPlan], region: R
     }
     build(stood_up[1], region, outputs)
     assert region.to_json() == stood_up[0]
+
+
+# A load balancer
+
+
+def test_a_balancer_with_its_check_flags_and_backends(region: Region) -> None:
+    subnet = find(region, oci.SUBNET, "management")
+    vm = find(region, oci.INSTANCE, "vrouter")
+    compartment = region.get(vm).inputs["compartmentId"]
+    balancer = region.create(
+        oci.BALANCER,
+        {
+            "compartmentId": compartment,
+            "displayName": "next hop",
+            "subnetId": subnet,
+            "isPreserveSourceDestination": True,
+            "assignedPrivateIpv4": "10.0.0.200",
+        },
+    )[0]
+    part = {"networkLoadBalancerId": balancer}
+    check = {
+        "protocol": "HTTP", "port": 81, "urlPath": "/health", "returnCode": 204, "intervalInMillis": 1000, "retries": 2,
+    }  # fmt: skip
+    flags = {"isInstantFailoverEnabled": True, "isInstantFailoverTcpResetEnabled": False}
+    backend_set = {**part, "name": "vms", "policy": "TWO_TUPLE", "healthChecker": check, **flags}
+    region.create(oci.BACKEND_SET, backend_set)
+    region.create(oci.BACKEND, {**part, "backendSetName": "vms", "targetId": vm, "port": 0, "isBackup": True})
+    assert observe(region).balancers == {}, "without a listener it takes no packets"
+    listener = {**part, "name": "all", "defaultBackendSetName": "vms", "port": 0, "protocol": "L3IP"}
+    region.create(oci.LISTENER, {**listener, "tcpIdleTimeout": 400})
+
+    topology = observe(region)
+    vrouter = topology.vnics["vrouter-vnic-1"].addresses[0]
+    found = topology.balancers["next hop"]
+    assert found == Balancer(
+        name="next hop",
+        subnet="management",
+        address="10.0.0.200",
+        mac=found.mac,
+        backends=(Backend(address=vrouter, is_backup=True),),
+        check=HealthCheck(
+            protocol=CheckProtocol.HTTP, port=81, path="/health", return_code=204, interval_millis=1000, retries=2
+        ),
+        instant_failover=True,
+        tcp_reset=False,
+        tcp_idle=400,
+    )
+    assert found.mac not in {vnic.mac for vnic in topology.vnics.values()}
+    assert "next hop" not in topology.vnics
+    region.delete(vm)
+    assert observe(region).balancers["next hop"].backends == (Backend(address=GONE, is_backup=True),)

@@ -16,9 +16,12 @@ from netaddr import IPAddress
 
 from nat_pod.lab.region.inputs import Inputs
 from nat_pod.lab.region.kinds import (
+    BACKEND_SET,
+    BALANCER,
     DEFAULT_ROUTE_TABLE,
     DEFAULT_SECURITY_LIST,
     INSTANCE,
+    LISTENER,
     LPG,
     NSG,
     NSG_RULE,
@@ -36,7 +39,23 @@ from nat_pod.names import POD, MemberName, Side
 from nat_pod.plan import guest
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Ruleset
-from nat_pod.trace.topology import VM_HOST, VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn, Vm, Vnic
+from nat_pod.trace.topology import (
+    VM_HOST,
+    VM_NAT,
+    VM_ROUTER,
+    Backend,
+    Balancer,
+    CheckProtocol,
+    HealthCheck,
+    Lpg,
+    Route,
+    SecurityRule,
+    Subnet,
+    Topology,
+    Vcn,
+    Vm,
+    Vnic,
+)
 
 _KINDS = (
     VCN,
@@ -51,9 +70,12 @@ _KINDS = (
     NSG_RULE,
     SECURITY_LIST,
     DEFAULT_SECURITY_LIST,
+    BALANCER,
+    BACKEND_SET,
+    LISTENER,
 )
 GONE = "0.0.0.0"
-"""Stands for the address of a private IP that a route rule still points to and that is no more: a blackhole."""
+"""Stands for the address of a private IP that a route rule or a backend still points to and that is no more."""
 
 
 def observe(region: Region) -> Topology:
@@ -78,7 +100,7 @@ class _Observer:
         vcns = [Vcn(name=self._vcn_name(vcn["id"]), cidrs=tuple(vcn["cidrBlocks"])) for vcn in self._all(VCN)]
         subnets = [self._subnet(subnet) for subnet in self._all(SUBNET)]
         lpgs = [self._lpg(lpg) for lpg in self._all(LPG)]
-        vnics = [self._vnic(vnic) for vnic in self._all(VNIC)]
+        vnics = [self._vnic(vnic) for vnic in self._all(VNIC) if vnic["instanceId"]]
         vms = [self._vm(vm) for vm in self._all(INSTANCE)]
         return Topology(
             vcns=_by_name(vcns),
@@ -86,6 +108,7 @@ class _Observer:
             lpgs=_by_name(lpgs),
             vnics=_by_name(vnics),
             vms=_by_name(vms),
+            balancers=_by_name([self._balancer(listener) for listener in self._all(LISTENER)]),
         )
 
     # Objects and names
@@ -189,12 +212,7 @@ class _Observer:
     def _vnic(self, vnic: Inputs) -> Vnic:
         ips = [ip for ip in self._all(PRIVATE_IP) if ip.get("vnicId") == vnic["id"]]
         ips.sort(key=lambda ip: (not ip["isPrimary"], int(IPAddress(ip["ipAddress"]))))
-        groups = [self._get(ocid, NSG) for ocid in vnic["nsgIds"]]
-        rules = [
-            self._security_rule(rule["direction"], rule)
-            for rule in self._all(NSG_RULE)
-            if rule["networkSecurityGroupId"] in vnic["nsgIds"]
-        ]
+        nsgs, security = self._groups(vnic)
         vcn = self._get(vnic["subnetId"], SUBNET)["vcnId"]
         return Vnic(
             name=self._name(vnic, vcn),
@@ -203,10 +221,73 @@ class _Observer:
             mac=vnic["macAddress"],
             addresses=tuple(ip["ipAddress"] for ip in ips),
             skip_source_dest_check=vnic["skipSourceDestCheck"],
-            nsgs=tuple(self._name(group, group["vcnId"]) for group in groups),
-            # Rules are created in any order and matched in any order.
-            security=tuple(sorted(rules, key=lambda rule: (rule.direction, rule.protocol, rule.peer, repr(rule)))),
+            nsgs=nsgs,
+            security=security,
         )
+
+    def _groups(self, vnic: Inputs) -> tuple[tuple[str, ...], tuple[SecurityRule, ...]]:
+        """The names of a VNIC's NSGs, and their rules."""
+        groups = [self._get(ocid, NSG) for ocid in vnic["nsgIds"]]
+        rules = [
+            self._security_rule(rule["direction"], rule)
+            for rule in self._all(NSG_RULE)
+            if rule["networkSecurityGroupId"] in vnic["nsgIds"]
+        ]
+        # Rules are created in any order and matched in any order.
+        rules.sort(key=lambda rule: (rule.direction, rule.protocol, rule.peer, repr(rule)))
+        return tuple(self._name(group, group["vcnId"]) for group in groups), tuple(rules)
+
+    def _balancer(self, listener: Inputs) -> Balancer:
+        """A load balancer, from its one listener.  One without a listener takes no packets, and is not here."""
+        balancer = self._get(listener["networkLoadBalancerId"], BALANCER)
+        backend_set = next(
+            one
+            for one in self._all(BACKEND_SET)
+            if one["networkLoadBalancerId"] == balancer["id"] and one["name"] == listener["defaultBackendSetName"]
+        )
+        address = balancer["ipAddresses"][0]["ipAddress"]
+        ip = next(
+            one
+            for one in self._all(PRIVATE_IP)
+            if (one["subnetId"], one["ipAddress"]) == (balancer["subnetId"], address)
+        )
+        vnic, check = self._get(ip["vnicId"], VNIC), backend_set["healthChecker"]
+        nsgs, security = self._groups(vnic)
+        return Balancer(
+            name=self._name(balancer, self._get(balancer["subnetId"], SUBNET)["vcnId"]),
+            subnet=self._subnet_name(balancer["subnetId"]),
+            address=address,
+            mac=vnic["macAddress"],
+            nsgs=nsgs,
+            security=security,
+            backends=tuple(
+                Backend(address=self._target(backend["targetId"]), is_backup=backend["isBackup"])
+                for backend in backend_set["backends"]
+            ),
+            check=HealthCheck(
+                protocol=CheckProtocol(check["protocol"]),
+                port=check["port"],
+                path=check.get("urlPath", "/"),
+                return_code=check.get("returnCode", 200),
+                interval_millis=check["intervalInMillis"],
+                timeout_millis=check["timeoutInMillis"],
+                retries=check["retries"],
+            ),
+            is_fail_open=backend_set["isFailOpen"],
+            instant_failover=backend_set["isInstantFailoverEnabled"],
+            tcp_reset=backend_set["isInstantFailoverTcpResetEnabled"],
+            prefers_active=backend_set["areOperationallyActiveBackendsPreferred"],
+            tcp_idle=listener["tcpIdleTimeout"],
+            udp_idle=listener["udpIdleTimeout"],
+            other_idle=listener["l3ipIdleTimeout"],
+        )
+
+    def _target(self, target: str) -> str:
+        """The address that a backend's targetId means: a private IP, or an instance's primary one."""
+        ip, vm = self._objects[PRIVATE_IP].get(target), self._objects[INSTANCE].get(target)
+        if ip is not None:
+            return str(ip["ipAddress"])
+        return GONE if vm is None else str(vm["privateIp"])
 
     def _vm(self, vm: Inputs) -> Vm:
         vnics = [self._get(ocid, VNIC) for ocid in self._vnics_of[vm["id"]]]

@@ -10,11 +10,13 @@ OCI semantics that live here (sources in docs/region.md, "What the region does, 
 - A packet that entered by an LPG follows the LPG's own route table if there is one; otherwise it reaches only addresses
   of that VCN.
 - A route rule to a private IP delivers to the VNIC that has that address.
+- That may be the VNIC of a load balancer, which sends each packet on, as it came, to one of its backends.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from nat_pod.names import MemberName, Side
 from nat_pod.rules.netfilter import Ruleset
@@ -127,6 +129,62 @@ class Vm:
         return self.name if self.side is None else self.name.replace(self.side, self.side.label)
 
 
+class CheckProtocol(StrEnum):
+    """How a load balancer asks a backend whether it is healthy."""
+
+    HTTP = "HTTP"
+    TCP = "TCP"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HealthCheck:
+    """How often, and what, a load balancer asks its backends.
+
+    `retries`: so many failures in a row make a healthy backend unhealthy, so many successes the reverse.
+    `path` and `return_code` are those of HTTP.
+    """
+
+    protocol: CheckProtocol
+    port: int
+    path: str = "/"
+    return_code: int = 200
+    interval_millis: int = 10_000
+    timeout_millis: int = 3_000
+    retries: int = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """A backend of a load balancer: a private IP of the VCN."""
+
+    address: str
+    is_backup: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Balancer:
+    """A private network load balancer in transparent mode with its listener for all ports: a next hop of route rules.
+
+    Its VNIC is the service's own and skips the source/destination check.  The idle timeouts are in seconds.
+    """
+
+    name: str
+    subnet: str
+    address: str
+    backends: tuple[Backend, ...]
+    check: HealthCheck
+    mac: str = ""
+    nsgs: tuple[str, ...] = ()
+    security: tuple[SecurityRule, ...] = ()  # the rules of its NSGs; the subnet's come on top
+    is_fail_open: bool = False
+    instant_failover: bool = False
+    tcp_reset: bool = True
+    prefers_active: bool = False
+    tcp_idle: int = 360
+    udp_idle: int = 120
+    other_idle: int = 120
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
     """Everything that a packet can meet, by name."""
@@ -136,6 +194,7 @@ class Topology:
     lpgs: dict[str, Lpg]
     vnics: dict[str, Vnic]
     vms: dict[str, Vm]
+    balancers: dict[str, Balancer] = field(default_factory=dict)
 
     @property
     def networks(self) -> set[str]:
@@ -153,6 +212,7 @@ class Topology:
         """The networks that security rules name."""
         lists = {subnet.security for subnet in self.subnets.values()}
         lists |= {vnic.security for vnic in self.vnics.values()}
+        lists |= {balancer.security for balancer in self.balancers.values()}
         return {rule.peer for rules in lists for rule in rules if not rule.peer_is_nsg}
 
     def vcn_of(self, vnic: Vnic) -> Vcn:

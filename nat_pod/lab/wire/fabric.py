@@ -13,6 +13,8 @@ One namespace per VCN, which is its router, and one per VM.  What makes such a r
 - What nobody holds or routes goes to `lo`, where a counted rule drops it.  A blackhole route would do, but silently.
 - Source/destination check and security rules are chains for each VNIC in FORWARD.  Every DROP has a comment that
   says which VNIC and which check, so that one can read from the counters why a packet died.
+- A load balancer is a namespace of its own, see `balancer.py`.  It has a link more for each backend: a packet that
+  comes by it meets no table and goes to that backend.
 - Security rules are not enforced for 169.254.0.0/16 on OCI.  Here such packets stay inside the VM: its metadata
   service listens there, and the router has no route to it.
 
@@ -30,13 +32,17 @@ from urllib.parse import quote
 
 from netaddr import IPNetwork
 
-from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Topology, Vm, Vnic
+from nat_pod.lab.wire import balancer as nlb
+from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Balancer, Lpg, Route, SecurityRule, Topology, Vm, Vnic
 
 MTU = 9000
 IMDS_ADDRESS = "169.254.169.254"
 ROUTER_MAC = "00:00:17:ff:ff:01"  # on every veth of a VCN; 00:00:17 is Oracle's, as on OCI's virtual router
 LINK_ADDRESS = "169.254.0.1"  # next hop across a peering; nobody has it, only its neighbour entry exists
 VOID = "lo"  # where packets without a destination go
+_BALANCER_NIC = "nlb"
+_TO_BACKEND = 400  # priority of the rules for what a load balancer sends on; the tables are above 2000
+_FIRST_BACKEND = 2000
 _WITHIN_SUBNET = 500  # priority of the rules that come before those of the tables
 _FIRST_TABLE = 1000  # also its rules' priority; routing tables 253 to 255 are the kernel's
 
@@ -49,12 +55,15 @@ _NO_IPV6 = (("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/dis
 class Space:
     """A namespace.  `sysctls` are set before its links exist (they inherit), `link_sysctls` after.
 
+    `rule_sysctls` are set after its rules.
+
     `batch` is for `ip -batch`, `rules` for iptables-restore, both inside the namespace.
     """
 
     name: str
     sysctls: tuple[tuple[str, str], ...]
     link_sysctls: tuple[tuple[str, str], ...] = ()
+    rule_sysctls: tuple[tuple[str, str], ...] = ()
     batch: str
     rules: str = ""
 
@@ -83,13 +92,14 @@ class Peering:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fabric:
-    """All namespaces, by the name of the VCN or VM, and the `ip -batch` text that creates the veth pairs.
+    """All namespaces, each by the name of what it is, and the `ip -batch` text that creates the veth pairs.
 
     `peerings` is by LPG; `cables` has those pairs that do not stand already.
     """
 
     vcns: dict[str, Space]
     vms: dict[str, Space]
+    balancers: dict[str, Space]
     ports: dict[str, Port]
     peerings: dict[str, Peering]
     cables: str
@@ -97,7 +107,7 @@ class Fabric:
     @property
     def spaces(self) -> list[Space]:
         """Every namespace: VCNs first."""
-        return [*self.vcns.values(), *self.vms.values()]
+        return [*self.vcns.values(), *self.vms.values(), *self.balancers.values()]
 
 
 def lay_cables(topology: Topology, standing: Fabric | None = None) -> Fabric:
@@ -112,9 +122,10 @@ def lay_cables(topology: Topology, standing: Fabric | None = None) -> Fabric:
     return Fabric(
         vcns={name: _Router(topology, name, ports, links).space() for name in topology.vcns},
         vms={vm.name: _guest(topology, vm, ports) for vm in topology.vms.values()},
+        balancers={one.name: _balancer(topology, one) for one in topology.balancers.values()},
         ports=ports,
         peerings=peerings,
-        cables=_cables(ports, peerings, standing),
+        cables=_cables(topology, ports, peerings, standing),
     )
 
 
@@ -126,6 +137,11 @@ def vcn_namespace(name: str) -> str:
 def vm_namespace(name: str) -> str:
     """The namespace of a VM: `vm-customer1.vm1` for customer1/vm1."""
     return f"vm-{_safe(name)}"
+
+
+def balancer_namespace(name: str) -> str:
+    """The namespace of a load balancer: `nlb-natVm2`."""
+    return f"nlb-{_safe(name)}"
 
 
 def dhcp_offer(topology: Topology, vm: Vm) -> dict[str, object]:
@@ -224,7 +240,7 @@ def _peer(topology: Topology, name: str | None) -> Lpg | None:
     return peer if lpg and peer and peer.peer == lpg.name else None
 
 
-def _cables(ports: dict[str, Port], peerings: dict[str, Peering], standing: Fabric | None) -> str:
+def _cables(topology: Topology, ports: dict[str, Port], peerings: dict[str, Peering], standing: Fabric | None) -> str:
     """Every veth is created between its two namespaces at once: moving it there afterwards costs twice the time."""
     lines = []
     for port in ports.values():
@@ -241,7 +257,65 @@ def _cables(ports: dict[str, Port], peerings: dict[str, Peering], standing: Fabr
                 f"link add name {here.link} netns {vcn_namespace(here.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
                 f"peer name {there.link} netns {vcn_namespace(there.vcn)} address {ROUTER_MAC} mtu {MTU}"
             )
+    for index, balancer in enumerate(topology.balancers.values()):
+        router, own = topology.subnets[balancer.subnet].vcn, balancer_namespace(balancer.name)
+        lines.append(
+            f"link add name {_balancer_link(index)} netns {vcn_namespace(router)} address {ROUTER_MAC} mtu {MTU} "
+            f"type veth peer name {_BALANCER_NIC} netns {own} address {balancer.mac} mtu {MTU}"
+        )
+        lines += [
+            f"link add name {_backend_link(index, number)} netns {vcn_namespace(router)} address {ROUTER_MAC} "
+            f"mtu {MTU} type veth peer name {nlb.nic(number)} netns {own} mtu {MTU}"
+            for number in range(len(balancer.backends))
+        ]
     return _text(lines)
+
+
+def _balancer_link(index: int) -> str:
+    """The VCN's link to the load balancer of this number, by which it also answers and asks."""
+    return f"n{index}"
+
+
+def _backend_link(index: int, number: int) -> str:
+    """The VCN's end of the link by which that load balancer sends on to its backend of this number."""
+    return f"n{index}b{number}"
+
+
+def _balancer(topology: Topology, balancer: Balancer) -> Space:
+    """A load balancer's namespace: nobody is healthy until its process has asked."""
+    subnet = IPNetwork(topology.subnets[balancer.subnet].cidr)
+    lines = [
+        "link set lo up",
+        f"link set {_BALANCER_NIC} up",
+        f"addr add {balancer.address}/{subnet.prefixlen} dev {_BALANCER_NIC}",
+        f"route add default via {subnet[1]} dev {_BALANCER_NIC}",
+    ]
+    for number in range(len(balancer.backends)):
+        nic = nlb.nic(number)
+        lines += [
+            f"link set {nic} up",
+            f"neigh replace {LINK_ADDRESS} lladdr {ROUTER_MAC} dev {nic} nud permanent",
+            f"route add default via {LINK_ADDRESS} dev {nic} onlink table {nlb.TABLE + number}",
+        ]
+    conntrack = {
+        # One half of a flow passes here: answers and windows of the other half are never seen.
+        "tcp_be_liberal": 1,
+        "tcp_loose": 1,
+        "tcp_timeout_established": balancer.tcp_idle,
+        "tcp_timeout_unacknowledged": balancer.tcp_idle,
+        "udp_timeout": balancer.udp_idle,
+        "udp_timeout_stream": balancer.udp_idle,
+        "icmp_timeout": balancer.other_idle,
+        "generic_timeout": balancer.other_idle,
+    }
+    return Space(
+        name=balancer_namespace(balancer.name),
+        sysctls=_kernel(forward=True, rp_filter=0),
+        # After its rules: what they need brings these into being.
+        rule_sysctls=tuple((f"net/netfilter/nf_conntrack_{key}", str(value)) for key, value in conntrack.items()),
+        batch=_text(lines),
+        rules=nlb.rules(balancer),
+    )
 
 
 def _guest(topology: Topology, vm: Vm, ports: dict[str, Port]) -> Space:
@@ -290,10 +364,36 @@ class _Router:
         self.subnets = [subnet for subnet in topology.subnets.values() if subnet.vcn == vcn]
         self.lpgs = {name: links[name] for name, lpg in topology.lpgs.items() if lpg.vcn == vcn and name in links}
         self.holder = {address: vnic for vnic in self.vnics for address in vnic.addresses}
+        # Links by which a VNIC's packets come in: a load balancer's also those to its backends.
+        self.incoming = {vnic.name: [self.link[vnic.name]] for vnic in self.vnics}
+        # Such a link, and the backend's VNIC at the end of the way; None when it is gone.
+        self.backends: dict[str, Vnic | None] = {}
+        for index, balancer in enumerate(topology.balancers.values()):
+            if topology.subnets[balancer.subnet].vcn == vcn:
+                self.add_balancer(index, balancer)
+
+    def add_balancer(self, index: int, balancer: Balancer) -> None:
+        """A load balancer is one more VNIC, and packets for its backends come in by links of their own."""
+        vnic = Vnic(
+            name=balancer.name,
+            vm=balancer.name,
+            subnet=balancer.subnet,
+            mac=balancer.mac,
+            addresses=(balancer.address,),
+            skip_source_dest_check=True,
+            nsgs=balancer.nsgs,
+            security=balancer.security,
+        )
+        reached = {_backend_link(index, number): one.address for number, one in enumerate(balancer.backends)}
+        self.backends |= {link: self.holder.get(address) for link, address in reached.items()}
+        self.vnics.append(vnic)
+        self.link[vnic.name] = _balancer_link(index)
+        self.incoming[vnic.name] = [self.link[vnic.name], *reached]
+        self.holder[balancer.address] = vnic
 
     def space(self) -> Space:
         """The namespace."""
-        all_links = [*self.link.values(), *self.lpgs.values()]
+        all_links = [*self.link.values(), *self.backends, *self.lpgs.values()]
         return Space(
             name=vcn_namespace(self.vcn.name),
             sysctls=(*_kernel(forward=True, rp_filter=0), ("net/ipv4/conf/all/proxy_arp", "1")),
@@ -323,6 +423,10 @@ class _Router:
 
     def tables(self) -> Iterator[str]:
         """A table for each subnet and each LPG that has its own, chosen by the link a packet came in by."""
+        for number, (link, backend) in enumerate(self.backends.items(), _FIRST_BACKEND):
+            yield f"link set {link} up"
+            yield f"rule add iif {link} lookup {number} priority {_TO_BACKEND}"
+            yield f"route add default {self.towards(backend) if backend else f'dev {VOID}'} table {number}"
         table = _FIRST_TABLE
         for subnet in self.subnets:
             links = [self.link[vnic.name] for vnic in self.vnics if vnic.subnet == subnet.name]
@@ -376,8 +480,9 @@ class _Router:
                 yield f":{link}-{chain} - [0:0]"
         for vnic in self.vnics:
             link = self.link[vnic.name]
-            yield f"-A FORWARD -i {link} -j {link}-leave"
-            yield f"-A FORWARD -i {link} -o {VOID} {_drop(f'{vnic.name}: no route, or nobody at its end')}"
+            for incoming in self.incoming[vnic.name]:
+                yield f"-A FORWARD -i {incoming} -j {link}-leave"
+                yield f"-A FORWARD -i {incoming} -o {VOID} {_drop(f'{vnic.name}: no route, or nobody at its end')}"
             yield f"-A FORWARD -o {link} -j {link}-arrive"
         for name, link in self.lpgs.items():
             yield f"-A FORWARD -i {link} -o {VOID} {_drop(f'{name}: nobody in this VCN has the address')}"
@@ -427,8 +532,9 @@ class _Router:
         outward = (rule.direction == "EGRESS") != answer
         peers = [f"{'-d' if outward else '-s'} {rule.peer}"]
         if rule.peer_is_nsg:
-            members = [self.link[vnic.name] for vnic in self.vnics if rule.peer in vnic.nsgs]
-            peers = [f"{'-o' if outward else '-i'} {link}" for link in members]
+            members = [vnic.name for vnic in self.vnics if rule.peer in vnic.nsgs]
+            links = [link for name in members for link in ([self.link[name]] if outward else self.incoming[name])]
+            peers = [f"{'-o' if outward else '-i'} {link}" for link in links]
         words = []
         if rule.protocol != "all":
             words.append(f"-p {_PROTOCOLS.get(rule.protocol, rule.protocol)}")

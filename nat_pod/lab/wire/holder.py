@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 from nat_pod.lab.wire import boot, netns
 from nat_pod.lab.wire.fabric import (
     IMDS_ADDRESS,
+    balancer_namespace,
     dhcp_offer,
     imds_document,
     lay_cables,
@@ -51,6 +52,17 @@ _HOME = Path(_TMPFS) / "nat-pod"
 _AGENT = "nat-pod-agent.service"
 _IMDS_SECONDS = 20
 _BOOT_SECONDS = 180
+_BALANCER_SECONDS = 20
+OFF, HANGS = "is off", "hangs"
+_NO_RULES = "".join(
+    f"*{table}\n" + "".join(f":{chain} ACCEPT [0:0]\n" for chain in chains.split()) + "COMMIT\n"
+    for table, chains in (
+        ("raw", "PREROUTING OUTPUT"),
+        ("mangle", "PREROUTING INPUT FORWARD OUTPUT POSTROUTING"),
+        ("nat", "PREROUTING INPUT OUTPUT POSTROUTING"),
+        ("filter", "INPUT FORWARD OUTPUT"),
+    )
+)
 _COMPLAINT = 3000  # characters of a boot's output in an error message
 
 
@@ -64,15 +76,29 @@ class Operations:
         self._load: Load | None = None
         self._kept = ""
         self._turn = threading.Lock()
+        # VMs that have failed: the processes that stand still, None for one that is off.
+        self._down: dict[str, list[int] | None] = {}
         self._build(tell)
 
     def status(self) -> dict[str, Any]:
-        """The machines and networks, and the exit status of each process that keeps a NAT VM going (None: it runs)."""
+        """The machines and networks, which VMs have failed and how, and what keeps the lab going.
+
+        processes: the exit status of each process (None: it runs).
+        """
         return {
             "vms": {vm.name: vm.kind for vm in self._topology.vms.values()},
             "vcns": list(self._topology.vcns),
+            "down": {vm: OFF if held is None else HANGS for vm, held in self._down.items()},
             "processes": {name: process.poll() for name, process in self._processes.items()},
         }
+
+    def balancers(self) -> dict[str, dict[str, Any]]:
+        """What each load balancer makes of its backends' health.
+
+        By name: `active`, the address that new flows go to (None: nobody), `healthy`, the addresses that answer, and
+        `switches`, each with the time by the monotonic clock and the address.
+        """
+        return {name: self._balancer_state(name) for name in self._topology.balancers}
 
     def topology(self) -> str:
         """The deployed network that this lab was built from: a pickled Topology, in base64."""
@@ -92,8 +118,53 @@ class Operations:
         topology: as `topology` gives it.  After an error the lab is neither the one nor the other.
         """
         after: Topology = pickle.loads(base64.b64decode(topology))
+        if self._topology.balancers or after.balancers:
+            raise LabError("a lab with load balancers cannot be changed in place; bring it up anew with `lab up`")
+        for vm in self._down:
+            self._up(vm)
         with self._turn:
             return self._become(after)
+
+    def fail(self, vm: str, hang: bool) -> None:
+        """Power a VM off: its links are cut, its processes and what its kernel knew are gone.  Its disk stays.
+
+        With `hang` the links are cut and its processes stand still, but its kernel keeps everything.
+        """
+        self._up(vm)
+        with self._turn:
+            self._cut(vm, "-I")
+            space = self._fabric.vms[vm]
+            pids = [int(pid) for pid in netns.run(["ip", "netns", "pids", space.name]).split()]
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP if hang else signal.SIGKILL)
+            self._down[vm] = pids if hang else None
+            if not hang:
+                self._rounds.pop(vm, None)
+                for label in [label for label in self._processes if label.startswith(f"{vm} ")]:
+                    self._processes.pop(label).wait()
+                nics = [port.nic for port in self._fabric.ports.values() if port.vm == vm]
+                netns.ip_batch("".join(f"addr flush dev {nic}\n" for nic in nics), space.name)
+                netns.ip_batch("link set lo down\naddr flush dev lo\n", space.name)
+                netns.restore_rules(space.name, _NO_RULES)
+                netns.forget_flows(space.name)
+
+    def recover(self, vm: str) -> None:
+        """Bring a VM that failed back: one that was off boots from its disk, one that hung goes on."""
+        self._known(vm, self._topology.vms)
+        if vm not in self._down:
+            raise LabError(f"{vm} has not failed")
+        with self._turn:
+            pids, space = self._down.pop(vm), self._fabric.vms[vm]
+            if pids is None:
+                netns.set_sysctls(space.name, space.sysctls)
+                netns.ip_batch(space.batch, space.name)
+            self._cut(vm, "-D")
+            for pid in pids or ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            if pids is None and self._topology.vms[vm].kind == VM_NAT:
+                self._power_on([vm])
 
     def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
         """Send flows; see `probe.Prober.probe`."""
@@ -122,6 +193,7 @@ class Operations:
 
     def poll(self, vm: str) -> dict[str, Any]:
         """Let a NAT VM's agent poll now, as its timer would: exit status, and what it printed."""
+        self._up(vm)
         disk = self._disk(vm)
         return _finished(self._boot_command(vm, "start", str(disk), _AGENT), _BOOT_SECONDS)
 
@@ -130,6 +202,7 @@ class Operations:
 
         The first call stops the VM's timer: from then on rounds come when they are asked for.
         """
+        self._up(vm)
         disk = self._disk(vm)
         if vm not in self._rounds:
             timers = self._processes.pop(f"{vm} timers")
@@ -167,7 +240,7 @@ class Operations:
 
         A NAT VM has a root directory of its own; hosts and routers have only a network of their own.
         """
-        self._known(vm, self._topology.vms)
+        self._up(vm)
         if self._topology.vms[vm].kind == VM_NAT:
             return self._boot_command(vm, "run", str(self._disk(vm)), *argv)
         return ["ip", "netns", "exec", vm_namespace(vm), *argv]
@@ -210,6 +283,7 @@ class Operations:
             netns.set_sysctls(space.name, space.link_sysctls)
             netns.ip_batch(space.batch, space.name)
             netns.restore_rules(space.name, space.rules)
+            netns.set_sysctls(space.name, space.rule_sysctls)
         Servers(topology).start()
         self._prober = Prober(topology, fabric)
         nat_vms = [vm.name for vm in topology.vms.values() if vm.kind == VM_NAT]
@@ -218,6 +292,35 @@ class Operations:
             self._boot(nat_vms)
         for space in fabric.spaces:
             netns.wait_for_links(space.name)
+        self._balance(tell)
+
+    def _balance(self, tell: Callable[[str], None]) -> None:
+        """Start the load balancers, and wait until each has asked all of its backends once."""
+        for name, balancer in self._topology.balancers.items():
+            if sum(not backend.is_backup for backend in balancer.backends) > 1:
+                raise LabError(f"{name}: it has more than one backend that is no backup; the lab spreads no flows")
+            tell(f"load balancer {name} asks its {len(balancer.backends)} backends")
+            settings, state = self._balancer_files(name)
+            settings.parent.mkdir(exist_ok=True)
+            _write(settings, asdict(balancer))
+            command = [sys.executable, "-m", "nat_pod.lab.wire.balancer", str(settings), str(state)]
+            self._keep(f"{name} load balancer", netns.in_namespace(balancer_namespace(name), command), name)
+        for name, balancer in self._topology.balancers.items():
+            end = time.monotonic() + balancer.check.timeout_millis / 1000 + _BALANCER_SECONDS
+            while balancer.backends and not self._balancer_state(name)["switches"]:
+                if time.monotonic() > end or self._processes[f"{name} load balancer"].poll() is not None:
+                    raise LabError(f"load balancer {name} does not come up:\n{_tail(name)}")
+                time.sleep(0.02)
+
+    def _balancer_files(self, name: str) -> tuple[Path, Path]:
+        folder = _HOME / "balancers"
+        return folder / f"{balancer_namespace(name)}.json", folder / f"{balancer_namespace(name)}.state"
+
+    def _balancer_state(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._balancer_files(name)[1].read_text()))
+        except FileNotFoundError:
+            return {"active": None, "healthy": [], "switches": []}
 
     def _become(self, after: Topology) -> list[str]:
         before, change = self._topology, rewire(self._topology, self._fabric, after)
@@ -285,12 +388,18 @@ class Operations:
         shutil.rmtree(_HOME / "disks" / vm_namespace(name), ignore_errors=True)
 
     def _boot(self, names: list[str]) -> None:
-        """Power the NAT VMs on, at the same time as after one `pulumi up`, and keep their timers running."""
+        """Launch the NAT VMs, at the same time as after one `pulumi up`, and keep their timers running."""
         for name in names:
             vm, disk = self._topology.vms[name], _HOME / "disks" / vm_namespace(name)
             disk.mkdir()
             _write(disk / "dhcp.json", dhcp_offer(self._topology, vm))
             _write(disk / "imds.json", imds_document(self._topology, vm))
+        self._power_on(names)
+
+    def _power_on(self, names: list[str]) -> None:
+        """Boot NAT VMs from their disks."""
+        for name in names:
+            disk = self._disk(name)
             imds = [sys.executable, "-m", "nat_pod.lab.wire.imds", str(disk / "imds.json")]
             self._keep(f"{name} metadata service", netns.in_namespace(vm_namespace(name), imds), name)
         for name in names:
@@ -331,6 +440,22 @@ class Operations:
         if not disk.is_dir():
             raise LabError(f"{vm} is not a NAT VM of this lab")
         return disk
+
+    def _cut(self, vm: str, action: str) -> None:
+        """Cut a VM's links in the VCN (-I), or mend them (-D): the VM sees no link go down, as on OCI."""
+        for port in self._fabric.ports.values():
+            if port.vm == vm:
+                comment = ["-m", "comment", "--comment", f"{port.vnic}: {vm} has failed", "-j", "DROP"]
+                for table, chain, way in (("raw", "PREROUTING", "-i"), ("mangle", "POSTROUTING", "-o")):
+                    rule = ["iptables", "-t", table, action, chain, way, port.link, *comment]
+                    netns.run(rule, vcn_namespace(port.vcn))
+
+    def _up(self, vm: str) -> None:
+        """Raise LabError for a VM that is not there, or has failed."""
+        self._known(vm, self._topology.vms)
+        if vm in self._down:
+            how = OFF if self._down[vm] is None else HANGS
+            raise LabError(f"{vm} {how}; `lab recover` brings it back")
 
     def _known(self, name: str, among: dict[str, Any]) -> None:
         if name not in among:

@@ -13,6 +13,7 @@ import ctypes
 import os
 import shlex
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ from nat_pod.errors import NatPodError
 
 NAMESPACES = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+_NETLINK_NETFILTER = 12  # linux/netlink.h
+_CT_DELETE = 1 << 8 | 2  # subsystem ctnetlink, message delete: linux/netfilter/nfnetlink_conntrack.h
 _SYSCTLS = Path("/proc/sys")
 
 # Debian keeps ip and iptables in sbin, which is not in the PATH of an ordinary user.
@@ -99,6 +102,17 @@ def set_sysctls(namespace: str, settings: Iterable[tuple[str, str]]) -> None:
                     raise LabError(f"this kernel has no sysctl {name}") from None
             except OSError as error:
                 raise LabError(f"{namespace}: sysctl {name}={value}: {error.strerror}") from None
+
+
+def forget_flows(namespace: str) -> None:
+    """Empty the connection tracking table, as a kernel that starts anew has it (ctnetlink, IPCTNL_MSG_CT_DELETE)."""
+    with open_socket(namespace, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+        netlink.settimeout(10)
+        # struct nlmsghdr: length, type, flags (request, acknowledge), sequence number, port; struct nfgenmsg.
+        netlink.send(struct.pack("=IHHIIBBH", 20, _CT_DELETE, 5, 1, 0, socket.AF_UNSPEC, 0, 0))
+        error = struct.unpack_from("=i", netlink.recv(4096), 16)[0]
+    if error:
+        raise LabError(f"{namespace}: its connections cannot be forgotten: {os.strerror(-error)}")
 
 
 def wait_for_links(namespace: str, seconds: float = 10) -> None:
