@@ -68,6 +68,8 @@ HELP = [
     ["lab", "apply"],
     ["lab", "check"],
     ["lab", "shell"],
+    ["lab", "fail"],
+    ["lab", "recover"],
     ["lab", "down"],
 ]
 

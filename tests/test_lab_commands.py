@@ -190,3 +190,48 @@ class TestShell:
         assert capsys.readouterr().err.startswith(
             "natVm3 is not a machine of this lab; its machines are customer1/stranger, customer1/vm1, "
         )
+
+
+# --- lab fail, lab recover -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+@needs_lab
+@pytest.mark.usefixtures("up")
+class TestFail:
+    def rules(self, vm: str) -> str:
+        return str(sandbox.call(sandbox.lab_key("dev", REPOSITORY), "rules", vm=vm))
+
+    @pytest.mark.parametrize(
+        ("options", "how", "keeps_rules"), [([], "is off", False), (["--hang"], "hangs", True)], ids=["off", "hang"]
+    )
+    def test_without_a_standby_everything_stops_and_the_same_vm_comes_back(
+        self, monkeypatch, capsys, options, how, keeps_rules
+    ):
+        monkeypatch.chdir(REPOSITORY)
+        assert main(["lab", "fail", "dev", "natVm1", *options]) == 0
+        assert capsys.readouterr().out.startswith("natVm1 is cut off and its ")
+        assert ("NATPOD-SERVERS" in self.rules("natVm1")) == keeps_rules
+        assert "NATPOD-" in self.rules("natVm2")
+
+        assert main(["lab", "check", "dev"]) == 1
+        said = capsys.readouterr().out
+        assert said.startswith(f"natVm1 {how}, by `lab fail`.\n")
+        assert " pass " not in said
+        for refused in (["lab", "shell", "dev", "natVm1"], ["lab", "fail", "dev", "natVm1"]):
+            assert main(refused) == 1
+            assert capsys.readouterr().err == f"natVm1 {how}; `lab recover` brings it back\n"
+
+        assert main(["lab", "recover", "dev", "natVm1"]) == 0
+        assert main(["lab", "check", "dev"]) == 0
+        assert "lab fail" not in capsys.readouterr().out
+        assert main(["lab", "recover", "dev", "natVm1"]) == 1
+        assert capsys.readouterr().err == "natVm1 has not failed\n"
+
+    @pytest.mark.parametrize("action", ["fail", "recover"])
+    def test_only_a_nat_vm_fails(self, monkeypatch, capsys, action):
+        monkeypatch.chdir(REPOSITORY)
+        assert main(["lab", action, "dev", "customer1/vm1"]) == 1
+        assert capsys.readouterr().err == (
+            "customer1/vm1 is not a NAT VM of this lab; its NAT VMs are natVm1, natVm2\n"
+        )

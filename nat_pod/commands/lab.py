@@ -29,6 +29,8 @@ def add(commands: Subparsers) -> None:
             "send packets for every mapping and every refusal, and compare each hop with what the tracer predicts",
         ),
         ("shell", _shell, "open a shell on one machine of the lab"),
+        ("fail", _fail, "power a NAT VM off, or let it hang: its links are cut"),
+        ("recover", _recover, "bring a NAT VM that failed back: it boots from its disk, or goes on if it hung"),
         ("down", _down, "tear the lab down"),
         ("demo", _demo, "up, check and down in one go"),
     ):
@@ -39,6 +41,11 @@ def add(commands: Subparsers) -> None:
         if name == "apply":
             words = "hold a TCP flow of each declared pair open through the change, and say what becomes of it"
             action.add_argument("--watch", action="store_true", help=words)
+        if name in ("fail", "recover"):
+            action.add_argument("vm", metavar="VM", help="a NAT VM: natVm1, natVm2")
+        if name == "fail":
+            words = "only cut it off and stop its processes; its kernel keeps its connections and rules"
+            action.add_argument("--hang", action="store_true", help=words)
         if name == "check":
             add_json(action)
 
@@ -84,6 +91,20 @@ def _shell(arguments: argparse.Namespace) -> int:
     from nat_pod.lab import commands
 
     return commands.shell(Path.cwd(), arguments.stack, arguments.member)
+
+
+def _fail(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import commands
+
+    print(commands.fail(Path.cwd(), arguments.stack, arguments.vm, hang=arguments.hang))
+    return OK
+
+
+def _recover(arguments: argparse.Namespace) -> int:
+    from nat_pod.lab import commands
+
+    print(commands.recover(Path.cwd(), arguments.stack, arguments.vm))
+    return OK
 
 
 def _down(arguments: argparse.Namespace) -> int:

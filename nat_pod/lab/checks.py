@@ -64,9 +64,10 @@ class ProbeVerdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """All verdicts of a run."""
+    """All verdicts of a run.  `down`: the NAT VMs that had failed meanwhile, and how: `is off` or `hangs`."""
 
     verdicts: tuple[ProbeVerdict, ...] = field(default=())
+    down: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -154,6 +155,8 @@ def report_text(report: Report) -> str:
     declared = _by_flow([v for v in report.verdicts if v.expectation.declared])
     refused = _by_flow([v for v in report.verdicts if not v.expectation.declared])
     parts = [
+        *(f"{vm} {how}, by `lab fail`." for vm, how in report.down.items()),
+        *([""] if report.down else []),
         "Declared flows, with packets",
         table(
             ["from", "to", "address used", *(p.upper() for p in PROTOCOLS), "the far end saw"],
@@ -213,6 +216,7 @@ def report_dict(report: Report) -> dict[str, object]:
     """The form of `lab check --json`."""
     return {
         "passed": report.passed,
+        "down": dict(report.down),
         "flows": [
             {
                 "from": v.expectation.flow.sender,

@@ -1,4 +1,4 @@
-"""What `lab up | preview | apply | check | shell | down STACK` do, and `lab demo`, which is all of them in one go."""
+"""What `lab up | preview | apply | check | shell | fail | recover | down STACK` do, and `lab demo`: most in one go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nat_pod.config.stack_file import read_stack
@@ -75,9 +76,35 @@ def shell(directory: Path, stack: str, member: str) -> int:
     if member not in machines:
         known = ", ".join(sorted(machines, key=natural))
         raise NatPodError(f"{member} is not a machine of this lab; its machines are {known}")
+    command = sandbox.call(key, "command", vm=member, argv=_shell_command(stack, member))
     status = "`nat-pod-agent status`, " if machines[member] == VM_NAT else ""
     print(f"{member}: {status}`ip addr`, `ping 198.18...`, `iptables -t nat -nvL`; leave with exit", file=sys.stderr)
-    return sandbox.enter(pid, sandbox.call(key, "command", vm=member, argv=_shell_command(stack, member)))
+    return sandbox.enter(pid, command)
+
+
+def fail(directory: Path, stack: str, vm: str, *, hang: bool) -> str:
+    """Let a NAT VM fail; returns a sentence on what it is like now."""
+    key = _nat_vm(directory, stack, vm)
+    sandbox.call(key, "fail", vm=vm, hang=hang)
+    gone = "its kernel and its processes stand still" if hang else "its processes and its connections are gone"
+    return f"{vm} is cut off and {gone}; next: python -m nat_pod lab check {stack}"
+
+
+def recover(directory: Path, stack: str, vm: str) -> str:
+    """Bring a NAT VM that failed back; returns a sentence on what it is like now."""
+    sandbox.call(_nat_vm(directory, stack, vm), "recover", vm=vm)
+    return f"{vm} is back; next: python -m nat_pod lab check {stack}"
+
+
+def _nat_vm(directory: Path, stack: str, vm: str) -> str:
+    """The key of the stack's lab; raises NatPodError when it is not up or `vm` is no NAT VM of it."""
+    key = sandbox.lab_key(stack, directory)
+    _holder(stack, key)
+    machines = sandbox.call(key, "status")["vms"]
+    if machines.get(vm) != VM_NAT:
+        known = ", ".join(sorted((name for name in machines if machines[name] == VM_NAT), key=natural))
+        raise NatPodError(f"{vm} is not a NAT VM of this lab; its NAT VMs are {known}")
+    return key
 
 
 def down(directory: Path, stack: str) -> bool:
@@ -160,7 +187,7 @@ def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> check
     expected: Sequence[checks.Expectation] = checks.expectations(plan, deployed)
     say(f"{len(expected)} probes: every mapping with ICMP, HTTP and UDP, and what must not connect")
     answers = sandbox.probe(key, [one.probe() for one in expected], seconds=_PROBE_SECONDS, capture=True)
-    return checks.judge(deployed, expected, answers)
+    return replace(checks.judge(deployed, expected, answers), down=sandbox.call(key, "status")["down"])
 
 
 class _Progress:
