@@ -418,6 +418,10 @@ class Document:
         table, builtin, chain = hook if strings else (None, None, None)
         if builtin not in BUILTINS.get(table, ()) or chain not in self.lines[table] or builtin in self.hooks[table]:
             raise AgentError("hook %r: needs a table, a built-in chain hooked once, and a declared chain" % (hook,))
+        # The VM's own requests leave by OUTPUT: a rule on anything but ICMP could cut it off from IMDS, and so from the
+        # document that would mend it.
+        if builtin == "OUTPUT" and any("-g" in rule or rule.get("-p") != "icmp" for rule in self.rules[table][chain]):
+            raise AgentError("hook %r: what is entered from OUTPUT decides on ICMP only, and itself" % (hook,))
         self.hooks[table][builtin] = chain
 
     @staticmethod

@@ -267,6 +267,24 @@ def test_hooks(hook):
     assert document(text_of(), [("filter", "INPUT", "NATPOD-FORWARD")]).hooks["filter"] == {"INPUT": "NATPOD-FORWARD"}
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "-A NATPOD-SAID -j DROP",
+        "-A NATPOD-SAID -p tcp -m tcp --dport 80 -j DROP",
+        "-A NATPOD-SAID -p icmp -g NATPOD-FORWARD",
+    ],
+)
+def test_a_document_cannot_cut_the_vm_off_from_its_metadata(rule):
+    """What is entered from OUTPUT decides on ICMP only: the agent's requests to IMDS leave by it."""
+    chains = {**CHAINS, "filter": ["NATPOD-FORWARD", "NATPOD-SAID"]}
+    hook = ("filter", "OUTPUT", "NATPOD-SAID")
+    with pytest.raises(agent.AgentError, match="entered from OUTPUT decides on ICMP only"):
+        document(text_of([rule], chains=chains), [hook])
+    kept = document(text_of(["-A NATPOD-SAID -p icmp -j DROP"], chains=chains), [hook])
+    assert kept.hooks["filter"] == {"OUTPUT": "NATPOD-SAID"}
+
+
 def test_a_hook_twice_is_refused():
     with pytest.raises(agent.AgentError, match="hook"):
         document(text_of(), [HOOKS[0], HOOKS[0]])

@@ -126,12 +126,18 @@ def edited_user_data(topology: Topology, vm: str, edit: Callable[[str], str]) ->
 
 def without_rule(topology: Topology, vm: str, word: str) -> Topology:
     """The deployed rule document of a VM without the one rule that has `word` in it."""
+    return with_rule(topology, vm, word, instead="")
+
+
+def with_rule(topology: Topology, vm: str, word: str, *, instead: str) -> Topology:
+    """The deployed rule document of a VM with another line in place of the one rule that has `word` in it."""
     document = guest.read_document(topology.vms[vm].metadata["nat-pod-rules"])
     lines = document.rules.splitlines(keepends=True)
-    kept = [line for line in lines if word not in line]
-    assert len(kept) == len(lines) - 1
-    text, _ = guest.rule_document(vm, [tuple(hook) for hook in document.hooks], "".join(kept))
-    iptables.parse("".join(kept), [tuple(hook) for hook in document.hooks])
+    assert len([line for line in lines if word in line]) == 1
+    rules = "".join(instead if word in line else line for line in lines)
+    hooks = [tuple(hook) for hook in document.hooks]
+    text, _ = guest.rule_document(vm, hooks, rules)
+    iptables.parse(rules, hooks)
     return metadata(topology, vm, nat_pod_rules=text)
 
 
@@ -215,8 +221,11 @@ def connected_without(dev_deployed: tuple[PodPlan, Topology], break_it: Callable
     return {v.expectation.flow.why for v in report.verdicts if not v.expectation.declared and v.answer.ok}
 
 
-def without_the_input_guard(topology: Topology) -> Topology:
-    return without_rule(topology, "natVm1", '-A NATPOD-INPUT -m comment --comment "no mapping translated it" -j DROP')
+INPUT_GUARD = '-A NATPOD-INPUT -m comment --comment "no mapping translated it" -j DROP'
+
+
+def with_the_input_guard_open(topology: Topology) -> Topology:
+    return with_rule(topology, "natVm1", INPUT_GUARD, instead="-A NATPOD-INPUT -j ACCEPT\n")
 
 
 def trusting_addresses(topology: Topology) -> Topology:
@@ -231,12 +240,17 @@ def trusting_addresses(topology: Topology) -> Topology:
     return topology
 
 
-def test_without_its_guard_the_nat_vm_answers_for_itself(dev_deployed):
+def test_with_its_guard_open_the_nat_vm_answers_for_itself(dev_deployed):
     """A stranger's ping to the server is then answered by NAT VM1: looks fine, is not."""
-    assert connected_without(dev_deployed, without_the_input_guard) == {
+    assert connected_without(dev_deployed, with_the_input_guard_open) == {
         "customer to a NAT VM's ssh",
         "stranger to a server",
     }
+
+
+def test_without_the_documents_guard_the_agents_own_still_stands(dev_deployed):
+    plan, whole = dev_deployed
+    assert check(plan, whole, real=without_rule(whole, "natVm1", INPUT_GUARD)).passed
 
 
 def test_with_transit_trusted_by_address_one_customer_reaches_another(dev_deployed):
