@@ -374,7 +374,7 @@ def shows_what_it_says(output: str) -> bool:
     return all(sign.isprintable() or sign == "\n" for sign in output)
 
 
-@how_many
+@pytest.mark.parametrize("count", [100, pytest.param(1_000, marks=pytest.mark.sweep)])
 def test_no_broken_report_gets_a_traceback_or_reaches_the_terminal_as_it_is(dev, count):
     plan = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
     good = reported(plan, "natVm1")
