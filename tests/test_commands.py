@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY, project_with
 
 from nat_pod.commands.cli import main
-from nat_pod.lab import checks, commands
+from nat_pod.lab import checks, commands, tenancy
 from nat_pod.lab.wire import sandbox
 
 WHY = "this machine gives ordinary users no network namespaces"
@@ -16,7 +16,7 @@ WHY = "this machine gives ordinary users no network namespaces"
 def powerless(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sandbox, "available", lambda: WHY)
-    monkeypatch.setattr(commands, "find_cli", lambda: None)
+    monkeypatch.setattr(tenancy, "find_cli", lambda: None)
 
 
 def test_demo_says_why_in_one_sentence_and_shows_the_prediction_over_the_deployed_state(powerless, capsys):
