@@ -640,7 +640,7 @@ def test_destroy_leaves_an_empty_region(tmp_path: Path, cli: Path) -> None:
     pod.engine.up()
     made = len(pod.region.changes())
     assert pod.engine.destroy().counts == documented("`destroy`")
-    assert len(pod.region.changes()[made:]) == 31, "what dies with its VM is not asked for"
+    assert len(pod.region.changes()[made:]) == 30, "what dies with its VM is not asked for"
     assert pod.region.kinds() == []
     assert pod.engine.resources() == []
 
