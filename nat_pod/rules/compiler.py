@@ -411,7 +411,7 @@ def _guard(
     )
     said = (
         Rule(Match(protocol="icmp", ctstate=("DNAT",)), Accept(), note="errors about what a mapping translated"),
-        Rule(Match(protocol="icmp", ctstate=("RELATED", "INVALID")), Drop(), note="errors to strangers"),
+        Rule(Match(protocol="icmp", ctstate=("INVALID", "RELATED")), Drop(), note="errors to strangers"),
     )
     foreign = Rule(Match(), Drop(), note="not about a flow of the sender")
     return Table(
