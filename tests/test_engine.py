@@ -689,7 +689,7 @@ def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_ma
     pod = Pod.new(tmp_path, cli)
     pod.change(natVm=lambda vm: vm.update(availabilityDomain="nPod:UK-LONDON-1-AD-4"))
     for command in (pod.engine.preview, pod.engine.up):
-        with pytest.raises(EngineError, match=r"availabilityDomain: .* as your tenancy names them: nPod:UK-LONDON-"):
+        with pytest.raises(EngineError, match=r"availabilityDomain: .* your tenancy names them: nPod:UK-LONDON-"):
             command()
     assert pod.region.changes() == []
 
