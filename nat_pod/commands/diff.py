@@ -119,41 +119,10 @@ def outcome_dict(outcome: Outcome) -> dict[str, object]:
     before, after = difference.capacity
     return {
         "worst": outcome.worst,
-        "changes": [
-            {
-                "path": change.path,
-                "before": change.old,
-                "after": change.new,
-                "effect": change.effect,
-                "flows": len(change.verdict.flows),
-                "until": change.verdict.until or None,
-                "why": change.verdict.why,
-            }
-            for change in outcome.changes
-        ],
-        **{
-            name: [
-                {
-                    "from": flow.sender,
-                    "to": flow.receiver,
-                    "before": _way_dict(flow.before),
-                    "after": _way_dict(flow.after),
-                }
-                for flow in flows
-            ]
-            for name, flows in _flow_lists(difference)
-        },
+        "changes": [_change_dict(change) for change in outcome.changes],
+        **{name: [_flow_dict(flow) for flow in flows] for name, flows in _flow_lists(difference)},
         "members": {
-            name: [
-                {
-                    "member": group.member,
-                    "with": list(group.others),
-                    "flows": len(group.flows),
-                    "called": [{"before": was, "after": now} for was, now in group.called],
-                    "seen": [{"before": was, "after": now} for was, now in group.seen],
-                }
-                for group in by_member(difference, flows)
-            ]
+            name: [_member_dict(group) for group in by_member(difference, flows)]
             for name, flows in _flow_lists(difference)
         },
         "renamed": dict(difference.renamed),
@@ -175,6 +144,37 @@ def outcome_dict(outcome: Outcome) -> dict[str, object]:
         "flowsAtRisk": len(outcome.at_risk),
         "notDelivered": [list(pair) for pair in difference.not_delivered],
         "notDeclared": [list(pair) for pair in difference.not_declared],
+    }
+
+
+def _change_dict(change: Change) -> dict[str, object]:
+    return {
+        "path": change.path,
+        "before": change.old,
+        "after": change.new,
+        "effect": change.effect,
+        "flows": len(change.verdict.flows),
+        "until": change.verdict.until or None,
+        "why": change.verdict.why,
+    }
+
+
+def _flow_dict(flow: FlowChange) -> dict[str, object]:
+    return {
+        "from": flow.sender,
+        "to": flow.receiver,
+        "before": _way_dict(flow.before),
+        "after": _way_dict(flow.after),
+    }
+
+
+def _member_dict(group: MemberChange) -> dict[str, object]:
+    return {
+        "member": group.member,
+        "with": list(group.others),
+        "flows": len(group.flows),
+        "called": [{"before": was, "after": now} for was, now in group.called],
+        "seen": [{"before": was, "after": now} for was, now in group.seen],
     }
 
 

@@ -14,7 +14,7 @@ from nat_pod.config.neighbours import Written
 from nat_pod.config.reader import Reader
 from nat_pod.config.renames import Networks, Renames, look_alikes
 from nat_pod.errors import Problem, SlotTwice, Unsettled
-from nat_pod.names import NAMESPACE, MemberName, natural
+from nat_pod.names import NAMESPACE, SIDES, MemberName, natural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,39 +56,45 @@ def read_book(
             reader.add(path, None, str(error))
             continue
         listed.add(name)
-        section = reader.section(path, entry, required=("natVm1", "natVm2"), optional=("released",))
-        if entry is None:
-            reader.add(path, None, "is empty; remove it and let it be written for you", command)
-        gone = section.get("released", False)
-        if not isinstance(gone, bool):
-            reader.add(f"{path}.released", gone, "must be true or false")
-        one = reader.address(f"{path}.natVm1", section.get("natVm1"), "198.18.0.2")
-        two = reader.address(f"{path}.natVm2", section.get("natVm2"), "198.18.0.130")
-        if one is None or two is None:
+        read = _read_entry(reader, path, entry, layout, nat_vm, command)
+        if read is None:
             continue
-        slot = layout.find(one, two)
-        if isinstance(slot, str):
-            beyond = default_layout(layout.cidr, limits.MAX_VNICS).find(one, two)
-            if nat_vm is not None and not layout.pinned and isinstance(beyond, Slot):
-                # The shape was made smaller, and the book already has slots beyond its VNICs.
-                slot = vnic_rule(beyond.pair, nat_vm)
-            reader.add(path, f"{one} / {two}", slot)
-            continue
+        slot, gone = read
         other = owners.setdefault((slot, name.is_server), name)
         if other != name:
             who = "two servers" if name.is_server else "two hosts"
             rule = f"is already the slot of {other}; {who} cannot share one: delete the line of the newer one"
-            place = f"{NAMESPACE}:{path}"
-            reader.problems.append(
-                SlotTwice(place, f"{one} / {two}", rule, command, member=str(name), other=str(other))
-            )
+            place, shown = f"{NAMESPACE}:{path}", " / ".join(layout.address(slot, side) for side in SIDES)
+            reader.problems.append(SlotTwice(place, shown, rule, command, member=str(name), other=str(other)))
             continue
-        if gone is True:
-            released[name] = slot
-        else:
-            book[name] = slot
+        (released if gone else book)[name] = slot
     reader.unsettled.extend(_unsettled(reader.stack, members, book, released, listed))
     return book, released
+
+
+def _read_entry(
+    reader: Reader, path: str, entry: object, layout: Layout, nat_vm: NatVmConfig | None, command: str
+) -> tuple[Slot, bool] | None:
+    """One line of the book: the slot, and whether it is released; None where the addresses name no slot."""
+    section = reader.section(path, entry, required=("natVm1", "natVm2"), optional=("released",))
+    if entry is None:
+        reader.add(path, None, "is empty; remove it and let it be written for you", command)
+    released = section.get("released", False)
+    if not isinstance(released, bool):
+        reader.add(f"{path}.released", released, "must be true or false")
+    one = reader.address(f"{path}.natVm1", section.get("natVm1"), "198.18.0.2")
+    two = reader.address(f"{path}.natVm2", section.get("natVm2"), "198.18.0.130")
+    if one is None or two is None:
+        return None
+    slot = layout.find(one, two)
+    if isinstance(slot, Slot):
+        return slot, released is True
+    beyond = default_layout(layout.cidr, limits.MAX_VNICS).find(one, two)
+    if nat_vm is not None and not layout.pinned and isinstance(beyond, Slot):
+        # The shape was made smaller, and the book already has slots beyond its VNICs.
+        slot = vnic_rule(beyond.pair, nat_vm)
+    reader.add(path, f"{one} / {two}", slot)
+    return None
 
 
 def _unsettled(
