@@ -96,7 +96,7 @@ def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
                 ssh_from=mappings.subnets_of_vm2,
                 ssh_note="ssh through NAT VM2",
             ),
-            nat=_nat_table(_customers_to_vm2(mappings), _vm2_to_customers(mappings), _sources_vm1(mappings)),
+            nat=_nat_table(_customers_to_vm2(mappings), _vm2_to_customers(mappings), _sources(mappings, NAT_VM1)),
         ),
         NAT_VM2: Ruleset(
             filter=_guard(
@@ -106,7 +106,7 @@ def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
                 ssh_from=[config.management.cidr],
                 ssh_note="ssh from management",
             ),
-            nat=_nat_table(_management_to_vm1(mappings), _vm1_to_management(mappings), _sources_vm2(mappings)),
+            nat=_nat_table(_management_to_vm1(mappings), _vm1_to_management(mappings), _sources(mappings, NAT_VM2)),
         ),
     }
 
@@ -124,19 +124,23 @@ class _Mappings:
 
         # Whom a declared flow has: nothing is translated for anybody else.
         reach = {customer.name: _allowed(self.servers, customer) for customer in config.customers}
-        self.callers = {host.name for host in self.hosts if reach[host.name.realm]}
-        self.called = {server.name for host in self.hosts for server in reach[host.name.realm]}
-        self.answering = self.hosts if self.servers else ()
-        self.calling = self.servers if self.hosts else ()
+        self.callers = [host for host in self.hosts if reach[host.name.realm]]
+        called = {server.name for host in self.callers for server in reach[host.name.realm]}
+        self.called = [server for server in self.servers if server.name in called]
+        self.answering = list(self.hosts) if self.servers else []
+        self.calling = list(self.servers) if self.hosts else []
 
-    def on_vm1(self, member: Member) -> str:
-        return self.config.layout.address(self.slot(member), NAT_VM1)
-
-    def on_vm2(self, member: Member) -> str:
-        return self.config.layout.address(self.slot(member), NAT_VM2)
+    def on(self, side: Side, member: Member) -> str:
+        """The member's address on the NAT VMs of a side."""
+        return self.config.layout.address(self.slot(member), side)
 
     def slot(self, member: Member) -> Slot:
         return self.config.book[member.name]
+
+    @staticmethod
+    def of(customer: CustomerConfig, members: Iterable[Member]) -> list[Member]:
+        """The members that are hosts of this customer."""
+        return [member for member in members if member.name.realm == customer.name]
 
     def in_pair(self, members: Iterable[Member], pair: Pair) -> list[Member]:
         """The members with a slot in this pair, in the order of their slots."""
@@ -163,7 +167,7 @@ def _customers_to_vm2(mappings: _Mappings) -> _Part:
     """NAT VM1, packets from customers: who may, then the server's address here -> its address on NAT VM2."""
     top, chains = [], []
     for customer in mappings.config.customers:
-        hosts = [host for host in mappings.hosts if host.name.realm == customer.name]
+        hosts = mappings.of(customer, mappings.hosts)
         if not hosts:
             continue
         chain = f"{CUSTOMER}{customer.name}"
@@ -188,7 +192,11 @@ def _from(customer: CustomerConfig, chain: str) -> list[Rule]:
 
 def _server_rules(mappings: _Mappings, servers: Iterable[Member]) -> list[Rule]:
     return [
-        Rule(Match(destination=_host(mappings.on_vm1(server))), Dnat(mappings.on_vm2(server)), member=server.name)
+        Rule(
+            Match(destination=_host(mappings.on(NAT_VM1, server))),
+            Dnat(mappings.on(NAT_VM2, server)),
+            member=server.name,
+        )
         for server in servers
     ]
 
@@ -207,7 +215,7 @@ def _vm2_to_customers(mappings: _Mappings) -> _Part:
             chain = f"{VNIC}{pair.nat_vm1}"
             rules.append(Rule(Match(destination=str(pair.nat_vm1)), Goto(chain)))
             members = [
-                Rule(Match(destination=_host(mappings.on_vm1(host))), Dnat(str(host.address)), member=host.name)
+                Rule(Match(destination=_host(mappings.on(NAT_VM1, host))), Dnat(str(host.address)), member=host.name)
                 for host in hosts
             ]
             chains += _chain(chain, VNIC, members)
@@ -229,66 +237,54 @@ def _management_to_vm1(mappings: _Mappings) -> _Part:
 def _vm1_to_management(mappings: _Mappings) -> _Part:
     """NAT VM2, packets from NAT VM1: the server's address here -> the server."""
     rules = [
-        Rule(Match(destination=_host(mappings.on_vm2(server))), Dnat(str(server.address)), member=server.name)
-        for server in mappings.servers
-        if server.name in mappings.called
+        Rule(Match(destination=_host(mappings.on(NAT_VM2, server))), Dnat(str(server.address)), member=server.name)
+        for server in mappings.called
     ]
     top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in mappings.subnets_of_vm1]
     return top, _chain(FROM_VM1, SERVER, rules)
 
 
-def _sources_vm1(mappings: _Mappings) -> _Part:
-    """NAT VM1, the source after the routing decision."""
+def _sources(mappings: _Mappings, side: Side) -> _Part:
+    """The source after the routing decision."""
     match mappings.config.source_nat:
         case SourceNat.MASQUERADE:
-            return _masquerade(mappings, NAT_VM1), []
+            return _masquerade(mappings, side), []
         case SourceNat.STATIC:
-            return _own_sources_vm1(mappings)
+            return _own_sources(mappings, side)
         case _ as never:
             assert_never(never)
 
 
-def _own_sources_vm1(mappings: _Mappings) -> _Part:
-    top = [
-        Rule(Match(source=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
-        for pair in mappings.pairs
-        if mappings.in_pair(mappings.calling, pair)
-    ]
-    chains = []
-    for customer in mappings.config.customers:
-        hosts = [h for h in mappings.hosts if h.name.realm == customer.name and h.name in mappings.callers]
-        if hosts:
-            chain = f"{HIDDEN}{customer.name}"
-            top += _from(customer, chain)
-            members = [
-                Rule(Match(source=_host(host.address)), Snat(mappings.on_vm1(host)), member=host.name) for host in hosts
-            ]
-            chains += _chain(chain, HIDDEN, members)
-    return _part(HIDDEN, top, chains)
-
-
-def _sources_vm2(mappings: _Mappings) -> _Part:
-    """NAT VM2, the source after the routing decision."""
-    match mappings.config.source_nat:
-        case SourceNat.MASQUERADE:
-            return _masquerade(mappings, NAT_VM2), []
-        case SourceNat.STATIC:
-            return _own_sources_vm2(mappings)
+def _own_sources(mappings: _Mappings, side: Side) -> _Part:
+    """Each member keeps an address of its own: who comes from the other VM by offset, who is this side's by rule."""
+    match side:
+        case Side.NAT_VM1:
+            callers = mappings.calling
+            top, chains = [], []
+            for customer in mappings.config.customers:
+                hosts = mappings.of(customer, mappings.callers)
+                if hosts:
+                    chain = f"{HIDDEN}{customer.name}"
+                    top += _from(customer, chain)
+                    chains += _chain(chain, HIDDEN, _own_source_rules(mappings, hosts, side))
+        case Side.NAT_VM2:
+            callers = mappings.callers
+            top, chains = _own_source_rules(mappings, mappings.calling, side), []
         case _ as never:
             assert_never(never)
-
-
-def _own_sources_vm2(mappings: _Mappings) -> _Part:
-    top = [
-        Rule(Match(source=str(pair.nat_vm1)), Netmap(str(pair.nat_vm2)))
+    transit = [
+        Rule(Match(source=str(pair.subnet(side.other))), Netmap(str(pair.subnet(side))))
         for pair in mappings.pairs
-        if mappings.in_pair([host for host in mappings.hosts if host.name in mappings.callers], pair)
+        if mappings.in_pair(callers, pair)
     ]
-    top += [
-        Rule(Match(source=_host(server.address)), Snat(mappings.on_vm2(server)), member=server.name)
-        for server in mappings.calling
+    return _part(HIDDEN, [*transit, *top], chains)
+
+
+def _own_source_rules(mappings: _Mappings, members: Iterable[Member], side: Side) -> list[Rule]:
+    return [
+        Rule(Match(source=_host(member.address)), Snat(mappings.on(side, member)), member=member.name)
+        for member in members
     ]
-    return _part(HIDDEN, top, [])
 
 
 def _masquerade(mappings: _Mappings, side: Side) -> list[Rule]:
@@ -317,7 +313,7 @@ def _errors_vm1(mappings: _Mappings) -> list[Rule]:
         rule
         for customer in mappings.config.customers
         for rule in _about_own(customer.cidr, note=customer.name)
-        if any(host.name.realm == customer.name for host in mappings.hosts)
+        if mappings.of(customer, mappings.hosts)
     ]
     return [*_from_all(mappings.subnets_of_vm2, "through NAT VM2"), *about_own]
 
