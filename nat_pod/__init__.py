@@ -8,7 +8,7 @@ Data flows one way; each arrow is a package, named after what a network engineer
            -> OCI resources        oci/         the only place with OCIDs
            -> trace, proof, diff   trace/       what happens to a packet, without sending one
            -> lab                  lab/         simulated region -> Linux namespaces
-      commands/                    what the engineer types; pages/ what others read; status.py what the VMs say
+      commands/                    what the engineer types; pages/ what others read; status/ what the VMs say
       handbuilt/                   a POD built by hand -> Pulumi.<stack>.yaml
 """
 

@@ -34,7 +34,8 @@ from nat_pod.lab.region.file import RegionFile, RegionFileError
 from nat_pod.plan import guest
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables
-from nat_pod.status import compare, read_report
+from nat_pod.status.compare import compare
+from nat_pod.status.report import read_report
 
 FEW, MANY = 300, 10_000
 SEED = 198018

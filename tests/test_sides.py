@@ -12,7 +12,6 @@ import pytest
 from netaddr import IPNetwork
 from test_status import NOW, reported
 
-from nat_pod import status
 from nat_pod.config.addressing import free_addresses
 from nat_pod.config.model import PodConfig
 from nat_pod.names import NAT_VM1, NAT_VM2, SIDES, Side
@@ -20,6 +19,8 @@ from nat_pod.pages import drawing
 from nat_pod.pages.journey import journey
 from nat_pod.plan.model import NatVmPlan, PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.status.compare import compare
+from nat_pod.status.report import read_report
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import declared_flows
 from nat_pod.trace.proof import prove
@@ -93,16 +94,16 @@ def test_trace_all_looks_at_the_second_vms_too(plan):
 
 def test_what_both_vms_of_a_side_count_is_added_up(plan):
     both = with_standbys(plan)
-    one = {str(side): status.read_report(json.dumps(reported(plan, side))) for side in SIDES}
+    one = {str(side): read_report(json.dumps(reported(plan, side))) for side in SIDES}
     two = one | {f"{side}-standby": one[side] for side in SIDES}
-    alone = status.compare(plan, one, NOW).members
+    alone = compare(plan, one, NOW).members
     assert any(member.tried for member in alone)
-    for single, double in zip(alone, status.compare(both, two, NOW).members, strict=True):
+    for single, double in zip(alone, compare(both, two, NOW).members, strict=True):
         for count in ("tried", "opened", "received"):
             assert getattr(double, count) == (getattr(single, count) and 2 * getattr(single, count))
         assert double.open == single.open + single.open
     silent = two | {f"{side}-standby": "it is off" for side in SIDES}
-    assert status.compare(both, silent, NOW).members == alone
+    assert compare(both, silent, NOW).members == alone
 
 
 def test_a_picture_shows_each_side_once_with_the_vm_in_use(plan):

@@ -18,7 +18,6 @@ import pytest
 from conftest import REPOSITORY
 from test_lab import deployed, project
 
-from nat_pod import status
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import sandbox
@@ -27,7 +26,9 @@ from nat_pod.plan import guest
 from nat_pod.plan.fingerprint import fingerprint
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.status import Use, VmReport, VnicState, compare, read_report
+from nat_pod.status.compare import compare
+from nat_pod.status.finding import duration
+from nat_pod.status.report import Use, VmReport, VnicState, read_report
 
 NOW = 1_750_000_000.0
 CLOCK = "2025-06-15T15:06:40Z"  # the same
@@ -358,7 +359,7 @@ def test_the_stacks_outputs_tell_what_is_deployed(plan):
     [(-1, "0 s"), (0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172800, "2 days")],
 )
 def test_durations(seconds, words):
-    assert status.duration(seconds) == words
+    assert duration(seconds) == words
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -471,7 +472,9 @@ WRONG = {
         "--outputs two.json: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json\n"),
     "no VM": (["--report", "one.log"], 2, None),
     "no file": (["--report", "natVm1="], 2, None),
-    "a VM that no POD has": (["--report", "natVm3=one.log"], 2, None),
+    "a VM that the POD does not have": (
+        ["--report", "natVm1a=one.log"], 1,
+        "--report natVm1a: POD dev has no such NAT VM; it has natVm1, natVm2\n"),
 }  # fmt: skip
 
 

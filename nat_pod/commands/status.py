@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from nat_pod import limits, status
+from nat_pod import limits
 from nat_pod.commands.command import (
     FINDINGS,
     OK,
@@ -23,9 +23,12 @@ from nat_pod.commands.command import (
 from nat_pod.commands.lab import reports
 from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError, excerpt
-from nat_pod.names import SIDES, servers_first
+from nat_pod.names import servers_first
+from nat_pod.plan.model import PodPlan
 from nat_pod.rules.compiler import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS
-from nat_pod.status import NOT_LOOKED_AT, MemberUse, Repairs, Status, VmReport, duration
+from nat_pod.status.compare import NOT_LOOKED_AT, MemberUse, Status, compare
+from nat_pod.status.finding import duration
+from nat_pod.status.report import Repairs, VmReport, read_report
 from nat_pod.text import count, table, wrapped
 
 _HOW_TO_FETCH = """\
@@ -54,7 +57,7 @@ def add(commands: Subparsers) -> None:
         action="append",
         type=_report_source,
         default=[],
-        help="a report of natVm1 or natVm2; - reads standard input (default: ask the stack's lab)",
+        help="a NAT VM's report, by its name: natVm1; - reads standard input (default: ask the stack's lab)",
     )
     add_outputs(parser, "says what is deployed")
     add_json(parser)
@@ -62,21 +65,16 @@ def add(commands: Subparsers) -> None:
 
 def _report_source(text: str) -> tuple[str, str]:
     vm, _, file = text.partition("=")
-    if vm not in SIDES or not file:
-        raise argparse.ArgumentTypeError(f"{text} is not natVm1=FILE or natVm2=FILE")
+    if not vm or not file:
+        raise argparse.ArgumentTypeError(f"{text} is not VM=FILE, e.g. natVm1=one.log")
     return vm, file
 
 
 def _run(arguments: argparse.Namespace) -> int:
     _, plan = load(arguments.stack)
-    deployed = None if arguments.outputs is None else _deployed_generations(arguments.outputs)
-    files = dict(arguments.report)
-    if len(files) < len(arguments.report) or list(files.values()).count("-") > 1:
-        raise NatPodError("--report: one for each NAT VM, and only one of them from standard input")
-    texts = {vm: read_text(file) for vm, file in files.items()} or reports(arguments.stack)
-    compared = status.compare(
-        plan, {vm.key: _report_of(vm.key, texts.get(vm.key)) for vm in plan.vms}, time.time(), deployed
-    )
+    deployed = None if arguments.outputs is None else _deployed_generations(plan, arguments.outputs)
+    texts = _given(plan, arguments) or reports(arguments.stack)
+    compared = compare(plan, {vm.key: _report_of(vm.key, texts.get(vm.key)) for vm in plan.vms}, time.time(), deployed)
     if arguments.json:
         print_json(status_dict(compared))
     else:
@@ -84,12 +82,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return FINDINGS if compared.findings else OK
 
 
+def _given(plan: PodPlan, arguments: argparse.Namespace) -> dict[str, str]:
+    """The texts that --report names, by VM."""
+    files = dict(arguments.report)
+    names = [vm.key for vm in plan.vms]
+    for vm in files:
+        if vm not in names:
+            raise NatPodError(f"--report {vm}: POD {arguments.stack} has no such NAT VM; it has {', '.join(names)}")
+    if len(files) < len(arguments.report) or list(files.values()).count("-") > 1:
+        raise NatPodError("--report: one for each NAT VM, and only one of them from standard input")
+    return {vm: read_text(file) for vm, file in files.items()}
+
+
 def _report_of(vm: str, text: str | None) -> VmReport | str:
     """A VM's report, or why there is none."""
     if text is None:
         return "none was given"
     try:
-        found = status.read_report(text)
+        found = read_report(text)
     except ValueError as error:
         return str(error)
     if found.vm not in (None, vm):
@@ -97,14 +107,15 @@ def _report_of(vm: str, text: str | None) -> VmReport | str:
     return found
 
 
-def _deployed_generations(file: str) -> dict[str, str]:
+def _deployed_generations(plan: PodPlan, file: str) -> dict[str, str]:
+    names = [vm.key for vm in plan.vms]
     generations = read_outputs(file).get("generations")
-    if not isinstance(generations, dict) or not all(isinstance(generations.get(vm), str) for vm in SIDES):
+    if not isinstance(generations, dict) or not all(isinstance(generations.get(vm), str) for vm in names):
         raise NatPodError(
-            f"--outputs {excerpt(file)}: has no generations of natVm1 and natVm2; "
+            f"--outputs {excerpt(file)}: has no generations of {' and '.join(names)}; "
             "write it with: pulumi stack output --json"
         )
-    return {vm: excerpt(generations[vm]) for vm in SIDES}
+    return {vm: excerpt(generations[vm]) for vm in names}
 
 
 def status_dict(status: Status) -> dict[str, object]:

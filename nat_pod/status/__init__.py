@@ -1,0 +1,1 @@
+"""What the NAT VMs report, held against the plan."""
