@@ -6,6 +6,7 @@ import pulumi
 from pulumi.runtime.config import CONFIG
 
 from nat_pod.component import NatPod
+from nat_pod.config.delivery import without_foreign_defaults
 from nat_pod.errors import NatPodError
 from nat_pod.names import NAMESPACE
 from nat_pod.oci.args import NatPodArgs
@@ -16,7 +17,8 @@ config = pulumi.Config(NAMESPACE)
 # Every key that the CLI hands over, also one that nat-pod does not know: read by name, a mistyped sourceNat would be
 # masquerade without a word.  What the keys and their values are worth is for the component to say.
 keys = [key.removeprefix(f"{NAMESPACE}:") for key in CONFIG.get() if key.startswith(f"{NAMESPACE}:")]
-settings = {key: config.get_object(key) if key in OBJECTS else config.get(key) for key in keys}
+written = {key: config.get_object(key) if key in OBJECTS else config.get(key) for key in keys}
+settings = without_foreign_defaults(written)
 try:
     pod = NatPod(f"nat-pod-{pulumi.get_stack()}", cast("NatPodArgs", settings))
 except NatPodError as error:

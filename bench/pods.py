@@ -13,10 +13,10 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config.address_book import settle
+from nat_pod.config.address_book import as_written, settle
 from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import ConfigError
-from nat_pod.names import NAMESPACE, NAT_VM1, NAT_VM2
+from nat_pod.names import NAMESPACE
 
 REGION = "uk-london-1"
 SLASH_21 = "198.18.8.0/21"  # 696 slots
@@ -82,11 +82,7 @@ def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
     config = _read(pod)
     pod["addresses"] = {}
     for name, entry in settle(config, reuse=reuse).entries.items():
-        one, two = config.layout.addresses(entry.slot)
-        key = str(name)  # a stack file is YAML, which knows plain strings alone
-        pod["addresses"][key] = {str(NAT_VM1): one, str(NAT_VM2): two}
-        if entry.released:
-            pod["addresses"][key]["released"] = True
+        pod["addresses"][str(name)] = as_written(config, entry)  # a stack file is YAML, which knows plain strings alone
 
 
 def shuffle_slots(pod: dict[str, Any], dice: random.Random) -> None:

@@ -28,6 +28,9 @@ POD_PREFIXES = range(16, 26)
 VCN_PREFIXES = range(16, 31)
 """A VCN's CIDR is a /16 to a /30 (OCI API, CreateVcn)."""
 
+VCN_OF_ROUTED_POD_PREFIXES = range(25, 28)
+"""A /27 has the three /29s of a routed POD's VCN; a /25 leaves room for what may come."""
+
 LPGS_PER_VCN = 10
 LPGS_PER_VCN_RAISED = 20
 """OCI docs, "Local VCN Peering"; 20 after a limit increase (A-Team, "ISV architecture: operations")."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nat_pod.config import any_config
+from nat_pod.config.delivery import Delivery, only
 from nat_pod.config.model import PodConfig
 from nat_pod.config.stack_file import read_stack
 
@@ -20,16 +22,29 @@ PROJECT = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"
 DECLARED = PROJECT["config"]
 
 REQUIRED = {"compartmentId", "cidr", "natVm", "management", "customers"}
-OPTIONAL = {"sourceNat": "masquerade", "lpgLimit": 10, "subnets": {}, "addresses": {}}
+OPTIONAL = {
+    "delivery": "privateIps",
+    "sourceNat": "masquerade",
+    "lpgLimit": 10,
+    "subnets": {},
+    "standby": True,
+    "vcnCidr": "",
+    "balancerLimit": 3,
+    "addresses": {},
+}
 TYPES = {
     "compartmentId": "string",
     "cidr": "string",
     "natVm": "object",
     "management": "object",
     "customers": "object",
+    "delivery": "string",
     "sourceNat": "string",
     "lpgLimit": "integer",
     "subnets": "object",
+    "standby": "boolean",
+    "vcnCidr": "string",
+    "balancerLimit": "integer",
     "addresses": "object",
 }
 
@@ -39,16 +54,20 @@ TYPES = {
 
 def test_each_setting_that_the_code_reads_is_declared_and_no_other():
     """The code's own list: what it names as known when somebody writes a key it does not know."""
-    with pytest.raises(Exception, match="known are") as refused:
-        PodConfig.from_mapping({"flavour": 1}, "x")
-    known = next(problem.rule for problem in refused.value.problems if "known are" in problem.rule)
-    assert set(known.split("known are ")[1].split(", ")) == set(DECLARED) == REQUIRED | set(OPTIONAL)
+    known = set()
+    for delivery in Delivery:
+        with pytest.raises(Exception, match="known are") as refused:
+            any_config.read({"flavour": 1, "delivery": delivery}, "x")
+        rule = next(problem.rule for problem in refused.value.problems if "known are" in problem.rule)
+        known |= set(rule.split("known are ")[1].split(", "))
+    assert known == set(DECLARED) == REQUIRED | set(OPTIONAL)
 
 
 def test_each_setting_that_the_code_misses_has_no_default_and_each_other_has_one():
-    with pytest.raises(Exception, match="is missing") as refused:
-        PodConfig.from_mapping({}, "x")
-    assert {problem.path.removeprefix("nat-pod:") for problem in refused.value.problems} == REQUIRED
+    for delivery in Delivery:
+        with pytest.raises(Exception, match="is missing") as refused:
+            any_config.read({"delivery": delivery}, "x")
+        assert {problem.path.removeprefix("nat-pod:") for problem in refused.value.problems} == REQUIRED
     assert {key: entry["default"] for key, entry in DECLARED.items() if "default" in entry} == OPTIONAL
 
 
@@ -62,8 +81,8 @@ def test_a_setting_is_declared_with_its_type_and_a_description(key):
 def test_the_declared_defaults_are_what_the_code_takes_without_them(dev):
     del dev["sourceNat"]
     without = PodConfig.from_mapping(dev, "dev")
-    declared = {key: value for key, value in OPTIONAL.items() if key not in dev}
-    assert declared == {"sourceNat": "masquerade", "lpgLimit": 10}
+    declared = {key: value for key, value in OPTIONAL.items() if key not in dev and key not in only(Delivery.ROUTES)}
+    assert declared == {"delivery": "privateIps", "sourceNat": "masquerade", "lpgLimit": 10}
     assert PodConfig.from_mapping({**dev, **declared}, "dev") == without
 
 
@@ -96,6 +115,7 @@ def test_the_dev_stack_is_the_articles_example():
             "customer1": {"cidr": "10.0.0.0/24", "hosts": {"vm1": "10.0.0.100", "vm2": "10.0.0.130"}},
             "customer2": {"cidr": "10.0.1.0/24", "hosts": {"vm2": "10.0.1.100"}},
         },
+        "nat-pod:delivery": "privateIps",
         "nat-pod:sourceNat": "masquerade",
         "nat-pod:lpgLimit": 10,
         "nat-pod:subnets": {

@@ -8,7 +8,7 @@ from pathlib import Path
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.config import address_book as book
 from nat_pod.config import whole_file
-from nat_pod.config.model import PodConfig
+from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError, LooksRenamed, Problem
 from nat_pod.names import natural
@@ -31,7 +31,7 @@ def add(commands: Subparsers) -> None:
 _TRIES = 3
 
 
-def _allocate(name: str, *, reuse: bool, not_renamed: bool) -> tuple[PodConfig, book.Settled]:
+def _allocate(name: str, *, reuse: bool, not_renamed: bool) -> tuple[AnyConfig, book.Settled]:
     """Settle the stack's book and write it.  Raises ChangedError when the file was saved by somebody else meanwhile."""
     stack = read_stack(Path.cwd(), name)
     before = whole_file.read(stack.path)
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for word, names in changes.items():
         for name in sorted(names, key=natural):
             entry = settled.entries.get(name)
-            pair = "" if entry is None else " / ".join(config.layout.addresses(entry.slot))
+            pair = "" if entry is None else book.words(config, entry)
             print(f"{word:9} {name}  {pair}".rstrip())
     if not settled.changed:
         print(f"Pulumi.{arguments.stack}.yaml: every member has a slot; nothing to do")

@@ -11,7 +11,7 @@ from netaddr import IPNetwork
 from nat_pod import limits
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
 from nat_pod.config.addressing import default_layout
-from nat_pod.config.model import PodConfig
+from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.pods import Pod, claimed, no_stacks, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges, overlapping
 from nat_pod.config.stack_file import is_stack_name
@@ -59,7 +59,7 @@ def pods_dict(pods: Mapping[str, Pod]) -> dict[str, object]:
     }
 
 
-def _left(config: PodConfig | None) -> dict[str, object]:
+def _left(config: AnyConfig | None) -> dict[str, object]:
     if config is None:
         return {"slots": None, "customers": None, "lpgs": None, "vnics": None}
     left = config.capacity

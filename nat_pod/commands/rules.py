@@ -6,6 +6,8 @@ import argparse
 
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.commands.stack import load
+from nat_pod.config.model import PodConfig
+from nat_pod.errors import NatPodError
 from nat_pod.names import SIDES, Side
 from nat_pod.rules import article, iptables
 
@@ -25,9 +27,11 @@ def add(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config, plan = load(arguments.stack)
-    vm = plan.vm(arguments.vm)
+    vm = plan.vms_on(Side(arguments.vm))[0]  # in a routed POD both VMs of a side have the same
     hooks = iptables.hooks(vm.rules)
     if arguments.article:
+        if not isinstance(config, PodConfig):
+            raise NatPodError("rules --article: the article has no PODs with delivery: routes; leave --article out")
         lines = article.article_lines(config, Side(arguments.vm))
     else:
         # The jumps are shown as comments: the agent puts them first in the built-in chains, in the same transaction.

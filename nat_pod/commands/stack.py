@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nat_pod.config.model import PodConfig
+from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 
 
-def load(stack: str) -> tuple[PodConfig, PodPlan]:
+def load(stack: str) -> tuple[AnyConfig, PodPlan]:
     """Its config and its plan.
 
     Raises ConfigError with every problem of the stack file, NatPodError when there is no such file.

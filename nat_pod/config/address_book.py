@@ -7,26 +7,34 @@ Every other line of the file stays as it is, comments included.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import yaml
+from netaddr import IPAddress
 
 from nat_pod import limits
 from nat_pod.config.addressing import Slot, default_layout
+from nat_pod.config.aliases import free_aliases, owners
+from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.model import PodConfig
+from nat_pod.config.routed import RoutedConfig
 from nat_pod.config.stack_file import load_text
 from nat_pod.errors import NatPodError
 from nat_pod.names import MemberName
 
 KEY = "nat-pod:addresses"
 
+Place = Slot | IPAddress
+"""What a member owns: a slot, or with `delivery: routes` an alias."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the book."""
 
-    slot: Slot
+    slot: Place
     released: bool = False
 
 
@@ -47,10 +55,10 @@ class Settled:
         return bool(self.added or self.returned or self.released or self.reused or self.renamed)
 
 
-def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
-    """Give each member a slot and release those of members that are gone.  Pure.
+def settle(config: AnyConfig, *, reuse: bool = False) -> Settled:
+    """Give each member a slot (or an alias) and release those of members that are gone.  Pure.
 
-    reuse: slots kept as released count as free.  Raises NatPodError when the slots do not suffice.
+    reuse: those kept as released count as free.  Raises NatPodError when the slots do not suffice.
     """
     names = [member.name for member in config.members]
     entries = {name: Entry(slot) for name, slot in config.book.items()}
@@ -62,20 +70,21 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
         entries[name] = Entry(entries[name].slot, released=True)
     for name in back:
         entries[name] = Entry(entries[name].slot)
-    kept_back: dict[Slot, list[MemberName]] = {}  # a server and a host may have shared it
+    kept_back: dict[Place, list[MemberName]] = {}  # a server and a host may have shared it
     for name, entry in entries.items():
         if entry.released:
             kept_back.setdefault(entry.slot, []).append(name)
     taken = {entry.slot for entry in entries.values() if not entry.released}
-    free = iter([s for s in config.layout.slots() if s not in taken and (reuse or s not in kept_back)])
+    unavailable = taken if reuse else taken | kept_back.keys()
+    free = _free(config, entries, unavailable)
     added, reused = [], []
     for name in names:
         if name in entries:
             continue
-        slot = next(free, None)
+        slot = next(free[name.is_server], None)
         if slot is None:
             missing = sum(1 for other in names if other not in entries)
-            raise NatPodError(_no_slot_left(config, name, missing, 0 if reuse else len(kept_back)))
+            raise NatPodError(_none_left(config, name, missing, 0 if reuse else len(kept_back)))
         for former in kept_back.get(slot, ()):
             reused.append(former)
             del entries[former]
@@ -86,8 +95,49 @@ def settle(config: PodConfig, *, reuse: bool = False) -> Settled:
     )
 
 
+def _free(
+    config: AnyConfig, entries: Mapping[MemberName, Entry], unavailable: Iterable[Place]
+) -> dict[bool, Iterator[Place]]:
+    """What servers (True) and hosts (False) may get, in the order in which it is handed out."""
+    taken = set(unavailable)
+    match config:
+        case PodConfig():
+            slots: Iterator[Place] = iter([slot for slot in config.layout.slots() if slot not in taken])
+            return dict.fromkeys((True, False), slots)
+        case RoutedConfig():
+            owned = owners({name: entry.slot for name, entry in entries.items() if isinstance(entry.slot, IPAddress)})
+            return {
+                servers: free_aliases(config.cidr, config.vcn, servers=servers, owned=owned, taken=taken)
+                for servers in (True, False)
+            }
+        case _ as never:
+            assert_never(never)
+
+
+def _none_left(config: AnyConfig, first: MemberName, missing: int, kept_back: int) -> str:
+    """What is full, and the ways to more room, a line each.  kept_back: released ones that --reuse may hand out."""
+    match config:
+        case PodConfig():
+            return _no_slot_left(config, first, missing, kept_back)
+        case RoutedConfig():
+            return _no_alias_left(config, first, missing, kept_back)
+        case _ as never:
+            assert_never(never)
+
+
+def _no_alias_left(config: RoutedConfig, first: MemberName, missing: int, kept_back: int) -> str:
+    mine, others = ("servers", "hosts") if first.is_server else ("hosts", "servers")
+    lines = [
+        f"{KEY}: no alias left for {missing} more from {first} on: every block of {config.cidr} outside the VCN's "
+        f"{config.vcn} is full or the {others}'"
+    ]
+    if kept_back:
+        lines.append(f"kept as released, and handed out by allocate --reuse where they are the {mine}': {kept_back}")
+    lines.append("a second POD takes more: python -m nat_pod new-pod --routed NAME")
+    return "\n    ".join(lines)
+
+
 def _no_slot_left(config: PodConfig, first: MemberName, missing: int, kept_back: int) -> str:
-    """What is full, and the ways to more room, a line each.  kept_back: released slots that --reuse would hand out."""
     layout, nat_vm, each = config.layout, config.nat_vm, limits.SLOTS_PER_PAIR
     pairs = len(layout.pairs)
     lines = [
@@ -114,7 +164,7 @@ def _no_slot_left(config: PodConfig, first: MemberName, missing: int, kept_back:
 
 
 def _renamed(
-    entries: dict[MemberName, Entry], config: PodConfig
+    entries: dict[MemberName, Entry], config: AnyConfig
 ) -> tuple[dict[MemberName, Entry], tuple[MemberName, ...]]:
     """The entries with those of renamed customers and members under their new names, and these: slots do not move."""
     result, renamed = {}, []
@@ -128,7 +178,7 @@ def _renamed(
     return result, tuple(renamed)
 
 
-def edit(text: str, config: PodConfig, settled: Settled) -> str:
+def edit(text: str, config: AnyConfig, settled: Settled) -> str:
     """The stack file's text with the book's block brought up to date.
 
     Unchanged entries keep their lines and so their comments.  A changed entry is rewritten in place, and a new one is
@@ -136,7 +186,7 @@ def edit(text: str, config: PodConfig, settled: Settled) -> str:
     book.  Raises NatPodError when the file has a form that cannot be edited line by line.
     """
     before: Any = load_text(text)
-    wanted = {name: _value(config, entry) for name, entry in settled.entries.items()}
+    wanted = {name: as_written(config, entry) for name, entry in settled.entries.items()}
     try:
         result = _edited_text(text, before, config, settled)
         after: Any = load_text(result)
@@ -147,12 +197,12 @@ def edit(text: str, config: PodConfig, settled: Settled) -> str:
     if after != before or book != wanted:
         raise NatPodError(
             f"{KEY}: this block is written in a form that cannot be edited in place; "
-            "write it as one `member: {natVm1: ..., natVm2: ...}` a line and try again (nothing was changed)"
+            f"write it as one `{_form(config)}` a line and try again (nothing was changed)"
         )
     return result
 
 
-def _edited_text(text: str, loaded: dict[str, Any], config: PodConfig, settled: Settled) -> str:
+def _edited_text(text: str, loaded: dict[str, Any], config: AnyConfig, settled: Settled) -> str:
     lines = text.splitlines(keepends=True)
     newline = "\r\n" if lines[0].endswith("\r\n") else "\n"
     if not lines[-1].endswith(("\n", "\r")):
@@ -184,7 +234,7 @@ def _rewritten(
     lines: list[str],
     config_node: yaml.MappingNode,
     block: yaml.Node | None,
-    config: PodConfig,
+    config: AnyConfig,
     settled: Settled,
 ) -> list[str]:
     """The whole block, in place of an empty block or one on a single line, or at the end of `config`."""
@@ -198,7 +248,7 @@ def _rewritten(
 
 
 def _edited(
-    lines: list[str], block: yaml.MappingNode, loaded: dict[str, Any], config: PodConfig, settled: Settled
+    lines: list[str], block: yaml.MappingNode, loaded: dict[str, Any], config: AnyConfig, settled: Settled
 ) -> list[str]:
     """Line by line: keep, rewrite or drop each entry, and add the new ones behind the last; a renamed one stays put."""
     names = {key.value: key.value for key, _ in block.value}
@@ -214,7 +264,7 @@ def _edited(
         name = names[key.value]
         entry = settled.entries.get(name)
         if entry is not None:
-            kept = name == key.value and _read(loaded[key.value]) == _value(config, entry)
+            kept = name == key.value and _read(loaded[key.value]) == as_written(config, entry)
             written = f"{indent}{_line(name, entry, config)}{_comment(lines, value)}"
             result += lines[start : end + 1] if kept else [written]
         result += lines[end + 1 : following]  # comments between two entries
@@ -247,18 +297,45 @@ def _comment(lines: list[str], node: yaml.Node) -> str:
     return rest if rest.lstrip().startswith("#") else ""
 
 
-def _line(name: str, entry: Entry, config: PodConfig) -> str:
-    value = _value(config, entry)
-    released = ", released: true" if entry.released else ""
-    return f"{name}: {{natVm1: {value['natVm1']}, natVm2: {value['natVm2']}{released}}}"
+def words(config: AnyConfig, entry: Entry) -> str:
+    """What a member owns, for people: both addresses of a slot, or an alias."""
+    return " / ".join(_addresses(config, entry).values())
 
 
-def _value(config: PodConfig, entry: Entry) -> dict[str, object]:
-    nat_vm1, nat_vm2 = config.layout.addresses(entry.slot)
-    value: dict[str, object] = {"natVm1": nat_vm1, "natVm2": nat_vm2}
+def _form(config: AnyConfig) -> str:
+    match config:
+        case PodConfig():
+            return "member: {natVm1: ..., natVm2: ...}"
+        case RoutedConfig():
+            return "member: address"
+        case _ as never:
+            assert_never(never)
+
+
+def _line(name: str, entry: Entry, config: AnyConfig) -> str:
+    addresses = _addresses(config, entry)
+    if not entry.released and [*addresses] == ["address"]:
+        return f"{name}: {addresses['address']}"
+    parts = [f"{key}: {value}" for key, value in addresses.items()] + ["released: true"] * entry.released
+    return f"{name}: {{{', '.join(parts)}}}"
+
+
+def _addresses(config: AnyConfig, entry: Entry) -> dict[str, str]:
+    if isinstance(entry.slot, Slot):
+        assert isinstance(config, PodConfig)
+        nat_vm1, nat_vm2 = config.layout.addresses(entry.slot)
+        return {"natVm1": nat_vm1, "natVm2": nat_vm2}
+    return {"address": str(entry.slot)}
+
+
+def as_written(config: AnyConfig, entry: Entry) -> dict[str, object]:
+    """An entry as a mapping; in a stack file an alias may stand alone."""
+    value: dict[str, object] = {**_addresses(config, entry)}
     return {**value, "released": True} if entry.released else value
 
 
-def _read(entry: dict[str, object]) -> dict[str, object]:
-    """An entry as it is written in a file; `released: false` is left out."""
+def _read(entry: object) -> dict[str, object]:
+    """An entry as it is written in a file; `released: false` is left out, and an alias may stand alone."""
+    if not isinstance(entry, dict):
+        return {"address": entry}
     return {key: value for key, value in entry.items() if key != "released" or value is True}

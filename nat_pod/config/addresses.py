@@ -68,7 +68,7 @@ def read_book(
             reader.problems.append(SlotTwice(place, shown, rule, command, member=str(name), other=str(other)))
             continue
         (released if gone else book)[name] = slot
-    reader.unsettled.extend(_unsettled(reader.stack, members, book, released, listed))
+    reader.unsettled.extend(unsettled(reader.stack, members, book, released, listed))
     return book, released
 
 
@@ -97,14 +97,18 @@ def _read_entry(
     return None
 
 
-def _unsettled(
+def unsettled(
     stack: str,
     members: Members,
-    book: Mapping[MemberName, Slot],
-    released: Mapping[MemberName, Slot],
+    book: Mapping[MemberName, object],
+    released: Mapping[MemberName, object],
     listed: set[MemberName],
+    what: str = "slot",
 ) -> Iterator[Problem]:
-    """What `allocate` would settle: slots of members that are gone, or renamed, and members without a slot."""
+    """What `allocate` would settle: slots of members that are gone, or renamed, and members without a slot.
+
+    what: the word for what a member owns, `alias` in a routed POD.
+    """
     command = f"python -m nat_pod allocate {stack}"
     written = members.written
     gone = {name for name in book if written.is_gone(name)}
@@ -112,7 +116,7 @@ def _unsettled(
     for name in sorted(gone, key=natural):
         new = members.renames.member(name)
         if new in missing:
-            rule = "is its name now; the slot moves with the name"
+            rule = f"is its name now; the {what} moves with the name"
             yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', str(new), rule, command)
             gone, missing = gone - {name}, missing - {new}
     kept = {members.renames.member(name) for name in book} & written.names
@@ -120,12 +124,13 @@ def _unsettled(
         yield question
         gone, missing = gone - names, missing - names
     for name in sorted(gone, key=natural):
-        rule = "owns a slot but is neither a server nor a host any more; the slot must be kept as released"
+        article = "an" if what == "alias" else "a"
+        rule = f"owns {article} {what} but is neither a server nor a host any more; the {what} must be kept as released"
         yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, rule, command)
     for name in sorted(written.names & set(released), key=natural):
         yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
     for name in sorted(missing, key=natural):
-        rule = "has no slot; addresses are never invented by up"
+        rule = f"has no {what}; addresses are never invented by up"
         yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, rule, command)
 
 

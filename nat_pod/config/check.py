@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addressing import Layout, overlap, reserved_by_oci
+from nat_pod.config.addressing import overlap, reserved_by_oci
 from nat_pod.config.neighbours import CustomerConfig, ManagementConfig
 from nat_pod.config.reader import Reader
 from nat_pod.names import NAMESPACE
@@ -61,13 +61,13 @@ def check_lpgs(reader: Reader, customers: object, lpg_limit: int) -> None:
         )
 
 
-def check_vrouter(reader: Reader, vrouter: IPAddress, layout: Layout) -> None:
+def check_vrouter(reader: Reader, vrouter: IPAddress, subnet: IPNetwork) -> None:
     """The vRouter's floating IP must be one that OCI gives to a VNIC in its subnet."""
     path = "management.vrouter"
-    if vrouter not in layout.vrouter:
-        usable = f"{IPAddress(layout.vrouter.first + 2)} to {IPAddress(layout.vrouter.last - 1)}"
-        reader.add(path, str(vrouter), f"is outside the vRouter's subnet {layout.vrouter}; usable are {usable}")
+    if vrouter not in subnet:
+        usable = f"{IPAddress(subnet.first + 2)} to {IPAddress(subnet.last - 1)}"
+        reader.add(path, str(vrouter), f"is outside the vRouter's subnet {subnet}; usable are {usable}")
         return
-    reserved = reserved_by_oci(vrouter, layout.vrouter)
+    reserved = reserved_by_oci(vrouter, subnet)
     if reserved:
         reader.add(path, str(vrouter), reserved)

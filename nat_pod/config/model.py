@@ -10,7 +10,7 @@ What holds across sections is in `check`, the arithmetic in `addressing`, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,20 +20,23 @@ from nat_pod import limits
 from nat_pod.config.addresses import Members, other_range, read_book
 from nat_pod.config.addressing import Layout, Pair, Slot
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
+from nat_pod.config.delivery import Delivery, foreign
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
     CustomerConfig,
     ManagementConfig,
     Member,
+    members_of,
     read_customers,
     read_management,
+    renames_of,
     written_members,
 )
 from nat_pod.config.reader import Reader
 from nat_pod.config.renames import Networks, Renames
 from nat_pod.config.subnets import read_layout, read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import MANAGEMENT, MemberName, Side
+from nat_pod.names import MemberName, Side
 
 
 class SourceNat(StrEnum):
@@ -92,7 +95,7 @@ class PodConfig:
     @property
     def members(self) -> tuple[Member, ...]:
         """Servers first, then hosts by customer, in the order of their names."""
-        return tuple(_members(self.management, self.customers))
+        return members_of(self.management, self.customers)
 
     @property
     def servers(self) -> tuple[Member, ...]:
@@ -107,7 +110,7 @@ class PodConfig:
     @property
     def renames(self) -> Renames:
         """Who was called otherwise before."""
-        return _renames(self.management, self.customers)
+        return renames_of(self.management, self.customers)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -133,7 +136,7 @@ class PodConfig:
 
 
 _REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = ("sourceNat", "lpgLimit", "subnets", "addresses")
+_OPTIONAL = ("delivery", "sourceNat", "lpgLimit", "subnets", "addresses")
 SETTINGS = (*_REQUIRED, *_OPTIONAL)
 """The keys of a stack file below `nat-pod:`."""
 
@@ -148,12 +151,12 @@ def read_draft(
     slot and slots without a member.
     """
     reader = Reader(stack)
-    root = reader.section(
-        "",
-        dict(mapping),
-        required=_REQUIRED,
-        optional=_OPTIONAL,
-    )
+    routed = foreign(Delivery.PRIVATE_IPS)
+    for key, why in routed.items():
+        if mapping.get(key) is not None:
+            reader.add(key, mapping[key], why)
+    known = {key: value for key, value in mapping.items() if key not in routed}
+    root = reader.section("", known, required=_REQUIRED, optional=_OPTIONAL)
     compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
     cidr = read_pod_cidr(reader, root.get("cidr"))
     nat_vm = read_nat_vm(reader, root.get("natVm"))
@@ -168,7 +171,7 @@ def read_draft(
     if former is not None:  # one mistake, and nothing else that lies in the range can be right
         reader.add("cidr", str(cidr), _moved(former))
     elif layout is not None and management is not None:
-        check_vrouter(reader, management.vrouter, layout)
+        check_vrouter(reader, management.vrouter, layout.vrouter)
     if lpg_limit is not None:
         check_lpgs(reader, root.get("customers"), lpg_limit)
     book: dict[MemberName, Slot] = {}
@@ -176,7 +179,7 @@ def read_draft(
     if layout is not None and former is None:
         changes = Members(
             written=written_members(root),
-            renames=_renames(management, customers or ()),
+            renames=renames_of(management, customers or ()),
             now=Networks.read(root),
             earlier=lambda: None if (base := earlier()) is None else Networks.read(base),
         )
@@ -216,23 +219,3 @@ def _moved(former: IPNetwork) -> str:
         '(docs/operate.md, "Grow"). In a POD that is still to be made, delete nat-pod:addresses, and give '
         "nat-pod:management.vrouter an address of this range"
     )
-
-
-def _renames(management: ManagementConfig | None, customers: Iterable[CustomerConfig]) -> Renames:
-    members = {} if management is None else _former_names(MANAGEMENT, management.servers_formerly)
-    for customer in customers:
-        members |= _former_names(customer.name, customer.hosts_formerly)
-    names = {customer.formerly: customer.name for customer in customers if customer.formerly is not None}
-    return Renames(names, members)
-
-
-def _former_names(realm: str, formerly: Mapping[str, str]) -> dict[MemberName, MemberName]:
-    return {MemberName(realm, former): MemberName(realm, name) for name, former in formerly.items()}
-
-
-def _members(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> Iterator[Member]:
-    for name, address in management.servers.items():
-        yield Member(MemberName(MANAGEMENT, name), address)
-    for customer in customers:
-        for name, address in customer.hosts.items():
-            yield Member(MemberName(customer.name, name), address)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork
@@ -10,6 +10,7 @@ from netaddr import IPAddress, IPNetwork
 from nat_pod import limits
 from nat_pod.config.addressing import reserved_by_oci
 from nat_pod.config.reader import EXAMPLES, NAME_RULE, Reader, listed
+from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, NAME, STRANGER, MemberName
 
 # A POD's own names, beside which a customer's stand: networks and machines in a trace, keys of security rules.
@@ -227,6 +228,29 @@ def written_members(root: Mapping[str, object]) -> Written:
     return Written(
         names=frozenset(names), unknown=frozenset(unknown), customers_unknown=not isinstance(customers, Mapping)
     )
+
+
+def members_of(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> tuple[Member, ...]:
+    """Servers first, then hosts by customer, in the order of their names."""
+    realms = {MANAGEMENT: management.servers, **{customer.name: customer.hosts for customer in customers}}
+    return tuple(
+        Member(MemberName(realm, name), address)
+        for realm, members in realms.items()
+        for name, address in members.items()
+    )
+
+
+def renames_of(management: ManagementConfig | None, customers: Iterable[CustomerConfig]) -> Renames:
+    """Who was called otherwise before."""
+    formerly = {} if management is None else {MANAGEMENT: management.servers_formerly}
+    formerly |= {customer.name: customer.hosts_formerly for customer in customers}
+    names = {customer.formerly: customer.name for customer in customers if customer.formerly is not None}
+    members = {
+        MemberName(realm, former): MemberName(realm, name)
+        for realm, renamed in formerly.items()
+        for name, former in renamed.items()
+    }
+    return Renames(names, members)
 
 
 def is_customer_name(text: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from netaddr import IPNetwork
 
-from nat_pod.config.model import PodConfig
+from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.placement import placement_problems
 from nat_pod.config.stack_file import Stack, read_stack, stack_names
 from nat_pod.config.subnets import claimed_range
@@ -39,7 +39,7 @@ class Pod:
         return self.stack is not None and self.stack.example
 
     @cached_property
-    def config(self) -> PodConfig | None:
+    def config(self) -> AnyConfig | None:
         """The configuration, if the problems leave one; it has problems if only its address book lags behind."""
         return self._draft[0]
 
@@ -49,7 +49,7 @@ class Pod:
         return self._draft[1]
 
     @cached_property
-    def _draft(self) -> tuple[PodConfig | None, tuple[Problem, ...]]:
+    def _draft(self) -> tuple[AnyConfig | None, tuple[Problem, ...]]:
         if self.stack is None:
             return None, self.unreadable
         config, problems, unsettled = self.stack.draft()

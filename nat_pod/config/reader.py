@@ -108,6 +108,16 @@ class Reader:
             return None
         return value
 
+    def boolean(self, path: str, value: object) -> bool | None:
+        """True or false; `pulumi config set` writes them as strings."""
+        words = {"true": True, "false": False}
+        if isinstance(value, str) and value in words:
+            return words[value]
+        if not isinstance(value, bool):
+            self.add(path, value, "must be true or false")
+            return None
+        return value
+
     def network(self, path: str, value: object, example: str) -> IPNetwork | None:
         """An IPv4 network without host bits."""
         if value is None:
@@ -162,6 +172,7 @@ EXAMPLES = {
     "subnets.vrouter": "the network of the vRouter's floating IP, e.g. vrouter: 198.18.0.160/28",
     "natVm1": "the address on NAT VM1, e.g. natVm1: 198.18.0.2",
     "natVm2": "the address on NAT VM2, e.g. natVm2: 198.18.0.130",
+    "address": "the alias, e.g. address: 198.18.2.17",
 }
 
 

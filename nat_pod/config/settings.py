@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nat_pod import limits
+from nat_pod.config.delivery import Delivery, written
 from nat_pod.config.model import SourceNat
 from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, NAMESPACE, MemberName
@@ -23,7 +24,10 @@ BESIDE = "beside config"
 Value = str | tuple[str, ...]
 """A setting's value: scalars as people read them, and lists."""
 
-_DEFAULTS: dict[Path, Value] = {("sourceNat",): str(SourceNat.MASQUERADE), ("lpgLimit",): str(limits.LPGS_PER_VCN)}
+_DEFAULTS: dict[Delivery, dict[Path, Value]] = {
+    Delivery.PRIVATE_IPS: {("sourceNat",): str(SourceNat.MASQUERADE)},
+    Delivery.ROUTES: {("standby",): "true", ("balancerLimit",): str(limits.BALANCERS_PER_REGION)},
+}
 _SHAPE: Path = ("natVm", "shape")
 
 
@@ -41,9 +45,11 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
 
     config: its keys with their namespaces, beside: what stands beside them, as a `Stack` has both.  A shape that is
     written as a name alone, the order of a customer's servers, `released: false`, a number in quotes and an omitted
-    default make no difference.
+    default make no difference, nor does `address:` before an alias.
     """
-    found = dict(_DEFAULTS)
+    delivery = written(config.get(f"{NAMESPACE}:delivery"))
+    found: dict[Path, Value] = {("delivery",): str(delivery), ("lpgLimit",): str(limits.LPGS_PER_VCN)}
+    found |= _DEFAULTS[delivery]
     for key, value in (beside or {}).items():
         found.update(_leaves((BESIDE, str(key)), value))
     for key, value in config.items():
@@ -51,7 +57,12 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
         found.update(_leaves((name,) if namespace == NAMESPACE else (key,), value))
     if _SHAPE in found:
         found[(*_SHAPE, "shape")] = found.pop(_SHAPE)
-    return found
+    # An alias may stand alone, and an empty vcnCidr is the default one.
+    return {
+        (*path, "address") if len(path) == 2 and path[0] == "addresses" else path: value
+        for path, value in found.items()
+        if (path, value) != (("vcnCidr",), "")
+    }
 
 
 def renamed(old: Mapping[Path, Value], renames: Renames) -> dict[Path, Value]:

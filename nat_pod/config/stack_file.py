@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
-from nat_pod.config.model import SETTINGS, PodConfig, read_draft
+from nat_pod.config import any_config
+from nat_pod.config.any_config import SETTINGS, AnyConfig
+from nat_pod.config.delivery import without_foreign_defaults
 from nat_pod.config.places import Places
 from nat_pod.config.revisions import BASE_BRANCHES, file_at
 from nat_pod.errors import ConfigError, NatPodError, Problem, SlotTwice, visible
@@ -59,21 +61,21 @@ class Stack:
         """
         return bool(_MADE_UP.match(str(self.config.get(f"{NAMESPACE}:compartmentId"))))
 
-    def checked(self) -> PodConfig:
+    def checked(self) -> AnyConfig:
         """The POD's configuration.  Raises ConfigError with every problem."""
         config, problems, unsettled = self.draft()
         if problems or unsettled or config is None:
             raise ConfigError(self.path.name, problems + unsettled)
         return config
 
-    def draft(self) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
-        """What `config.model.read_draft` reads, each problem with its line."""
+    def draft(self) -> tuple[AnyConfig | None, list[Problem], list[Problem]]:
+        """What `any_config.draft` reads, each problem with its line."""
 
         def earlier() -> dict[str, object] | None:
             base = self._on_base()
             return None if base is None else base[1].pod_config()
 
-        config, problems, unsettled = read_draft(self.pod_config(), self.name, earlier)
+        config, problems, unsettled = any_config.draft(self.pod_config(), self.name, earlier)
         return config, self.located(problems), self.located(unsettled)
 
     def located(self, problems: Sequence[Problem]) -> list[Problem]:
@@ -100,7 +102,7 @@ class Stack:
         if len(known) != 1:
             return twice
         newer = twice.other if known == [twice.member] else twice.member
-        rule = f"is already the slot of {twice.other}; on {branch} it is {known[0]}'s: delete the line of {newer}"
+        rule = f"{twice.rule.partition(';')[0]}; on {branch} it is {known[0]}'s: delete the line of {newer}"
         return replace(twice, rule=rule)
 
     def _on_base(self) -> tuple[str, Stack] | None:
@@ -162,7 +164,8 @@ def _merge(
     name: str, path: Path, text: str, source: str, defaults: dict[object, object], file: dict[str, Any]
 ) -> Stack:
     own = _config_of(file, source)
-    config = _project_defaults(defaults) | {str(key): value for key, value in own.items()}
+    written = {str(key): value for key, value in own.items()}
+    config = without_foreign_defaults(_project_defaults(defaults) | written, f"{NAMESPACE}:", written)
     stack = Stack(name, path, config, text, {key: value for key, value in file.items() if key != "config"})
     problems = [
         Problem(str(key), None, f"has no namespace; write {NAMESPACE}:{key}") for key in own if ":" not in str(key)
@@ -193,9 +196,11 @@ def _bare(namespace: str) -> str:
     return namespace.lower().replace("-", "").replace("_", "")
 
 
-def _addresses(entry: object) -> tuple[object, object] | None:
-    """Both addresses of an entry in the book."""
-    return (entry.get("natVm1"), entry.get("natVm2")) if isinstance(entry, dict) else None
+def _addresses(entry: object) -> tuple[object, ...] | None:
+    """The addresses of an entry in the book: a slot's two, or the alias of a routed POD, in whichever form."""
+    if isinstance(entry, str):
+        return (entry, None, None)
+    return tuple(map(entry.get, ("address", "natVm1", "natVm2"))) if isinstance(entry, dict) else None
 
 
 def load_text(text: str) -> object:

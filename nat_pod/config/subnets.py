@@ -18,8 +18,11 @@ def claimed_range(mapping: Mapping[str, object]) -> IPNetwork | None:
     return read_pod_cidr(Reader(""), mapping.get("cidr"))
 
 
-def read_pod_cidr(reader: Reader, value: object) -> IPNetwork | None:
-    """The key `cidr`."""
+SIZES = "must be a /16 to a /25: a /22 holds 435 slots, a /21 the 696 of a 2.24 VM"
+
+
+def read_pod_cidr(reader: Reader, value: object, sizes: str = SIZES) -> IPNetwork | None:
+    """The key `cidr`.  sizes: which sizes it can have, and what they hold."""
     cidr = reader.network("cidr", value, "198.18.0.0/22")
     if cidr is None:
         return None
@@ -27,7 +30,7 @@ def read_pod_cidr(reader: Reader, value: object) -> IPNetwork | None:
         reader.add("cidr", str(cidr), f"must lie in {limits.POD_SPACE}, e.g. 198.18.0.0/22")
         return None
     if cidr.prefixlen not in limits.POD_PREFIXES:
-        reader.add("cidr", str(cidr), "must be a /16 to a /25: a /22 holds 435 slots, a /21 the 696 of a 2.24 VM")
+        reader.add("cidr", str(cidr), sizes)
         return None
     return cidr
 

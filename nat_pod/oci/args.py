@@ -91,13 +91,16 @@ class Layout(TypedDict):
 
 
 class Slot(TypedDict):
-    """The two addresses that a member owns."""
+    """The addresses that a member owns: natVm1 and natVm2, or with delivery routes the one address."""
 
-    natVm1: str
+    natVm1: NotRequired[str]
     """Its address on NAT VM1: at which customers reach a server."""
 
-    natVm2: str
+    natVm2: NotRequired[str]
     """Its address on NAT VM2: at which management reaches a host."""
+
+    address: NotRequired[str]
+    """Its alias: at which customers reach a server, or management a host."""
 
     released: NotRequired[bool]
     """The member is gone; its slot is kept back because somebody may still send to it."""
@@ -121,6 +124,9 @@ class NatPodArgs(TypedDict):
     customers: dict[str, Customer]
     """The customers by name."""
 
+    delivery: NotRequired[str]
+    """privateIps (the default: an alias is a private IP of a NAT VM) or routes (it is a route; see standby)."""
+
     sourceNat: NotRequired[str]
     """masquerade (the default: all customers arrive at management as one address) or static (each keeps its own)."""
 
@@ -129,6 +135,15 @@ class NatPodArgs(TypedDict):
 
     subnets: NotRequired[Layout]
     """Pins the layout; without it the range is laid out by nat-pod."""
+
+    standby: NotRequired[bool]
+    """With delivery routes: whether each NAT VM has a standby behind a network load balancer; it has by default."""
+
+    vcnCidr: NotRequired[str]
+    """With delivery routes: the part of cidr that is the VCN's own, a /25 to a /27; its last /26 by default."""
+
+    balancerLimit: NotRequired[int]
+    """With delivery routes: network load balancers that the region may have: 3 by default."""
 
     addresses: NotRequired[dict[str, Slot]]
     """The address book by member (management/mgmt, customer1/vm1), as `python -m nat_pod allocate STACK` writes it."""

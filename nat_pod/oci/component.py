@@ -21,7 +21,7 @@ from typing import Any, NotRequired, TypedDict, cast
 import pulumi
 import pulumi_oci as oci
 
-from nat_pod.config.model import PodConfig
+from nat_pod.config import any_config
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.limits import is_flex
 from nat_pod.names import LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER
@@ -80,7 +80,7 @@ class NatPod(pulumi.ComponentResource):
         self._vcn = oci.core.Vcn(
             name,
             compartment_id=plan.compartment_id,
-            cidr_blocks=[plan.cidr],
+            cidr_blocks=[plan.vcn_cidr],
             display_name=name,
             opts=self._options(),
         )
@@ -522,7 +522,7 @@ def _plan(args: NatPodArgs) -> PodPlan:
     unknown = [Problem(f"{NAMESPACE}:{path}", None, _PLAIN) for path in _outputs_in(args)]
     if unknown:
         raise ConfigError(f"Pulumi.{stack}.yaml", unknown)
-    return plan_pod(PodConfig.from_mapping(args, stack), stack)
+    return plan_pod(any_config.read(args, stack), stack)
 
 
 _PLAIN = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
+from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, MemberName, Side
@@ -18,7 +19,9 @@ from nat_pod.rules.netfilter import Ruleset
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubnetPlan:
-    """A regional subnet.  `key` is e.g. `natVm1-vnic-1`, or `vrouter`; `side` is None for the vRouter's.
+    """A regional subnet; `side` is None for the vRouter's.
+
+    `key` is e.g. `natVm1-vnic-1`, in a routed POD `natVm1`, or `vrouter`.
 
     `route_table` is the key of its table in `PodPlan.routes`; None: the VCN's default table, which is empty.
     """
@@ -69,6 +72,45 @@ class NatVmPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BackendPlan:
+    """A NAT VM behind a balancer, by its key and its address; `is_backup` gets nothing while another one is healthy."""
+
+    vm: str
+    address: str
+    is_backup: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HealthCheckPlan:
+    """How a balancer asks a NAT VM whether it is well: HTTP on `port`, 200 means yes.
+
+    It counts as gone, or as back, after `retries` answers in a row that say so.
+    """
+
+    port: int
+    path: str
+    interval_ms: int
+    timeout_ms: int
+    retries: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BalancerPlan:
+    """The private network load balancer of a side that has a standby: the next hop of every route to that side.
+
+    `address` is its own, in the subnet with the key `subnet`.  What it does is the same everywhere, and stands in the
+    component: both addresses and the port of each packet stay as they are, and there is one listener for all protocols.
+    """
+
+    key: str
+    side: Side
+    subnet: str
+    address: str
+    backends: tuple[BackendPlan, ...]
+    check: HealthCheckPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LpgPlan:
     """The POD's LPG for one customer.  Acceptor when `peer_id` is None, else requestor towards that OCID.
 
@@ -110,7 +152,10 @@ class SecurityRulePlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotPlan:
-    """The pair of addresses that a member owns, and the member's real address."""
+    """The pair of addresses that a member owns, and the member's real address.
+
+    In a routed POD both are the same: the member's one alias.
+    """
 
     member: MemberName
     real: str
@@ -132,14 +177,18 @@ class SlotPlan:
 class PodPlan:
     """The whole POD.
 
-    `routes` is by route table: natVm1 (to the customers' LPGs), natVm2 (to the vRouter), lpgs (to NAT VM1).
+    `cidr` is its whole range, `vcn_cidr` the part of it that is the VCN's: all of it, but in a routed POD a small one.
+    `routes` is by route table: natVm1 (to the customers' LPGs), natVm2 (to the vRouter), lpgs (to NAT VM1), and in a
+    routed POD vrouter (to NAT VM2).
     `security` has the NSG rules of natVm1 and natVm2 and the security list of the vRouter's subnet.  `neighbours` is
     what others must add: destinations to send to the POD, by customer name and for `management`.  `may_reach` is by
     customer: the servers that its hosts may open flows to; every server may open flows to every host.  `released` has
     the pairs that are kept back, by the name of the member that had them.  `renames` has who was called otherwise.
     """
 
+    delivery: Delivery
     cidr: str
+    vcn_cidr: str
     compartment_id: str
     shape: str
     ocpus: int | None
@@ -161,6 +210,7 @@ class PodPlan:
     may_reach: dict[str, tuple[MemberName, ...]]
     released: dict[MemberName, tuple[str, str]]
     renames: Renames
+    balancers: tuple[BalancerPlan, ...] = ()
 
     def vm(self, key: str) -> NatVmPlan:
         """The NAT VM with this key, e.g. natVm1.  Raises KeyError when there is none."""

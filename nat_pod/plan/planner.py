@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from netaddr import cidr_merge
 
 from nat_pod import limits
 from nat_pod.config.addressing import halves
+from nat_pod.config.any_config import AnyConfig
+from nat_pod.config.delivery import Delivery, refuse_routed
 from nat_pod.config.model import PodConfig
+from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import (
     ANYWHERE,
@@ -40,12 +45,26 @@ ICMP = "1"
 UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
 
 
-def plan_pod(config: PodConfig, stack: str) -> PodPlan:
-    """Everything that follows from a configuration.
+def plan_pod(config: AnyConfig, stack: str) -> PodPlan:
+    """Everything that follows from a configuration, whichever the delivery.
 
     stack: the stack's name, for messages.  Raises ConfigError when the plan breaks a limit of the platform that only
     the whole plan can show: the bytes of instance metadata, the rules of an NSG or of a route table.
     """
+    match config:
+        case PodConfig():
+            plan = _plan_private_ips(config)
+        case RoutedConfig():
+            refuse_routed(Delivery.ROUTES, "the plan")
+        case _ as never:
+            assert_never(never)
+    problems = _limit_problems(plan)
+    if problems:
+        raise ConfigError(f"Pulumi.{stack}.yaml", problems)
+    return plan
+
+
+def _plan_private_ips(config: PodConfig) -> PodPlan:
     rules = compile_rules(config)
     vnics = {side: _vnics(config, side) for side in SIDES}
     lpgs = tuple(
@@ -62,8 +81,10 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
             for destination in _not_for_customers(config)
         ),
     }
-    plan = PodPlan(
+    return PodPlan(
+        delivery=Delivery.PRIVATE_IPS,
         cidr=str(config.cidr),
+        vcn_cidr=str(config.cidr),
         compartment_id=config.compartment_id,
         shape=config.nat_vm.shape,
         ocpus=config.nat_vm.ocpus,
@@ -89,10 +110,6 @@ def plan_pod(config: PodConfig, stack: str) -> PodPlan:
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
         renames=config.renames,
     )
-    problems = _limit_problems(plan)
-    if problems:
-        raise ConfigError(f"Pulumi.{stack}.yaml", problems)
-    return plan
 
 
 def _vnics(config: PodConfig, side: Side) -> tuple[VnicPlan, ...]:

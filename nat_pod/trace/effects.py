@@ -166,7 +166,7 @@ def account(
     pods = _Pods(old, new, difference)
     names = new_names(old, new)
     changes = [_judged(one, pods) for one in changed(renamed(before, names), after)]
-    if any(was.metadata["user_data"] != now.metadata["user_data"] for was, now in zip(old.vms, new.vms, strict=True)):
+    if old.vms[0].metadata["user_data"] != new.vms[0].metadata["user_data"]:  # every NAT VM has the same
         changes.append(Change("the bootstrap (user_data)", None, None, None, _replaced(pods, "")))
     changes.sort(key=lambda change: list(Effect).index(change.effect))
     return Outcome(difference=difference, changes=tuple(changes), new_pod=False)
@@ -369,7 +369,32 @@ def _source_nat(_: Changed, pods: _Pods) -> Verdict:
     return pods.traced(set(map(_pair, addresses)).__contains__, "no flow has another address")
 
 
-def _lpg_limit(_: Changed, __: _Pods) -> Verdict:
+def _delivery(_: Changed, pods: _Pods) -> Verdict:
+    why = (
+        "a POD does not change its delivery: `pulumi up` would delete its NAT VMs and make others in other subnets; "
+        "make a new POD beside this one"
+    )
+    return Verdict(Effect.REPLACES, why, pods.all)
+
+
+def _standby(one: Changed, pods: _Pods) -> Verdict:
+    if one.new is None or one.old is None:
+        return Verdict(Effect.NONE, "the delivery changes, which says more")
+    if one.new == "true":
+        why = "the route rules lead to balancers, which send nothing before they call a NAT VM healthy"
+        return Verdict(Effect.AT_RISK, why, pods.all, "until each balancer calls its NAT VM healthy")
+    why = "the route rules lead to the first NAT VM of each side, and the second one is deleted with its balancer"
+    return Verdict(Effect.AT_RISK, why, pods.all, "until the route rules have changed, if a second NAT VM is active")
+
+
+def _vcn(_: Changed, pods: _Pods) -> Verdict:
+    if pods.old.vcn_cidr == pods.new.vcn_cidr:
+        return Verdict(Effect.NONE, "the VCN's range stays what it is")
+    moved = f"the VCN's range {pods.old.vcn_cidr} becomes {pods.new.vcn_cidr}"
+    return _replaced(pods, f": {moved}, which OCI may refuse halfway; a new POD is safer")
+
+
+def _limit(_: Changed, __: _Pods) -> Verdict:
     return Verdict(Effect.NONE, "it says what `check` allows; Oracle's limit stays what it is")
 
 
@@ -393,12 +418,17 @@ EFFECTS: dict[Path, _Row] = {
     ("customers", "*", "formerly"): _formerly,
     ("customers", "*", "hostsFormerly", "*"): _formerly,
     ("sourceNat",): _source_nat,
-    ("lpgLimit",): _lpg_limit,
+    ("lpgLimit",): _limit,
+    ("balancerLimit",): _limit,
+    ("delivery",): _delivery,
+    ("standby",): _standby,
+    ("vcnCidr",): _vcn,
     ("subnets", "natVm1"): _layout,
     ("subnets", "natVm2"): _layout,
     ("subnets", "vrouter"): _vrouter_subnet,
     ("addresses", "*", "natVm1"): _member,
     ("addresses", "*", "natVm2"): _member,
+    ("addresses", "*", "address"): _member,
     ("addresses", "*", "released"): _member,
 }
 """Every key below `nat-pod:`; "*" stands for a name."""

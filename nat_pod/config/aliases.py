@@ -1,0 +1,124 @@
+"""The arithmetic of a routed POD's range: blocks of aliases, the VCN's own small range and its subnets.
+
+- An alias is the destination of a route, not a private IP: all 32 addresses of a /27 are aliases.  What the VCN's own
+  /26 leaves of a /22 are 960, of a /21 1,984.
+- Aliases are handed out from blocks of a /27, and a block is the servers' or the hosts': route tables lead the servers'
+  blocks to NAT VM2 and the hosts' to NAT VM1, and a table has 200 rules.
+- The VCN's range is cut into /29s: one for the NAT VMs of each side, and the last one for the vRouter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from netaddr import IPAddress, IPNetwork, cidr_merge
+
+from nat_pod.config.addressing import halves
+from nat_pod.limits import RESERVED_LOW
+from nat_pod.names import MemberName, Side
+
+BLOCK_PREFIX = 27
+VCN_PREFIX = 26
+SUBNET_PREFIX = 29
+_BLOCK_SIZE = 2 ** (32 - BLOCK_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class VcnLayout:
+    """The VCN's own small range and its subnets.
+
+    In the subnet of a side the first usable addresses are the VMs' and the balancer's, at fixed offsets.
+    """
+
+    vcn: IPNetwork
+
+    def subnet(self, side: Side) -> IPNetwork:
+        """The /29 of one side's NAT VMs and their balancer."""
+        match side:
+            case Side.NAT_VM1:
+                return self._nth(0)
+            case Side.NAT_VM2:
+                return self._nth(1)
+            case _ as never:
+                assert_never(never)
+
+    @property
+    def vrouter(self) -> IPNetwork:
+        """The last /29: the vRouter's."""
+        return self._nth(-1)
+
+    def vm(self, side: Side, number: int) -> str:
+        """The address of a side's n-th NAT VM, from 0."""
+        return str(IPAddress(self.subnet(side).first + RESERVED_LOW + number))
+
+    def balancer(self, side: Side) -> str:
+        """The address of a side's balancer, behind both VMs'."""
+        return self.vm(side, 2)
+
+    def _nth(self, number: int) -> IPNetwork:
+        size = 2 ** (32 - SUBNET_PREFIX)
+        start = self.vcn.first if number >= 0 else self.vcn.last + 1
+        return IPNetwork((start + number * size, SUBNET_PREFIX))
+
+
+def default_vcn(cidr: IPNetwork) -> IPNetwork:
+    """The last /26 of a POD's range."""
+    size = 2 ** (32 - VCN_PREFIX)
+    return IPNetwork((cidr.last - size + 1, VCN_PREFIX))
+
+
+def block_of(alias: IPAddress) -> IPNetwork:
+    """The block that an alias is in."""
+    return IPNetwork((int(alias) - int(alias) % _BLOCK_SIZE, BLOCK_PREFIX))
+
+
+def merged(aliases: Iterable[IPAddress]) -> tuple[IPNetwork, ...]:
+    """The blocks that these aliases are in, as few networks."""
+    return tuple(cidr_merge([IPNetwork((first, BLOCK_PREFIX)) for first in sorted({_first(a) for a in aliases})]))
+
+
+def owners(aliases: Mapping[MemberName, IPAddress]) -> dict[int, bool]:
+    """By the first address of each block that is taken: whether it is the servers' (else it is the hosts')."""
+    return {_first(alias): name.is_server for name, alias in aliases.items()}
+
+
+def free_aliases(
+    cidr: IPNetwork, vcn: IPNetwork, *, servers: bool, owned: dict[int, bool], taken: Container[object]
+) -> Iterator[IPAddress]:
+    """The aliases that servers (or hosts) may still get, in the order in which they are handed out.
+
+    Servers' blocks begin at the bottom of the range and hosts' in the middle, where the article's delivery has NAT
+    VM1's and NAT VM2's addresses.  When the upper half is full, hosts get blocks of the lower one from its end.
+    Addresses that end in .0 and .255 come last: they are as good as any, but some old machines and filters take them
+    for a network's own and its broadcast address.
+    owned: see `owners`; a block that is begun is entered there.  taken: who asks gives nobody one of these.
+    """
+    blocks = list(_blocks(cidr, vcn, servers))
+    for last in (False, True):
+        for first in blocks:
+            for alias in range(first, first + _BLOCK_SIZE):
+                if (alias % 256 in (0, 255)) is last and owned.get(first, servers) is servers:
+                    address = IPAddress(alias)
+                    if address not in taken:
+                        owned[first] = servers
+                        yield address
+
+
+def capacity(cidr: IPNetwork, vcn: IPNetwork) -> int:
+    """How many aliases a range holds."""
+    return int(cidr.size - vcn.size)
+
+
+def _blocks(cidr: IPNetwork, vcn: IPNetwork, servers: bool) -> Iterator[int]:
+    """The blocks outside the VCN's range by their first address, in the order of servers or of hosts."""
+    lower, upper = (range(half.first, half.last, _BLOCK_SIZE) for half in halves(cidr))
+    order = [*lower, *upper] if servers else [*upper, *reversed(lower)]
+    for first in order:
+        if not vcn.first <= first <= vcn.last:
+            yield first
+
+
+def _first(alias: IPAddress) -> int:
+    return int(block_of(alias).first)

@@ -1,0 +1,101 @@
+"""How a POD delivers packets to its NAT VMs (`delivery`), and which settings each way has.
+
+`privateIps` is the article's: an alias is a private IP of a NAT VM.  With `routes` the aliases lie outside the VCN's
+range, and route tables lead them to the NAT VM that translates; a second VM of each role may stand by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from enum import StrEnum
+from typing import assert_never
+
+from nat_pod import limits
+from nat_pod.errors import NatPodError
+
+
+class Delivery(StrEnum):
+    """How packets for an alias reach the NAT VM that translates it (`delivery`)."""
+
+    PRIVATE_IPS = "privateIps"
+    """An alias is a private IP of a NAT VM; a member has two of them, a slot."""
+
+    ROUTES = "routes"
+    """An alias is the destination of a route; a member has one."""
+
+
+_DEFAULTS: dict[Delivery, dict[str, object]] = {
+    Delivery.PRIVATE_IPS: {"sourceNat": "masquerade", "subnets": {}},
+    Delivery.ROUTES: {"standby": True, "vcnCidr": "", "balancerLimit": limits.BALANCERS_PER_REGION},
+}
+"""The settings that one delivery alone has, with their defaults in `Pulumi.yaml`."""
+
+
+def only(delivery: Delivery) -> tuple[str, ...]:
+    """The settings that no other delivery has."""
+    return tuple(_DEFAULTS[delivery])
+
+
+def foreign(delivery: Delivery) -> dict[str, str]:
+    """The settings that this delivery does not have, each with the reason and what to do."""
+    match delivery:
+        case Delivery.PRIVATE_IPS:
+            why = "is a setting of delivery: routes; take it out, or write delivery: routes"
+            return dict.fromkeys(only(Delivery.ROUTES), why)
+        case Delivery.ROUTES:
+            return {
+                "sourceNat": (
+                    "does not exist with delivery: routes: each member keeps an alias of its own at the far end, as "
+                    "with static; take it out"
+                ),
+                "subnets": (
+                    "does not exist with delivery: routes: aliases lie in no subnet, and the VCN's range is laid out "
+                    "by nat-pod; take it out (vcnCidr says where that range is)"
+                ),
+            }
+        case _ as never:
+            assert_never(never)
+
+
+def refuse_routed(delivery: Delivery, who: str) -> None:
+    """Raises NatPodError for a POD of `delivery: routes`, of which `who` knows nothing yet."""
+    match delivery:
+        case Delivery.PRIVATE_IPS:
+            return
+        case Delivery.ROUTES:
+            raise NatPodError(f"{who}: does not know PODs with delivery: routes yet (nothing was done)")
+        case _ as never:
+            assert_never(never)
+
+
+def written(value: object) -> Delivery:
+    """The delivery of a value that may be missing or wrong: what is not `routes` is read as the article's."""
+    return Delivery.ROUTES if value == Delivery.ROUTES else Delivery.PRIVATE_IPS
+
+
+def without_foreign_defaults(
+    config: Mapping[str, object], prefix: str = "", said: Container[str] = ()
+) -> dict[str, object]:
+    """A configuration without what only `Pulumi.yaml` says of settings that its delivery does not have.
+
+    The Pulumi CLI gives every stack every default of the project, so `sourceNat: masquerade` says nothing there.
+    prefix: of the keys, e.g. `nat-pod:`.  said: the keys that the stack file itself has, where that is known; they stay
+    and are refused.
+    """
+    delivery = written(config.get(f"{prefix}delivery"))
+    defaults = {
+        f"{prefix}{key}": value
+        for other in Delivery
+        if other is not delivery
+        for key, value in _DEFAULTS[other].items()
+    }
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in defaults or key in said or not _same(value, defaults[key])
+    }
+
+
+def _same(value: object, default: object) -> bool:
+    # The CLI hands scalars over as strings: "3", "true".
+    return value == default or (isinstance(value, str) and value.lower() == str(default).lower())

@@ -1,0 +1,223 @@
+"""RoutedConfig: the stack file of a POD with `delivery: routes`, checked once and frozen.
+
+What a POD of the article's delivery is checked for is checked here too, by the same parsers.  The difference is the
+range: the VCN has a small part of it, and the rest are aliases, one a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from netaddr import IPAddress, IPNetwork
+
+from nat_pod import limits
+from nat_pod.config import aliases
+from nat_pod.config.addresses import Members
+from nat_pod.config.alias_book import read_aliases
+from nat_pod.config.aliases import VcnLayout, default_vcn, merged
+from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
+from nat_pod.config.delivery import Delivery, foreign
+from nat_pod.config.model import Capacity
+from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
+from nat_pod.config.neighbours import (
+    CustomerConfig,
+    ManagementConfig,
+    Member,
+    members_of,
+    read_customers,
+    read_management,
+    renames_of,
+    written_members,
+)
+from nat_pod.config.reader import Reader
+from nat_pod.config.renames import Networks, Renames
+from nat_pod.config.subnets import read_pod_cidr
+from nat_pod.errors import ConfigError, Problem
+from nat_pod.names import SIDES, MemberName
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedConfig:
+    """A routed POD's configuration, without contradictions.
+
+    `cidr` is the whole range, and `vcn` the part of it that is the VCN's own; all else of it are aliases.  `book` has
+    the alias of every member, and of nobody else.  `released` has the aliases that are kept back because somebody may
+    still send to them.
+    """
+
+    compartment_id: str
+    cidr: IPNetwork
+    vcn: IPNetwork
+    nat_vm: NatVmConfig
+    management: ManagementConfig
+    customers: tuple[CustomerConfig, ...]
+    standby: bool
+    lpg_limit: int
+    balancer_limit: int
+    book: dict[MemberName, IPAddress]
+    released: dict[MemberName, IPAddress]
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, object], stack: str) -> RoutedConfig:
+        """Check a stack's configuration, as `PodConfig.from_mapping` does.  Raises ConfigError with every problem."""
+        config, problems, unsettled = read_draft(mapping, stack)
+        if problems or unsettled or config is None:
+            raise ConfigError(f"Pulumi.{stack}.yaml", problems + unsettled)
+        return config
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Servers first, then hosts by customer, in the order of their names."""
+        return members_of(self.management, self.customers)
+
+    @property
+    def servers(self) -> tuple[Member, ...]:
+        """Management's members."""
+        return tuple(member for member in self.members if member.name.is_server)
+
+    @property
+    def hosts(self) -> tuple[Member, ...]:
+        """The customers' members."""
+        return tuple(member for member in self.members if not member.name.is_server)
+
+    @property
+    def renames(self) -> Renames:
+        """Who was called otherwise before."""
+        return renames_of(self.management, self.customers)
+
+    @property
+    def layout(self) -> VcnLayout:
+        """The subnets of the VCN."""
+        return VcnLayout(self.vcn)
+
+    @property
+    def server_ranges(self) -> tuple[IPNetwork, ...]:
+        """The blocks in which servers have their aliases, as few networks."""
+        return merged(alias for name, alias in self.book.items() if name.is_server)
+
+    @property
+    def host_ranges(self) -> tuple[IPNetwork, ...]:
+        """The blocks in which hosts have their aliases, as few networks."""
+        return merged(alias for name, alias in self.book.items() if not name.is_server)
+
+    @property
+    def balancers(self) -> int:
+        """How many network load balancers the POD needs: one a side that has a standby."""
+        return len(SIDES) if self.standby else 0
+
+    @property
+    def capacity(self) -> Capacity:
+        """What is left of aliases; a released one is not free.  A NAT VM has one VNIC, whatever its shape."""
+        slots = aliases.capacity(self.cidr, self.vcn)
+        used = len(self.book) + len(self.released)
+        return Capacity(slots=slots, used=used, free=slots - used, vnics_used=1, vnics_limit=self.nat_vm.vnic_limit)
+
+    def alias(self, name: MemberName) -> str:
+        """The one address of a member: at which customers reach a server, or management a host."""
+        return str(self.book[name])
+
+
+_REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
+_OPTIONAL = ("delivery", "standby", "vcnCidr", "lpgLimit", "balancerLimit", "addresses")
+SETTINGS = (*_REQUIRED, *_OPTIONAL)
+"""The keys of a routed POD's stack file below `nat-pod:`."""
+
+
+def read_draft(
+    mapping: Mapping[str, object], stack: str, earlier: Callable[[], Mapping[str, object] | None] = lambda: None
+) -> tuple[RoutedConfig | None, list[Problem], list[Problem]]:
+    """Read a configuration whose address book may lag behind its members; see `model.read_draft`."""
+    reader = Reader(stack)
+    for key, why in foreign(Delivery.ROUTES).items():
+        if mapping.get(key) is not None:
+            reader.add(key, mapping[key], why)
+    known = {key: value for key, value in mapping.items() if key not in foreign(Delivery.ROUTES)}
+    root = reader.section("", known, required=_REQUIRED, optional=_OPTIONAL)
+    compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
+    cidr = read_pod_cidr(reader, root.get("cidr"), _SIZES)
+    vcn = None if cidr is None else _read_vcn(reader, root.get("vcnCidr"), cidr)
+    nat_vm = read_nat_vm(reader, root.get("natVm"))
+    management = read_management(reader, root.get("management"))
+    customers = read_customers(reader, root.get("customers"), written_members(root))
+    standby = reader.boolean("standby", root.get("standby", True))
+    lpg_limit = reader.integer("lpgLimit", root.get("lpgLimit", limits.LPGS_PER_VCN), 1, limits.LPGS_PER_VCN_RAISED)
+    balancer_limit = reader.integer("balancerLimit", root.get("balancerLimit", limits.BALANCERS_PER_REGION), 0, 1000)
+    check_networks(reader, cidr, management, customers)
+    if vcn is not None and management is not None:
+        check_vrouter(reader, management.vrouter, VcnLayout(vcn).vrouter)
+    if lpg_limit is not None:
+        check_lpgs(reader, root.get("customers"), lpg_limit)
+    book: dict[MemberName, IPAddress] = {}
+    released: dict[MemberName, IPAddress] = {}
+    if cidr is not None and vcn is not None:
+        changes = Members(
+            written=written_members(root),
+            renames=renames_of(management, customers or ()),
+            now=Networks.read(root),
+            earlier=lambda: None if (base := earlier()) is None else Networks.read(base),
+        )
+        book, released = read_aliases(reader, root.get("addresses"), cidr, vcn, changes)
+    if (
+        reader.problems
+        or compartment_id is None
+        or cidr is None
+        or vcn is None
+        or nat_vm is None
+        or management is None
+        or customers is None
+        or standby is None
+        or lpg_limit is None
+        or balancer_limit is None
+    ):
+        return None, reader.problems, reader.unsettled
+    config = RoutedConfig(
+        compartment_id=compartment_id,
+        cidr=cidr,
+        vcn=vcn,
+        nat_vm=nat_vm,
+        management=management,
+        customers=customers,
+        standby=standby,
+        lpg_limit=lpg_limit,
+        balancer_limit=balancer_limit,
+        book=book,
+        released=released,
+    )
+    if config.balancers > balancer_limit:
+        reader.add("balancerLimit", str(balancer_limit), _too_few_balancers(config.balancers))
+        return None, reader.problems, reader.unsettled
+    return config, [], reader.unsettled
+
+
+_SIZES = "must be a /16 to a /25: a /22 holds 960 aliases, a /21 1,984"
+
+
+def _read_vcn(reader: Reader, value: object, cidr: IPNetwork) -> IPNetwork | None:
+    """The key `vcnCidr`; without it the last /26 of the POD's range.  "" is Pulumi.yaml's "not pinned"."""
+    default = default_vcn(cidr)
+    if value is None or value == "":
+        return default
+    vcn = reader.network("vcnCidr", value, str(default))
+    if vcn is None:
+        return None
+    if vcn not in cidr:
+        reader.add("vcnCidr", str(vcn), f"is outside the POD's range {cidr}, e.g. {default}")
+        return None
+    if vcn.prefixlen not in limits.VCN_OF_ROUTED_POD_PREFIXES:
+        reader.add(
+            "vcnCidr", str(vcn), f"must be a /25 to a /27 with a /29 for each side and the vRouter, e.g. {default}"
+        )
+        return None
+    if vcn == cidr:
+        reader.add("vcnCidr", str(vcn), "is the whole range of the POD, and leaves no alias")
+        return None
+    return vcn
+
+
+def _too_few_balancers(needed: int) -> str:
+    return (
+        f"the standby takes {needed} network load balancers, one for each side; ask Oracle to raise the region's limit "
+        "of them (OCI Console: Limits, Quotas and Usage, service Network Load Balancer) and write the new one here, or "
+        "write standby: false"
+    )
