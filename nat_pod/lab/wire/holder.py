@@ -29,7 +29,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nat_pod.lab.wire import boot, netns
+from nat_pod.lab.wire import boot, load, netns
 from nat_pod.lab.wire.fabric import (
     IMDS_ADDRESS,
     balancer_namespace,
@@ -40,7 +40,6 @@ from nat_pod.lab.wire.fabric import (
     vcn_namespace,
     vm_namespace,
 )
-from nat_pod.lab.wire.load import Load
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.packets import Quoted
 from nat_pod.lab.wire.probe import Probe, Prober, Servers
@@ -73,7 +72,7 @@ class Operations:
         self._topology = topology
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._rounds: dict[str, subprocess.Popen[str]] = {}
-        self._load: Load | None = None
+        self._load: load.Load | None = None
         self._kept = ""
         self._turn = threading.Lock()
         # VMs that have failed: the processes that stand still, None for one that is off.
@@ -222,11 +221,11 @@ class Operations:
         return dict(json.loads(line))
 
     def load(self, action: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON, as the action takes and gives it
-        """Flows that stay open: `load.Load`'s open, close, mark or report."""
-        if action not in ("open", "close", "mark", "report"):
+        """Flows that stay open: what `load.Load` does by this name."""
+        if action not in load.ACTIONS:
             raise LabError(f"open flows have no {action}")
         if self._load is None:
-            self._load = Load(self._topology)
+            self._load = load.Load(self._topology)
             self._load.start()
         return getattr(self._load, action)(**arguments)
 
