@@ -250,6 +250,7 @@ COMMON = {
     "--comment": word(r'"[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._:/][A-Za-z0-9._:/-]{0,254}'),
 }
 PORT = word(r"[0-9]{1,5}")
+OPENING = "FIN,SYN,RST,ACK SYN"  # a segment that opens a connection: of these four flags SYN alone
 # What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
 # for a flow of which conntrack no longer knows the interface.
 OPTIONS = {
@@ -264,6 +265,7 @@ OPTIONS = {
             "--sport": PORT,
             "--dport": PORT,
             "--icmp-type": word("[0-9]{1,3}"),
+            "--tcp-flags": word(OPENING),
         },
     ),
     "nat": dict(
@@ -277,7 +279,7 @@ OPTIONS = {
     ),
 }
 MODULES = ("conntrack", "comment", "tcp", "udp", "icmp")
-WORDS = re.compile(r'"[^"]*"|[^ "]+')
+WORDS = re.compile(r'"[^"]*"|! -\S+|%s|[^ "]+' % OPENING)  # an option, its negation, or its whole value
 TRANSLATES_TO = {"DNAT": "--to-destination", "SNAT": "--to-source", "NETMAP": "--to"}
 
 

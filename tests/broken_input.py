@@ -136,6 +136,7 @@ _WORDS = (
     "MASQUERADE", "NFQUEUE", "NATPOD-PRE", "NATPOD-POST", "NATPOD-FORWARD", "NATPOD-X", "PREROUTING", "INPUT",
     "FORWARD",
     "OUTPUT", "InstanceServices", "conntrack", "comment", "tcp", "udp", "icmp", "NEW", "DNAT,SNAT", "22", "65536", "-1",
+    "--tcp-flags", "FIN,SYN,RST,ACK",
     "169.254.169.254", "127.0.0.1", "0.0.0.0/0", "0.0.0.0/1", "10.0.0.100", "10.0.0.100/32", "10.0.0.100:22",
     "224.0.0.0/4",
     "160.0.0.0/3", "10.0.0.1-10.0.0.9", "10.0.0.0/33", "::1", '"', '"a b"', "'a'", "\\", "$(reboot)", ";reboot", "",

@@ -161,6 +161,14 @@ TWINS = {
     "an option nobody knows": ("filter", "-A NATPOD-FORWARD -o ens3 -j DROP", "-A NATPOD-FORWARD -i ens3 -j DROP"),
     "a module nobody knows": (
         "filter", "-A NATPOD-FORWARD -m u32 -j DROP", "-A NATPOD-FORWARD -m conntrack --ctstate NEW -j DROP"),
+    "other TCP flags": (
+        "filter", "-A NATPOD-FORWARD -p tcp -m tcp --tcp-flags SYN SYN -j DROP",
+        "-A NATPOD-FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP"),
+    "a negation of TCP flags": (
+        "filter", "-A NATPOD-FORWARD -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j DROP",
+        "-A NATPOD-FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j DROP"),
+    "TCP flags in nat": (
+        "nat", "-A NATPOD-PRE -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT", "-A NATPOD-PRE -j ACCEPT"),
     "a negation": ("nat", "-A NATPOD-PRE ! -s 10.0.0.0/8 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.0/8 -j ACCEPT"),
     "an option twice": (
         "nat", "-A NATPOD-PRE -s 10.0.0.0/8 -s 10.0.0.0/8 -j ACCEPT", "-A NATPOD-PRE -s 10.0.0.0/8 -j ACCEPT"),

@@ -14,6 +14,7 @@ from nat_pod.errors import UnknownRuleError
 from nat_pod.names import MANAGEMENT, MemberName
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import (
+    OPENING,
     Accept,
     Chain,
     Dnat,
@@ -159,6 +160,8 @@ RULES = {
     "a port": (Match(protocol="udp", destination_port=9), Match(destination_port=9), "a port goes with tcp or udp"),
     "a source port": (Match(protocol="tcp", source_port=9), Match(protocol="icmp", source_port=9), "a port goes with"),
     "an ICMP type": (Match(protocol="icmp", icmp_type=3), Match(protocol="tcp", icmp_type=3), "an ICMP type with icmp"),
+    "TCP flags": (Match(protocol="tcp", tcp_flags=OPENING), Match(protocol="tcp", tcp_flags="ACK ACK"), "of TCP flags"),
+    "TCP flags without TCP": (Match(protocol="tcp", tcp_flags=OPENING), Match(tcp_flags=OPENING), "which go with tcp"),
     "a source": (Match(source="1.2.3.4/32"), Match(source="2001:db8::1/128"), "it knows IPv4 networks"),
     "a destination": (Match(destination="1.2.3.0/24"), Match(destination="a set"), "it knows IPv4 networks"),
 }

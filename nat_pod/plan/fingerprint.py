@@ -16,12 +16,12 @@ import re
 
 from nat_pod.plan.guest import SOURCES
 from nat_pod.rules import iptables
-from nat_pod.rules.netfilter import OWN_PREFIX, Ruleset
+from nat_pod.rules.netfilter import OPENING, OWN_PREFIX, Ruleset
 
 CLOSED = "-j NATPOD-CLOSED"
 """The guard's last rule: a document's chains are entered before it."""
 
-_WORDS = re.compile(r'"[^"]*"|[^ "]+')
+_WORDS = re.compile(rf'"[^"]*"|! -\S+|{OPENING}|[^ "]+')
 
 
 def fingerprint(rules: Ruleset) -> dict[str, str]:

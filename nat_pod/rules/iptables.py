@@ -82,12 +82,14 @@ def render_rule(chain: str, rule: Rule) -> str:
         words.append(f"-p {match.protocol}")
         if match.icmp_type is not None:
             words.append(f"-m icmp --icmp-type {match.icmp_type}")
-        if match.source_port is not None or match.destination_port is not None:
+        if any(value is not None for value in (match.source_port, match.destination_port, match.tcp_flags)):
             words.append(f"-m {match.protocol}")
         if match.source_port is not None:
             words.append(f"--sport {match.source_port}")
         if match.destination_port is not None:
             words.append(f"--dport {match.destination_port}")
+        if match.tcp_flags is not None:
+            words.append(f"--tcp-flags {match.tcp_flags}")
     if match.ctstate or match.opened_from is not None or match.answered_from is not None:
         words.append("-m conntrack")
     if match.ctstate:
@@ -187,6 +189,8 @@ def _read_rule(words: list[str]) -> Rule:
         option = rest.pop(0)
         if option == "-m":
             modules.add(rest.pop(0))
+        elif option == "--tcp-flags" and option not in values:
+            values[option] = f"{rest.pop(0)} {rest.pop(0)}"  # which are looked at, and which of them are set
         elif option in _OPTIONS and option not in values:
             values[option] = rest.pop(0)
         else:
@@ -202,6 +206,7 @@ def _read_rule(words: list[str]) -> Rule:
         source_port=_number(values.get("--sport")),
         destination_port=_number(values.get("--dport")),
         icmp_type=_number(values.get("--icmp-type")),
+        tcp_flags=values.get("--tcp-flags"),
         ctstate=tuple(ctstate.split(",")) if ctstate else (),
         opened_from=values.get("--ctorigsrc"),
         answered_from=values.get("--ctreplsrc"),

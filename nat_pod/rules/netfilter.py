@@ -19,6 +19,10 @@ CHAIN_NAME_LIMIT = 28
 OWN_PREFIX = "NATPOD-"
 
 
+OPENING = "FIN,SYN,RST,ACK SYN"
+"""The TCP flags of a segment that opens a connection: of these four SYN alone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
     """Conditions that must all hold.  Networks are canonical text, always with a prefix length ("10.0.0.100/32")."""
@@ -30,7 +34,8 @@ class Match:
     source_port: int | None = None
     destination_port: int | None = None
     icmp_type: int | None = None
-    ctstate: tuple[str, ...] = ()  # any of NEW ESTABLISHED RELATED INVALID DNAT SNAT, in this order
+    tcp_flags: str | None = None  # which flags are looked at, and which of them are set: OPENING
+    ctstate: tuple[str, ...] = ()  # any of INVALID NEW RELATED ESTABLISHED SNAT DNAT, in this order
     opened_from: str | None = None  # of the flow that the packet belongs to: who sent its first packet (--ctorigsrc)
     answered_from: str | None = None  # who answers that flow, behind the translation (--ctreplsrc)
 

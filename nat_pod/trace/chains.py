@@ -17,7 +17,7 @@ from netaddr import AddrFormatError
 
 from nat_pod.errors import UnknownRuleError
 from nat_pod.rules.iptables import render_rule
-from nat_pod.rules.netfilter import Accept, Chain, Dnat, Drop, Goto, Match, Netmap, Rule, Ruleset, Snat, Table
+from nat_pod.rules.netfilter import OPENING, Accept, Chain, Dnat, Drop, Goto, Match, Netmap, Rule, Ruleset, Snat, Table
 from nat_pod.trace.spans import LAST_ADDRESS, Header, Places, Span, number, numbers
 
 _STATES = frozenset(("NEW", "ESTABLISHED", "RELATED", "INVALID", "DNAT", "SNAT"))
@@ -205,6 +205,7 @@ class _Test:
             and (match.source_port is None or match.source_port == header.sport)
             and (match.destination_port is None or match.destination_port == header.dport)
             and (match.icmp_type is None or match.icmp_type == header.icmp_type)
+            and (match.tcp_flags is None or "ESTABLISHED" not in state)  # a new flow's is a SYN, its answer no longer
             and (not match.ctstate or not self.states.isdisjoint(state))
         )
 
@@ -320,6 +321,8 @@ def _check_match(chain: str, rule: Rule) -> None:
     ports = match.source_port is not None or match.destination_port is not None
     if (ports and match.protocol not in ("tcp", "udp")) or (match.icmp_type is not None and match.protocol != "icmp"):
         raise UnknownRuleError(_line(chain, rule), "a port goes with tcp or udp, an ICMP type with icmp")
+    if match.tcp_flags is not None and (match.tcp_flags != OPENING or match.protocol != "tcp"):
+        raise UnknownRuleError(_line(chain, rule), f"of TCP flags it knows {OPENING}, which go with tcp")
 
 
 def _line(chain: str, rule: Rule) -> str:

@@ -414,7 +414,7 @@ def _covers(earlier: Match, later: Match) -> bool:
     def holds(network: str | None, inside: str | None) -> bool:
         return network is None or (inside is not None and IPNetwork(inside) in IPNetwork(network))
 
-    exact = ("in_interface", "protocol", "source_port", "destination_port", "icmp_type")
+    exact = ("in_interface", "protocol", "source_port", "destination_port", "icmp_type", "tcp_flags")
     return (
         holds(earlier.source, later.source)
         and holds(earlier.destination, later.destination)
