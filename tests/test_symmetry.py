@@ -9,7 +9,8 @@ from bench.pods import full_pod
 from nat_pod.config.model import PodConfig
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.rules.compiler import HIDDEN, POST
+from nat_pod.rules.compiler import HIDDEN
+from nat_pod.rules.guard import POST
 from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule
 from nat_pod.trace.diff import Delivery, Pair, delivered
 from nat_pod.trace.dispositions import Disposition

@@ -25,7 +25,7 @@ from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import servers_first
 from nat_pod.plan.model import PodPlan
-from nat_pod.rules.compiler import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS
+from nat_pod.rules.guard import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS
 from nat_pod.status.compare import NOT_LOOKED_AT, MemberUse, Status, compare
 from nat_pod.status.finding import duration
 from nat_pod.status.report import Repairs, VmReport, read_report

@@ -38,19 +38,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import assert_never
 
-from netaddr import IPNetwork, cidr_merge
+from netaddr import cidr_merge
 
 from nat_pod.config.addressing import Pair, Slot
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import CustomerConfig, Member
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SSH, Side
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, Side
+from nat_pod.rules.guard import ERRORS, about_own, from_all, guard, nat_table, ssh
 from nat_pod.rules.netfilter import (
     Accept,
     Chain,
     Dnat,
     Drop,
     Goto,
-    Hook,
     Match,
     Netmap,
     Rule,
@@ -60,13 +60,6 @@ from nat_pod.rules.netfilter import (
 )
 from nat_pod.rules.tree import grow, without_dear
 
-PRE = "NATPOD-PRE"
-POST = "NATPOD-POST"
-FORWARD = "NATPOD-FORWARD"
-INPUT = "NATPOD-INPUT"
-OUTPUT = "NATPOD-OUTPUT"
-ERRORS = "NATPOD-ERRORS"
-OWN_ERRORS = "NATPOD-OWN-ERRORS"
 FROM_VM1 = "NATPOD-FROM-VM1"
 FROM_VM2 = "NATPOD-FROM-VM2"
 SERVERS = "NATPOD-SERVERS"
@@ -78,33 +71,28 @@ VNIC = "NATPOD-V-"  # hosts by their address on the VM
 HIDDEN = "NATPOD-H-"  # sources after routing: what they become
 SERVER_SOURCE = "NATPOD-M-"  # servers as sources
 
-DHCP_SERVER, DHCP_CLIENT = 67, 68
-DHCP_FROM = "169.254.169.254/32"
-"""OCI's DHCP server (as its metadata service and resolver).  A renewal is a packet of the VM's own and its answer
-ESTABLISHED; what a broadcast asks for is answered from here as well."""
-
 
 def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
     """The rules of each side's NAT VMs.  Sorted throughout, so that equal configurations give equal bytes."""
     mappings = _Mappings(config)
     return {
         NAT_VM1: Ruleset(
-            filter=_guard(
-                config.source_nat,
+            filter=guard(
+                _forward(config.source_nat),
                 errors=_errors_vm1(mappings),
-                own_errors=_from_all(mappings.subnets_of_vm2, "errors about ssh"),
-                ssh_from=mappings.subnets_of_vm2,
-                ssh_note="ssh through NAT VM2",
+                own_errors=from_all(mappings.subnets_of_vm2, "errors about ssh"),
+                let_in=ssh(mappings.subnets_of_vm2, "ssh through NAT VM2"),
+                said=_SAID,
             ),
             nat=_nat_table(_customers_to_vm2(mappings), _vm2_to_customers(mappings), _sources(mappings, NAT_VM1)),
         ),
         NAT_VM2: Ruleset(
-            filter=_guard(
-                config.source_nat,
+            filter=guard(
+                _forward(config.source_nat),
                 errors=_errors_vm2(mappings),
                 own_errors=_own_errors_vm2(mappings),
-                ssh_from=[config.management.cidr],
-                ssh_note="ssh from management",
+                let_in=ssh([config.management.cidr], "ssh from management"),
+                said=_SAID,
             ),
             nat=_nat_table(_management_to_vm1(mappings), _vm1_to_management(mappings), _sources(mappings, NAT_VM2)),
         ),
@@ -298,42 +286,29 @@ def _masquerade(mappings: _Mappings, side: Side) -> list[Rule]:
 
 def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
     """The nat table.  Transit comes first: it is one test, and most packets of a busy POD's replies skip it anyway."""
-    pre = Chain(PRE, tuple(transit[0] + requests[0]))
-    post = Chain(POST, tuple(sources[0]))
-    return Table(
-        "nat",
-        (Hook("PREROUTING", PRE), Hook("POSTROUTING", POST)),
-        (pre, *transit[1], *requests[1], post, *sources[1]),
+    return nat_table(
+        [*transit[0], *requests[0]], sources[0], pre_below=[*transit[1], *requests[1]], post_below=sources[1]
     )
 
 
 def _errors_vm1(mappings: _Mappings) -> list[Rule]:
     """NAT VM1, errors about flows: from NAT VM2 about any, from a customer's VCN about that customer's own."""
-    about_own = [
+    about_theirs = [
         rule
         for customer in mappings.config.customers
-        for rule in _about_own(customer.cidr, note=customer.name)
+        for rule in about_own(customer.cidr, note=customer.name)
         if mappings.of(customer, mappings.hosts)
     ]
-    return [*_from_all(mappings.subnets_of_vm2, "through NAT VM2"), *about_own]
+    return [*from_all(mappings.subnets_of_vm2, "through NAT VM2"), *about_theirs]
 
 
 def _errors_vm2(mappings: _Mappings) -> list[Rule]:
     """NAT VM2, errors about flows: from NAT VM1, from the vRouter, and from management, about flows of management."""
     management = mappings.config.management
     return [
-        *_from_all(mappings.subnets_of_vm1, "through NAT VM1"),
+        *from_all(mappings.subnets_of_vm1, "through NAT VM1"),
         Rule(Match(source=str(mappings.config.layout.vrouter)), Accept(), note="the vRouter"),
-        *_about_own(management.cidr, note=MANAGEMENT),
-    ]
-
-
-def _about_own(network: IPNetwork, note: str) -> list[Rule]:
-    """Packets from a network that belong to a flow which one of its machines opened, or answers."""
-    cidr = str(network)
-    return [
-        Rule(Match(source=cidr, opened_from=cidr), Accept(), note=note),
-        Rule(Match(source=cidr, answered_from=cidr), Accept(), note=note),
+        *about_own(management.cidr, note=MANAGEMENT),
     ]
 
 
@@ -341,13 +316,9 @@ def _own_errors_vm2(mappings: _Mappings) -> list[Rule]:
     """NAT VM2, errors about its own flows: ssh from management, and on to NAT VM1."""
     cidr = str(mappings.config.management.cidr)
     return [
-        *_from_all(mappings.subnets_of_vm1, "errors about ssh to NAT VM1"),
+        *from_all(mappings.subnets_of_vm1, "errors about ssh to NAT VM1"),
         Rule(Match(source=cidr, opened_from=cidr), Accept(), note="errors about ssh"),
     ]
-
-
-def _from_all(networks: Iterable[IPNetwork], note: str) -> list[Rule]:
-    return [Rule(Match(source=str(network)), Accept(), note=note) for network in networks]
 
 
 def _translated(source_nat: SourceNat) -> list[Rule]:
@@ -371,56 +342,18 @@ def _translated(source_nat: SourceNat) -> list[Rule]:
             assert_never(never)
 
 
-def _guard(
-    source_nat: SourceNat, errors: list[Rule], own_errors: list[Rule], ssh_from: Iterable[IPNetwork], ssh_note: str
-) -> Table:
-    """The filter table: what may pass the VM, what may talk to the VM itself, and what the VM may say.
-
-    RELATED is an ICMP error whose inside is a packet of a flow that exists.  Whoever guesses that packet can write
-    such an error: it would reset the flow or shrink its path MTU, and carry the sender's own bytes to both ends.  So
-    an error passes only from where the flow itself passes.
-
-    The VM's own errors (TTL exceeded, parameter problem, fragmentation needed) are written before FORWARD is asked.
-    They belong to the flow that they are about, its first packet included, so they go out if a mapping translated it:
-    traceroute of a declared flow shows the VM, and a stranger learns of no machine.
-    """
-    forward = (
+def _forward(source_nat: SourceNat) -> tuple[Rule, ...]:
+    """What may pass the VM: flows that exist, and new ones that a mapping translated."""
+    return (
         Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="flows that exist"),
         Rule(Match(ctstate=("RELATED",)), Goto(ERRORS), note="errors about flows that exist"),
         *_translated(source_nat),
         Rule(Match(), Drop(), note="no mapping translated it"),
     )
-    own = (
-        Rule(Match(in_interface="lo"), Accept(), note="the VM itself"),
-        Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="answers to the VM"),
-        Rule(Match(ctstate=("RELATED",)), Goto(OWN_ERRORS), note="errors about flows of the VM"),
-        Rule(
-            Match(source=DHCP_FROM, protocol="udp", source_port=DHCP_SERVER, destination_port=DHCP_CLIENT),
-            Accept(),
-            note="DHCP of the primary VNIC",
-        ),
-        *(
-            Rule(Match(source=str(network), protocol="tcp", destination_port=SSH), Accept(), note=ssh_note)
-            for network in ssh_from
-        ),
-        Rule(Match(), Drop(), note="no mapping translated it"),
-    )
-    said = (
-        Rule(Match(protocol="icmp", ctstate=("DNAT",)), Accept(), note="errors about what a mapping translated"),
-        Rule(Match(protocol="icmp", ctstate=("INVALID", "RELATED")), Drop(), note="errors to strangers"),
-    )
-    foreign = Rule(Match(), Drop(), note="not about a flow of the sender")
-    return Table(
-        "filter",
-        (Hook("FORWARD", FORWARD), Hook("INPUT", INPUT), Hook("OUTPUT", OUTPUT)),
-        (
-            Chain(FORWARD, forward),
-            Chain(ERRORS, (*errors, foreign)),
-            Chain(INPUT, own),
-            Chain(OWN_ERRORS, (*own_errors, foreign)),
-            Chain(OUTPUT, said),
-        ),
-    )
+
+
+_SAID = (Rule(Match(protocol="icmp", ctstate=("DNAT",)), Accept(), note="errors about what a mapping translated"),)
+"""The VM's own errors belong to the flow that they are about, its first packet included: it is translated by then."""
 
 
 def _host(address: object) -> str:
