@@ -500,6 +500,29 @@ def test_the_primary_vnic_is_found_whatever_else_oci_lists(project: Path, monkey
     deploy(project, "dev", region)
 
 
+def test_another_compartment_ends_in_a_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    region = Region()
+    deploy(project, "dev", region)
+    invoke = region.invoke
+
+    def as_before(token: str, args: dict[str, Any]) -> dict[str, Any]:
+        """A preview asks while the VMs are still where they were."""
+        moved = "vnicAttachments" in (answer := invoke(token, args)) and args["compartmentId"].endswith("another")
+        return {**answer, "vnicAttachments": []} if moved else answer
+
+    monkeypatch.setattr(region, "invoke", as_before)
+    change(project, "compartmentId", value="ocid1.compartment.oc1..another")
+    with pytest.raises(DeployError) as refused:
+        deploy(project, "dev", region)
+    assert str(refused.value) in {
+        f'nat-pod dev: Pulumi.dev.yaml: 1 problem\n  nat-pod:compartmentId: "ocid1.compartment.oc1..another": OCI '
+        f"lists no VNIC of nat-pod-dev-{vm} in this compartment, and a POD does not move: write the compartment that "
+        "it is in, or make a new POD in this one (`python -m nat_pod new-pod NAME`). If it is in this one, somebody "
+        "terminated its VM: run `pulumi refresh`, then `pulumi up`"
+        for vm in ("natVm1", "natVm2")
+    }
+
+
 def test_one_name_twice_is_refused_as_the_engine_does(project: Path) -> None:
     vcn = 'oci.core.Vcn("a", compartment_id="c", cidr_blocks=["10.0.0.0/16"])'
     twice = f"import pulumi_oci as oci\n{vcn}\n{vcn}\n"

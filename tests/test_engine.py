@@ -699,6 +699,31 @@ def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_ma
     pod.engine.expect_no_changes()
 
 
+def test_another_compartment_is_refused_without_a_traceback(pod: Pod) -> None:
+    pod.change(compartmentId="ocid1.compartment.oc1..another")
+    before = len(pod.region.changes())
+    with pytest.raises(EngineError) as refused:
+        pod.engine.preview()
+    assert (
+        'nat-pod:compartmentId: "ocid1.compartment.oc1..another": OCI lists no VNIC of nat-pod-dev-natVm1 in this '
+        "compartment, and a POD does not move"
+    ) in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+    assert len(pod.region.changes()) == before
+
+
+def test_a_vm_that_somebody_terminated_is_told_and_comes_back(pod: Pod) -> None:
+    pod.region.delete(pod.find(INSTANCE, "natVm2"))
+    with pytest.raises(
+        EngineError, match=r"somebody terminated its VM: run `pulumi refresh`, then `pulumi up`"
+    ) as said:
+        pod.engine.preview()
+    assert "Traceback" not in str(said.value)
+    pod.engine.refresh()
+    pod.engine.up()
+    pod.engine.expect_no_changes()
+
+
 @pytest.mark.parametrize("value", ["static", {"policy": "static"}, None], ids=str)
 def test_a_mistyped_key_is_refused_although_it_need_not_be_there(pod: Pod, value: object) -> None:
     """Ignored, it would leave the POD with `masquerade`, the default, and nobody would know."""

@@ -432,7 +432,7 @@ class NatPod(pulumi.ComponentResource):
             # A new bootstrap replaces both VMs: the second is left alone until the first has been launched again.
             opts=self._options(depends_on=list(self._vms.values()), delete_before_replace=True),
         )
-        self._primary_vnics[vm.key] = self._primary_vnic_id(instance, primary)
+        self._primary_vnics[vm.key] = self._primary_vnic_id(instance, vm)
         self._private_ips(primary, self._primary_vnics[vm.key], instance)
         previous: pulumi.Resource = instance
         for vnic in vm.vnics[1:]:
@@ -467,7 +467,7 @@ class NatPod(pulumi.ComponentResource):
         self._private_ips(vnic, attachment.vnic_id, attachment)
         return attachment
 
-    def _primary_vnic_id(self, instance: oci.core.Instance, primary: VnicPlan) -> pulumi.Output[str]:
+    def _primary_vnic_id(self, instance: oci.core.Instance, vm: NatVmPlan) -> pulumi.Output[str]:
         """The provider does not report it with the instance; no other VNIC is in the primary VNIC's subnet."""
         attached = oci.core.get_vnic_attachments_output(
             compartment_id=self._plan.compartment_id,
@@ -475,17 +475,25 @@ class NatPod(pulumi.ComponentResource):
             opts=pulumi.InvokeOutputOptions(parent=self),
         )
 
-        def pick(subnet_id: str) -> pulumi.Output[str]:
-            return attached.apply(
-                lambda result: next(
-                    str(entry.vnic_id)
-                    for entry in result.vnic_attachments
-                    # Detached VNICs stay in OCI's list for a while.
-                    if entry.subnet_id == subnet_id and entry.state == "ATTACHED"
-                )
-            )
+        def pick(result: Any, subnet_id: str) -> str:  # noqa: ANN401 the answer's class is the provider's own
+            for entry in result.vnic_attachments:
+                # Detached VNICs stay in OCI's list for a while.
+                if entry.subnet_id == subnet_id and entry.state == "ATTACHED":
+                    return str(entry.vnic_id)
+            raise pulumi.RunError(str(self._elsewhere(vm)))
 
-        return self._subnets[primary.subnet].id.apply(pick)
+        subnet_id = self._subnets[vm.vnics[0].subnet].id
+        return pulumi.Output.all(attached, subnet_id).apply(lambda found: pick(found[0], found[1]))
+
+    def _elsewhere(self, vm: NatVmPlan) -> ConfigError:
+        """OCI looks for attachments in one compartment.  While a preview asks, the VM is where it was, moved or not."""
+        rule = (
+            f"OCI lists no VNIC of {self._child(vm.key)} in this compartment, and a POD does not move: write the "
+            "compartment that it is in, or make a new POD in this one (`python -m nat_pod new-pod NAME`). If it is in "
+            "this one, somebody terminated its VM: run `pulumi refresh`, then `pulumi up`"
+        )
+        problem = Problem(f"{NAMESPACE}:compartmentId", self._plan.compartment_id, rule)
+        return ConfigError(f"Pulumi.{pulumi.get_stack()}.yaml", [problem])
 
     def _private_ips(self, vnic: VnicPlan, vnic_id: pulumi.Input[str], owner: pulumi.Resource) -> None:
         for address in vnic.secondaries:
