@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from small_networks import ANYTHING, add, change, needs_lab
 
-from nat_pod.lab.wire.balancer import Decider, choose
+from nat_pod.lab.wire.balancer import Decider
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Probe
 from nat_pod.lab.wire.sandbox import Lab
@@ -106,7 +106,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     ],
 )
 def test_choice(healthy: set[str], active: str | None, flags: dict[str, bool], chosen: str | None) -> None:
-    assert choose(replace(BALANCER, **flags), healthy, active) == chosen  # type: ignore[arg-type]
+    assert replace(BALANCER, **flags).choose(healthy, active) == chosen  # type: ignore[arg-type]
 
 
 def test_a_switch_begins_a_mark_and_moves_the_old_one_for_good() -> None:

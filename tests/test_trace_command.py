@@ -155,3 +155,22 @@ def test_a_rule_that_the_tracer_does_not_know_ends_with_a_sentence(run, monkeypa
         "-A NATPOD-FORWARD -i ens3 -j ACCEPT: the tracer cannot follow this rule and predicts nothing; "
         "it knows no interface but lo\n",
     )
+
+
+def test_a_nat_vm_that_is_down_stops_the_pod(run):
+    status, said, _ = run("trace", "dev", "customer1/vm1", "management/mgmt", "--down", "natVm2")
+    assert status == 1
+    assert said.endswith(
+        "=> not-forwarding: nat_vm2 is down\n   (it reaches a machine that it is not for, and that does not forward)\n"
+    )
+
+
+def test_only_a_nat_vm_of_the_pod_can_be_down(run):
+    said = "--down natVm3: is not a NAT VM of this POD (natVm1, natVm2)\n"
+    assert run("trace", "dev", "customer1/vm1", "management/mgmt", "--down", "natVm3") == (1, "", said)
+
+
+def test_all_is_a_question_about_a_pod_that_is_up(run):
+    status, _, said = run("trace", "dev", "--all", "--down", "natVm1")
+    assert status == 2
+    assert "--all traces every packet: it takes no FROM, no TO, no --steps and no --down" in said

@@ -34,6 +34,9 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--all", action="store_true", help="trace every packet instead of one, and list what is not as declared"
     )
+    parser.add_argument(
+        "--down", metavar="VM", action="append", default=[], help="take this NAT VM for dead; may be given again"
+    )
     parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default: icmp")
     parser.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default: 80)")
     add_json(parser)
@@ -47,14 +50,15 @@ def _port(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.all and (arguments.sender is not None or arguments.steps):
-        arguments.wrong("--all traces every packet: it takes no FROM, no TO and no --steps")
+    if arguments.all and (arguments.sender is not None or arguments.steps or arguments.down):
+        arguments.wrong("--all traces every packet: it takes no FROM, no TO, no --steps and no --down")
     if not arguments.all and arguments.receiver is None:
         arguments.wrong("FROM and TO are missing; give both, or --all")
     _, plan = load(arguments.stack)
     if arguments.all:
         return _trace_all(plan, arguments)
     topology = expected_topology(plan)
+    _check_vms(arguments.down, plan)
     slot = plan.slot(arguments.sender)
     if slot is None:
         sender, source = _unlisted(arguments.sender, plan)
@@ -66,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _no_address(arguments)
     port = {} if arguments.protocol == "icmp" else {"dport": arguments.port}
     packet = replace(Packet(src=source, dst=destination, protocol=arguments.protocol), **port)
-    traced = trace(topology, sender, packet, expected)
+    traced = trace(topology, sender, packet, expected, arguments.down)
     if arguments.json:
         print_json(traced.to_dict(steps=arguments.steps))
     else:
@@ -83,6 +87,13 @@ def _trace_all(plan: PodPlan, arguments: argparse.Namespace) -> int:
     else:
         print(proof_text(proof, arguments.stack, width()))
     return FINDINGS if proof.counter_examples else OK
+
+
+def _check_vms(names: list[str], plan: PodPlan) -> None:
+    known = [vm.key for vm in plan.vms]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise NatPodError(f"--down {unknown[0]}: is not a NAT VM of this POD ({', '.join(known)})")
 
 
 def _destination(receiver: str, sender: MemberName, plan: PodPlan) -> tuple[str | None, str | None]:

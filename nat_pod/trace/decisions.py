@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 from nat_pod.trace.chains import Verdict
 from nat_pod.trace.dispositions import Disposition
-from nat_pod.trace.topology import Lpg, Route, SecurityRule, Subnet, Vm, Vnic
+from nat_pod.trace.topology import Balancer, Lpg, Route, SecurityRule, Subnet, Vm, Vnic
 
 
 class Direction(StrEnum):
@@ -52,6 +52,18 @@ class VcnRouted(NamedTuple):
     peer: Lpg | None
     arrival: Vnic
     receiver: Vm
+
+
+class Balanced(NamedTuple):
+    """A load balancer sends the packet on, as it came, to `arrival`, the VNIC of the backend `receiver`.
+
+    others: the other backends, each with whether it is healthy.
+    """
+
+    balancer: Balancer
+    arrival: Vnic
+    receiver: Vm
+    others: tuple[tuple[Vm, bool], ...]
 
 
 class Secured(NamedTuple):
@@ -100,7 +112,16 @@ class Delivered(NamedTuple):
 
 
 Decision = (
-    GuestRouted | SourceChecked | VcnRouted | Secured | DestinationChecked | Conntracked | Filtered | Owned | Delivered
+    GuestRouted
+    | SourceChecked
+    | VcnRouted
+    | Balanced
+    | Secured
+    | DestinationChecked
+    | Conntracked
+    | Filtered
+    | Owned
+    | Delivered
 )
 
 
@@ -169,6 +190,30 @@ class NoPrivateIp:
 
 
 @dataclass(frozen=True, slots=True)
+class NobodyHealthy:
+    """No backend of the load balancer is healthy."""
+
+    disposition: ClassVar = Disposition.NOT_BALANCED
+    balancer: Balancer
+
+
+@dataclass(frozen=True, slots=True)
+class ForBalancer:
+    """The destination is the load balancer's own address, at which it takes nothing."""
+
+    disposition: ClassVar = Disposition.NOT_BALANCED
+    balancer: Balancer
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The machine is down: that is what was asked about."""
+
+    disposition: ClassVar = Disposition.NOT_FORWARDING
+    vm: Vm
+
+
+@dataclass(frozen=True, slots=True)
 class NotSecured:
     """No security rule lets it pass; `address` is the other end's."""
 
@@ -234,6 +279,9 @@ Refusal = (
     | OutsideVcn
     | NotPeered
     | NoPrivateIp
+    | NobodyHealthy
+    | ForBalancer
+    | Down
     | NotSecured
     | AnswersElsewhere
     | Dropped

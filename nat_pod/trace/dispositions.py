@@ -18,6 +18,7 @@ class Disposition(StrEnum):
     SOURCE_DEST_CHECK = "source-dest-check"
     RP_FILTER = "rp-filter"
     NOT_FORWARDING = "not-forwarding"
+    NOT_BALANCED = "not-balanced"
     ANSWERED_BY_NAT_VM = "answered-by-nat-vm"
     WRONG_MACHINE = "wrong-machine"
     LOOP = "loop"
@@ -44,6 +45,8 @@ class Disposition(StrEnum):
                 return "the kernel drops it: it would answer by another VNIC (rp_filter)"
             case Disposition.NOT_FORWARDING:
                 return "it reaches a machine that it is not for, and that does not forward"
+            case Disposition.NOT_BALANCED:
+                return "a load balancer has no healthy NAT VM for it, or is its destination"
             case Disposition.ANSWERED_BY_NAT_VM:
                 return "the NAT VM itself takes it: looks like an answer, is none"
             case Disposition.WRONG_MACHINE:

@@ -14,12 +14,16 @@ from netaddr import IPNetwork
 from nat_pod.config.addressing import free_addresses
 from nat_pod.errors import NatPodError
 from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, POD, SIDES, VROUTER, MemberName
-from nat_pod.plan.model import PodPlan, RouteRulePlan, SecurityRulePlan
+from nat_pod.plan.model import BalancerPlan, PodPlan, RouteRulePlan, SecurityRulePlan
 from nat_pod.trace.flows import stranger_addresses
 from nat_pod.trace.topology import (
     VM_HOST,
     VM_NAT,
     VM_ROUTER,
+    Backend,
+    Balancer,
+    CheckProtocol,
+    HealthCheck,
     Lpg,
     Route,
     SecurityRule,
@@ -69,7 +73,7 @@ def with_host(topology: Topology, name: MemberName, address: str) -> Topology:
 
 
 def _pod(topology: Topology, plan: PodPlan) -> None:
-    topology.vcns[POD] = Vcn(name=POD, cidrs=(plan.cidr,))
+    topology.vcns[POD] = Vcn(name=POD, cidrs=(plan.vcn_cidr,))
     lists = {key: tuple(security_rule(rule) for rule in rules) for key, rules in plan.security.items()}
     for subnet in plan.subnets:
         routes = () if subnet.route_table is None else _routes(plan.routes[subnet.route_table])
@@ -98,6 +102,31 @@ def _pod(topology: Topology, plan: PodPlan) -> None:
             forwarding=True,
             metadata=vm.metadata,
         )
+    for balancer in plan.balancers:
+        topology.balancers[balancer.key] = _balancer(balancer, lists[balancer.side])
+
+
+def _balancer(plan: BalancerPlan, security: tuple[SecurityRule, ...]) -> Balancer:
+    """A load balancer, in the NSG of its side: packets pass it as they pass the NAT VMs."""
+    return Balancer(
+        name=plan.key,
+        subnet=plan.subnet,
+        address=plan.address,
+        nsgs=(plan.side,),
+        security=security,
+        backends=tuple(Backend(address=one.address, is_backup=one.is_backup) for one in plan.backends),
+        check=HealthCheck(
+            protocol=CheckProtocol.HTTP,
+            port=plan.check.port,
+            path=plan.check.path,
+            interval_millis=plan.check.interval_ms,
+            timeout_millis=plan.check.timeout_ms,
+            retries=plan.check.retries,
+        ),
+        instant_failover=True,
+        tcp_reset=False,
+        prefers_active=True,
+    )
 
 
 def _management(topology: Topology, plan: PodPlan) -> None:

@@ -13,17 +13,21 @@ from typing import NamedTuple, assert_never
 from nat_pod.trace.decisions import (
     AnsweredByNatVm,
     AnswersElsewhere,
+    Balanced,
     Conntracked,
     Decision,
     Delivered,
     DestinationChecked,
     Direction,
+    Down,
     Dropped,
     Filtered,
+    ForBalancer,
     ForeignDestination,
     ForeignSource,
     GuestRouted,
     Looped,
+    NobodyHealthy,
     NoPrivateIp,
     NoRoute,
     NotForwarding,
@@ -38,7 +42,7 @@ from nat_pod.trace.decisions import (
     VcnRouted,
 )
 from nat_pod.trace.spans import address_text
-from nat_pod.trace.topology import VM_HOST, VM_NAT, SecurityRule, Subnet, Vm
+from nat_pod.trace.topology import VM_HOST, VM_NAT, Balancer, SecurityRule, Subnet, Vm
 from nat_pod.trace.vcn import PROTOCOL_NUMBERS
 
 _Pair = tuple[int, int]
@@ -102,13 +106,15 @@ def steps(header: _Pair, decisions: Iterable[Decision], refusal: Refusal | None)
     """Every decision as a step, the refusal last.  header: source and destination as the sender sends them."""
     made: list[Step] = []
     machine, vnic, before = "", "", _texts(header)
-    ahead: VcnRouted | None = None
+    ahead: VcnRouted | Balanced | None = None
     chains: tuple[str, ...]
     for decision in decisions:
         after, chains = before, ()
         match decision:
             case GuestRouted():
                 machine, vnic = decision.vm.label, decision.vnic.name
+            case Balanced():
+                machine, vnic, ahead = decision.balancer.machine.label, decision.balancer.name, decision
             case VcnRouted():
                 ahead = decision
             case Secured(Direction.INGRESS) if ahead is not None:
@@ -137,6 +143,9 @@ def _said(decision: Decision, at: str) -> tuple[str, str]:
             return "source check", f"VNIC {vnic.name}: {'skipped' if vnic.skip_source_dest_check else 'own address'}"
         case VcnRouted():
             return "VCN route", f"subnet {decision.subnet.name}: {_route(decision)}"
+        case Balanced(_, _, receiver, others):
+            rest = "".join(f"; {vm.label} {'stands by' if healthy else 'is down'}" for vm, healthy in others)
+            return "load balancer", f"to {receiver.label}{rest}"
         case Secured(direction, rule):
             return _security_phase(direction), f"VNIC {at}: {_security_rule(rule)}"
         case DestinationChecked(vnic, _):
@@ -192,6 +201,8 @@ def _phase(refusal: Refusal) -> str:
             return "destination check"
         case NoRoute() | NoTransit() | OutsideVcn() | NotPeered() | NoPrivateIp():
             return "VCN route"
+        case NobodyHealthy() | ForBalancer():
+            return "load balancer"
         case NotSecured():
             return _security_phase(refusal.direction)
         case AnswersElsewhere():
@@ -200,7 +211,7 @@ def _phase(refusal: Refusal) -> str:
             return refusal.builtin
         case NotForwarding():
             return "routing decision" if refusal.vm.kind == VM_NAT else "delivery"
-        case AnsweredByNatVm():
+        case AnsweredByNatVm() | Down():
             return "delivery"
         case Looped():
             return "routing decision"
@@ -231,6 +242,12 @@ def sentence(refusal: Refusal) -> str:
             return f"{route.destination} via LPG {route.lpg}, which is not peered"
         case NoPrivateIp(vcn, address):
             return f"no VNIC in VCN {vcn} has the private IP {address_text(address)}"
+        case NobodyHealthy(balancer):
+            return f"load balancer {balancer.name} has no healthy backend ({_addresses(balancer)})"
+        case ForBalancer(balancer):
+            return f"{balancer.address} is load balancer {balancer.name} itself, which takes nothing"
+        case Down(vm):
+            return f"{vm.label} is down"
         case NotSecured(vnic, direction, address):
             side = "from" if direction is Direction.INGRESS else "to"
             rule = f"{direction.lower()} security rule of VNIC {vnic.name}"
@@ -240,6 +257,10 @@ def sentence(refusal: Refusal) -> str:
         case Looped(machines):
             return f"still on its way after {machines} machines"
     assert_never(refusal)
+
+
+def _addresses(balancer: Balancer) -> str:
+    return ", ".join(backend.address for backend in balancer.backends)
 
 
 def _in_a_machine(refusal: AnswersElsewhere | Dropped | AnsweredByNatVm | NotForwarding) -> str:

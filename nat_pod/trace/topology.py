@@ -15,6 +15,7 @@ OCI semantics that live here (sources in docs/region.md, "What the region does, 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,6 +25,7 @@ from nat_pod.rules.netfilter import Ruleset
 VM_HOST = "host"
 VM_NAT = "nat"
 VM_ROUTER = "router"
+VM_BALANCER = "balancer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,9 +125,11 @@ class Vm:
 
     @property
     def label(self) -> str:
-        """Its name in a trace: nat_vm1, nat_vm2, vrouter, the server's short name, customer1/vm1."""
+        """Its name in a trace: nat_vm1, nat_vm2, nlb-natVm1, vrouter, the server's short name, customer1/vm1."""
         if self.member is not None:
             return self.member.label
+        if self.kind == VM_BALANCER:
+            return f"nlb-{self.name}"
         return self.name if self.side is None else self.name.replace(self.side, self.side.label)
 
 
@@ -183,6 +187,41 @@ class Balancer:
     tcp_idle: int = 360
     udp_idle: int = 120
     other_idle: int = 120
+
+    @property
+    def vnic(self) -> Vnic:
+        """The service's own VNIC."""
+        return Vnic(
+            name=self.name,
+            vm=self.name,
+            subnet=self.subnet,
+            mac=self.mac,
+            addresses=(self.address,),
+            skip_source_dest_check=True,
+            nsgs=self.nsgs,
+            security=self.security,
+        )
+
+    @property
+    def machine(self) -> Vm:
+        """The service as a machine that a packet passes."""
+        return Vm(name=self.name, kind=VM_BALANCER, vnics=(self.name,))
+
+    def choose(self, healthy: Container[str], active: str | None = None) -> str | None:
+        """The address of the backend that new flows go to; None: to nobody.
+
+        The backups only when no other is healthy.  Who took over stays, where operationally active backends are
+        preferred.  healthy: addresses.  active: the one that has new flows now.
+        """
+        usable = [one for one in self.backends if one.address in healthy]
+        if not usable:
+            if not self.is_fail_open:
+                return None
+            usable = list(self.backends)
+        candidates = [one.address for one in usable if not one.is_backup] or [one.address for one in usable]
+        if self.prefers_active and active in {one.address for one in usable}:
+            return active
+        return active if active in candidates else next(iter(candidates), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,17 +6,22 @@ docs/region.md, "What the region does, and where that is written".
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from netaddr import AddrFormatError
 
 from nat_pod.errors import UnknownRuleError
 from nat_pod.trace.decisions import (
+    Balanced,
     Decision,
     DestinationChecked,
     Direction,
+    Down,
+    ForBalancer,
     ForeignDestination,
     ForeignSource,
+    NobodyHealthy,
     NoPrivateIp,
     NoRoute,
     NotPeered,
@@ -29,7 +34,7 @@ from nat_pod.trace.decisions import (
     VcnRouted,
 )
 from nat_pod.trace.spans import Addresses, Header, Places, Span, number, numbers, prefix_around, runs
-from nat_pod.trace.topology import Lpg, Route, SecurityRule, Subnet, Topology, Vm, Vnic
+from nat_pod.trace.topology import Balancer, Lpg, Route, SecurityRule, Subnet, Topology, Vm, Vnic
 
 PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
 _Key = tuple[str, int, int, int, int]
@@ -43,7 +48,7 @@ class _Crossing:
     stateful: at least one of the security rules keeps the flow.
     """
 
-    routed: VcnRouted
+    routed: VcnRouted | Balanced
     leaves: Secured
     enters: Secured
     checked: DestinationChecked
@@ -56,12 +61,16 @@ class _Crossing:
 class Vcns:
     """All VCNs, with what the traced flow has left behind in their stateful security rules.
 
+    down: the names of machines that are down, which load balancers know.
     Raises UnknownRuleError for a route rule or a security rule that has no meaning here.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, down: Container[str] = ()) -> None:
         _check_rules(topology)
         self._topology = topology
+        self._down = down
+        self._vnics = _vnics(topology)
+        self._vms = topology.vms | {one.name: one.machine for one in topology.balancers.values()}
         self.places = _places(topology)
         # VNIC with stateful rules -> packets of the flows that they let pass.
         self._tracked: dict[str, set[_Key]] = {}
@@ -69,18 +78,16 @@ class Vcns:
         # VNICs for which the same rules hold have the same number.
         kinds: dict[tuple[object, ...], int] = {}
         self._policies = {
-            vnic.name: kinds.setdefault((vnic.subnet, vnic.nsgs, vnic.security), len(kinds))
-            for vnic in topology.vnics.values()
+            vnic.name: kinds.setdefault((vnic.subnet, vnic.nsgs, vnic.security), len(kinds)) for vnic in self._vnics
         }
-        vcns = {vnic.name: topology.subnets[vnic.subnet].vcn for vnic in topology.vnics.values()}
-        self._holder = {
-            (vcns[vnic.name], number(address)): vnic for vnic in topology.vnics.values() for address in vnic.addresses
-        }
+        vcns = {vnic.name: topology.subnets[vnic.subnet].vcn for vnic in self._vnics}
+        self._holder = {(vcns[vnic.name], number(address)): vnic for vnic in self._vnics for address in vnic.addresses}
         held: dict[str, dict[int, str]] = {vcn: {} for vcn in topology.vcns}
         for (vcn, value), vnic in self._holder.items():
             held[vcn][value] = vnic.name
         self._runs = {vcn: Places(runs(holders)) for vcn, holders in held.items()}
-        self._own = {vnic.name: Addresses(map(number, vnic.addresses)) for vnic in topology.vnics.values()}
+        self._own = {vnic.name: Addresses(map(number, vnic.addresses)) for vnic in self._vnics}
+        self._balanced = {one.name: self._choose(one) for one in topology.balancers.values()}
         # Found so far: for the places of source and destination, the way through a VCN.
         self._crossings: dict[tuple[object, ...], _Crossing] = {}
 
@@ -93,11 +100,28 @@ class Vcns:
 
         Raises RefusedError where the packet dies.
         """
+        arrival, vm = self._across(out, header, made)
+        balancer = self._topology.balancers.get(arrival.name)
+        if balancer is not None:
+            if self._own[arrival.name].has(header.dst):
+                raise RefusedError(ForBalancer(balancer))
+            arrival, vm = self._across(arrival, header, made, self._balanced[balancer.name])
+        if vm.name in self._down:
+            raise RefusedError(Down(vm))
+        return arrival, vm
+
+    def _across(
+        self, out: Vnic, header: Header, made: list[Decision], sent: Balanced | NobodyHealthy | None = None
+    ) -> tuple[Vnic, Vm]:
+        """From a VNIC to the next one: by route and private IP, or where a load balancer has sent it."""
+        if isinstance(sent, NobodyHealthy):
+            raise RefusedError(sent)
         if not out.skip_source_dest_check and not self._own[out.name].has(header.src):
             raise RefusedError(ForeignSource(out, header.src.value))
         made.append(SourceChecked(out))
         key = (
             self._policies[out.name],
+            None if sent is None else sent.arrival.name,
             self._sources.number(header.src),
             self.places.number(header.dst),
             header.protocol,
@@ -109,7 +133,7 @@ class Vcns:
             # The header gets its own intervals, so that only this way narrows what is kept, and nothing before it.
             alone = header.alone()
             try:
-                known = self._cross(out, alone, made)
+                known = self._cross(out, alone, made, sent)
             finally:
                 header.src.narrow(alone.src.low, alone.src.high)
                 header.dst.narrow(alone.dst.low, alone.dst.high)
@@ -128,14 +152,11 @@ class Vcns:
             self._track(known.routed.arrival, known.enters, header)
         return known.checked.vnic, known.checked.vm
 
-    def _cross(self, out: Vnic, header: Header, made: list[Decision]) -> _Crossing:
+    def _cross(self, out: Vnic, header: Header, made: list[Decision], sent: Balanced | None) -> _Crossing:
         """The way through the VCN that rules and private IPs give."""
-        subnet = self._topology.subnets[out.subnet]
-        # Neighbours in one subnet never meet its route table (OCI docs: intra-VCN routing, not intra-subnet).
-        routes = () if prefix_around(header.dst, subnet.cidr) is not None else subnet.routes
-        route, peer, arrival = self._route(subnet, routes, header.dst)
-        receiver = self._topology.vms[arrival.vm]
-        routed = VcnRouted(subnet, route, peer, arrival, receiver)
+        routed = self._lead(out, header) if sent is None else sent
+        peer = routed.peer if isinstance(routed, VcnRouted) else None
+        arrival, receiver = routed.arrival, routed.receiver
         made.append(routed)
         # Who is at the other end is known only inside a VNIC's own VCN; through an LPG there is no NSG to name.
         leaves = self._secure(out, Direction.EGRESS, header, None if peer else arrival, made)
@@ -149,6 +170,26 @@ class Vcns:
         return _Crossing(routed, leaves, enters, checked, None in rules, stateful, header.src, header.dst)
 
     # --- routing and delivery ----------------------------------------------------------------------------------
+
+    def _lead(self, out: Vnic, header: Header) -> VcnRouted:
+        """Where route rules and private IPs lead."""
+        subnet = self._topology.subnets[out.subnet]
+        # Neighbours in one subnet never meet its route table (OCI docs: intra-VCN routing, not intra-subnet).
+        routes = () if prefix_around(header.dst, subnet.cidr) is not None else subnet.routes
+        route, peer, arrival = self._route(subnet, routes, header.dst)
+        return VcnRouted(subnet, route, peer, arrival, self._vms[arrival.vm])
+
+    def _choose(self, balancer: Balancer) -> Balanced | NobodyHealthy:
+        """What a load balancer does with a new flow: a backend that is up is taken for healthy."""
+        vcn = self._topology.subnets[balancer.subnet].vcn
+        held = {one.address: self._holder.get((vcn, number(one.address))) for one in balancer.backends}
+        vnics = {address: vnic for address, vnic in held.items() if vnic is not None}
+        up = [address for address, vnic in vnics.items() if vnic.vm not in self._down]
+        chosen = balancer.choose(up)
+        if chosen is None or chosen not in vnics:
+            return NobodyHealthy(balancer)
+        others = tuple((self._vms[v.vm], address in up) for address, v in vnics.items() if address != chosen)
+        return Balanced(balancer, vnics[chosen], self._vms[vnics[chosen].vm], others)
 
     def _route(
         self, table: Subnet | Lpg, routes: tuple[Route, ...], dst: Span
@@ -244,6 +285,11 @@ def _permits(rule: SecurityRule, peer: Span, header: Header, other: Vnic | None)
     return prefix_around(peer, rule.peer) is not None
 
 
+def _vnics(topology: Topology) -> list[Vnic]:
+    """All VNICs, the load balancers' own included."""
+    return [*topology.vnics.values(), *(balancer.vnic for balancer in topology.balancers.values())]
+
+
 def _places(topology: Topology) -> Places:
     """The places: addresses that nothing in the network tells apart, except rules of the NAT VMs.
 
@@ -251,7 +297,7 @@ def _places(topology: Topology) -> Places:
     VNICs have them.
     """
     holders: dict[int, str] = {}
-    for vnic in topology.vnics.values():
+    for vnic in _vnics(topology):
         for position, address in enumerate(vnic.addresses):
             # The primary address is a place by itself, because the guest has it.
             value = number(address)
@@ -265,7 +311,7 @@ def _places(topology: Topology) -> Places:
 def _check_rules(topology: Topology) -> None:
     """Raise UnknownRuleError for a rule that a packet's headers do not decide, instead of passing over it."""
     lists = {id(subnet.security): (f"subnet {subnet.name}", subnet.security) for subnet in topology.subnets.values()}
-    lists |= {id(vnic.security): (f"VNIC {vnic.name}", vnic.security) for vnic in topology.vnics.values()}
+    lists |= {id(vnic.security): (f"VNIC {vnic.name}", vnic.security) for vnic in _vnics(topology)}
     for owner, rules in lists.values():
         for rule in rules:
             known = _misfit(rule)

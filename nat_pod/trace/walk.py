@@ -14,6 +14,7 @@ packets and compares them hop by hop.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -132,21 +133,27 @@ class Trace(NamedTuple):
         return entry
 
 
-def trace(topology: Topology, sender: str, packet: Packet, expected: str | None = None) -> Trace:
+def trace(
+    topology: Topology, sender: str, packet: Packet, expected: str | None = None, down: Container[str] = ()
+) -> Trace:
     """Follow `packet` from the machine `sender`, and the answer back.
 
     expected: the machine that should answer; if another one answers, that is WRONG_MACHINE.  None: whoever has the
-    address may answer.  Raises UnknownRuleError for a rule that the tracer does not know.
+    address may answer.  down: the names of machines that are down.
+    Raises UnknownRuleError for a rule that the tracer does not know.
     """
-    return Tracer(topology).trace(sender, packet, expected)
+    return Tracer(topology, down).trace(sender, packet, expected)
 
 
 class Tracer:
-    """`trace` for many flows through one topology; what depends only on the topology is looked up once."""
+    """`trace` for many flows through one topology; what depends only on the topology is looked up once.
 
-    def __init__(self, topology: Topology) -> None:
+    down: the names of machines that are down.
+    """
+
+    def __init__(self, topology: Topology, down: Container[str] = ()) -> None:
         self._vms = topology.vms
-        self._vcns = Vcns(topology)
+        self._vcns = Vcns(topology, down)
         self._guests = Guests(topology, self._vcns.places)
 
     def trace(self, sender: str, packet: Packet, expected: str | None = None) -> Trace:

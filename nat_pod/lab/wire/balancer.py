@@ -93,23 +93,6 @@ class _Health:
         return True
 
 
-def choose(balancer: Balancer, healthy: set[str], active: str | None) -> str | None:
-    """The address of the backend that new flows go to; None: to nobody.
-
-    The backups only when no other is healthy; who took over stays where operationally active backends are preferred.
-    """
-    backends = balancer.backends
-    usable = [one for one in backends if one.address in healthy]
-    if not usable:
-        if not balancer.is_fail_open:
-            return None
-        usable = list(backends)
-    candidates = [one.address for one in usable if not one.is_backup] or [one.address for one in usable]
-    if balancer.prefers_active and active in {one.address for one in usable}:
-        return active
-    return active if active in candidates else next(iter(candidates), None)
-
-
 @dataclass
 class Decider:
     """Which marks lead where.  `apply` gets the lines for `iptables-restore --noflush` and those for `ip -batch`."""
@@ -123,7 +106,7 @@ class Decider:
     def decide(self, healthy: set[str]) -> tuple[list[str], list[str]] | None:
         """Take in who is healthy.  Returns (rules, `ip` lines) to bring it about; None when nothing changes."""
         before = (self.active, set(self.moved))
-        new, self.healthy = choose(self.balancer, healthy, self.active), healthy
+        new, self.healthy = self.balancer.choose(healthy, self.active), healthy
         if self.balancer.instant_failover and not self.balancer.is_fail_open:
             self.moved |= {mark for mark, backend in self.marks.items() if backend not in healthy}
         lines = []

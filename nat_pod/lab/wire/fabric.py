@@ -374,16 +374,7 @@ class _Router:
 
     def add_balancer(self, index: int, balancer: Balancer) -> None:
         """A load balancer is one more VNIC, and packets for its backends come in by links of their own."""
-        vnic = Vnic(
-            name=balancer.name,
-            vm=balancer.name,
-            subnet=balancer.subnet,
-            mac=balancer.mac,
-            addresses=(balancer.address,),
-            skip_source_dest_check=True,
-            nsgs=balancer.nsgs,
-            security=balancer.security,
-        )
+        vnic = balancer.vnic
         reached = {_backend_link(index, number): one.address for number, one in enumerate(balancer.backends)}
         self.backends |= {link: self.holder.get(address) for link, address in reached.items()}
         self.vnics.append(vnic)
