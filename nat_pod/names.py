@@ -132,6 +132,10 @@ ROUTE_TABLES = (*SIDES, LPGS)
 ANYWHERE = "0.0.0.0/0"
 SSH = 22
 
+HEALTH_PORT = 8198
+HEALTH_PATH = "/"
+"""Where a NAT VM answers its balancer's question whether it is well; to its own subnet only."""
+
 
 def natural(name: str) -> list[tuple[str, int]]:
     """Sorts names as people do, n2 before n10: letters as letters, numbers by their value."""

@@ -1,9 +1,14 @@
 """Routed PODs for tests: the article's members, each with one alias."""
 
 import copy
+import random
 from typing import Any
 
 from conftest import stack_mapping
+from netaddr import IPAddress
+
+from nat_pod.config.address_book import settle
+from nat_pod.config.routed import read_draft
 
 ALIASES = {
     "management/mgmt": "198.18.0.2",
@@ -20,3 +25,29 @@ def small() -> dict[str, Any]:
     mapping["management"]["vrouter"] = "198.18.3.250"
     mapping["natVm"]["shape"] = {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 4}
     return {**mapping, "delivery": "routes", "addresses": copy.deepcopy(ALIASES)}
+
+
+def of_size(hosts: int, *, servers: int = 8, customers: int = 10, seed: int = 1, **more: object) -> dict[str, Any]:
+    """A routed POD with an address book: hosts at random addresses of each customer's /16, names of every length."""
+    dice = random.Random(seed)
+    mapping = small() | {"cidr": "198.18.8.0/21", "addresses": {}, **more}
+    mapping["management"] = {
+        "cidr": "10.0.0.0/16",
+        "vrouter": "198.18.15.250",
+        "servers": {f"server{number}": f"10.0.200.{number + 10}" for number in range(servers)},
+    }
+    places = {number: dice.sample(range(2, 2**16 - 2), hosts // customers + 1) for number in range(customers)}
+    mapping["customers"] = {
+        f"customer{number}": {
+            "cidr": f"10.{number + 1}.0.0/16",
+            "hosts": {
+                f"vm{at}": str(IPAddress(f"10.{number + 1}.0.0") + places[number][at // customers])
+                for at in range(number, hosts, customers)
+            },
+        }
+        for number in range(customers)
+    }
+    config, _, _ = read_draft(mapping, "dev")
+    assert config is not None
+    mapping["addresses"] = {str(name): str(entry.slot) for name, entry in settle(config).entries.items()}
+    return mapping

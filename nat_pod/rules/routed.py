@@ -1,0 +1,343 @@
+"""The rules of a routed POD: one translation a VM and flow, and who may open a flow.
+
+A member has one alias: a server `s`, a host `h`.  NAT VM1 translates hosts and nothing else, NAT VM2 servers:
+
+    customer1/vm1 H opens a flow to the server S     H > s    NAT VM1    h > s    NAT VM2    h > S
+      NAT VM1  FORWARD: may H open a flow to s?  POST: H -> h
+      NAT VM2  PRE: s -> S                       FORWARD: does anybody open flows to S?
+    S opens a flow to H                              S > h    NAT VM2    s > h    NAT VM1    s > H
+      NAT VM2  FORWARD: is S a server, h a host's range?  POST: S -> s
+      NAT VM1  PRE: h -> H                       FORWARD: is s a server?
+
+So on each wire two members have one pair of addresses, whoever opened the flow, and a VM with the same rules takes over
+any flow in its middle.  It has not seen the beginning of those flows, and three rules of FORWARD come from that:
+
+- A TCP segment without SYN begins an entry like any first packet, and may come from the end that may not open flows:
+  it passes for every declared pair, whichever side may open (NATPOD-ANSWERS).
+- That alone would be a hole: a segment without SYN makes an entry, and a SYN in it would pass as part of a flow that
+  exists.  So who opens a connection is asked before flows that exist pass.
+- UDP has no such flag.  The next datagram of the end that may open the flow makes the entry; until then those of the
+  other end are refused.
+
+What conntrack calls INVALID is not translated and meets the last rule: among it the FIN or RST of a flow that this VM
+has not seen anything else of.  The far end's next own segment makes the entry by which a repeated FIN then passes.
+
+Only NAT VM2's subnet has routes to hosts' aliases, and only NAT VM1's to servers' (docs: trust by route).  The rules
+check sources as well: a packet whose source is an alias passes only if it was translated, and that only from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from netaddr import IPNetwork
+
+from nat_pod.config.neighbours import Member
+from nat_pod.config.routed import RoutedConfig
+from nat_pod.names import HEALTH_PORT, MANAGEMENT, NAT_VM2, SIDES, Side
+from nat_pod.rules.guard import ERRORS, about_own, from_all, guard, nat_table, ssh
+from nat_pod.rules.netfilter import (
+    OPENING,
+    Accept,
+    Chain,
+    Dnat,
+    Drop,
+    Goto,
+    Match,
+    Rule,
+    Ruleset,
+    Snat,
+    Table,
+)
+from nat_pod.rules.tree import grow, without_dear
+
+WHO_MAY = "NATPOD-WHO-MAY"
+FROM_VM1 = "NATPOD-FROM-VM1"
+FROM_VM2 = "NATPOD-FROM-VM2"
+SERVERS = "NATPOD-SERVERS"
+HOSTS = "NATPOD-HOSTS"
+ANSWERS = "NATPOD-ANSWERS"
+REFUSED = "NATPOD-REFUSED"
+SOURCES = "NATPOD-SOURCES"
+# Families of chains; behind it stands the network of a branch of a long chain.
+SENDER = "NATPOD-C-"  # members as sources: who may
+RECEIVER = "NATPOD-S-"  # servers as destinations; with a customer's name: those of its list
+ANSWERING = "NATPOD-A-"  # servers as destinations, whoever opened the flow
+TRANSIT = "NATPOD-M-"  # aliases as sources
+ALIAS = "NATPOD-V-"  # aliases as destinations: whose they are
+HIDDEN = "NATPOD-H-"  # members as sources, after routing: their aliases
+RANGE = "NATPOD-R-"  # ranges of aliases
+
+_TRANSLATED = ("SNAT", "DNAT")
+_REFUSE = Rule(Match(), Goto(REFUSED))
+
+
+def compile_routed(config: RoutedConfig) -> dict[Side, Ruleset]:
+    """The rules of each side's NAT VMs, the same for both of a pair.  Equal configurations give equal bytes."""
+    return {side: Ruleset(filter=_filter(_Side(config, side)), nat=_nat(_Side(config, side))) for side in SIDES}
+
+
+class _Side:
+    """One side of the configuration: `own` members live on it and are translated here, `far` ones on the other."""
+
+    def __init__(self, config: RoutedConfig, side: Side) -> None:
+        self.config, self.side = config, side
+        # Nothing is compiled for a member that has no flow: every server may call every host.
+        declared = bool(config.servers) and bool(config.hosts)
+        self.servers = list(config.servers) if declared else []
+        self.hosts = list(config.hosts) if declared else []
+        server_ranges = without_dear(config.server_ranges) if declared else []
+        host_ranges = without_dear(config.host_ranges) if declared else []
+        match side:
+            case Side.NAT_VM1:
+                self.own, self.far_ranges = self.hosts, server_ranges
+                self.transit = FROM_VM2
+            case Side.NAT_VM2:
+                self.own, self.far_ranges = self.servers, host_ranges
+                self.transit = FROM_VM1
+            case _ as never:
+                assert_never(never)
+
+    @property
+    def called(self) -> list[Member]:
+        """The servers that somebody may open flows to."""
+        lists = {customer.name: customer.servers for customer in self.config.customers}
+        reach = [lists[host.name.realm] for host in self.hosts]
+        return [s for s in self.servers if any(servers is None or s.name.short in servers for servers in reach)]
+
+
+# --- nat: one translation a VM and flow ------------------------------------------------------------------------------
+
+
+def _nat(here: _Side) -> Table:
+    """A member's alias as a destination, from the other side; a member as a source, to there."""
+    alias = here.config.alias
+    pre, pre_below = _by_range("source", here.far_ranges, here.transit)
+    post, post_below = _by_range("destination", here.far_ranges, SOURCES)
+    destinations = [
+        Rule(Match(destination=f"{alias(member.name)}/32"), Dnat(str(member.address)), member=member.name)
+        for member in here.own
+    ]
+    sources = [
+        Rule(Match(source=f"{member.address}/32"), Snat(alias(member.name)), member=member.name) for member in here.own
+    ]
+    return nat_table(
+        pre,
+        post,
+        pre_below=[*pre_below, *_chain(here.transit, ALIAS, destinations)],
+        post_below=[*post_below, *_chain(SOURCES, HIDDEN, sources)],
+    )
+
+
+# --- filter: who may -------------------------------------------------------------------------------------------------
+
+
+def _filter(here: _Side) -> Table:
+    layout = here.config.layout
+    match here.side:
+        case Side.NAT_VM1:
+            who_may, errors = _who_may_vm1(here), _errors_vm1(here)
+            own_errors: list[Rule] = []
+            # Not from management: where customers have its addresses, the answer would go to one of them.
+            let_in = ssh([layout.subnet(NAT_VM2)], "ssh through NAT VM2")
+        case Side.NAT_VM2:
+            who_may, errors = _who_may_vm2(here), _errors_vm2(here)
+            cidr = str(here.config.management.cidr)
+            own_errors = [Rule(Match(source=cidr, opened_from=cidr), Accept(), note="errors about ssh")]
+            let_in = ssh([here.config.management.cidr], "ssh from management")
+        case _ as never:
+            assert_never(never)
+    if here.config.standby:
+        let_in.append(_health_check(layout.subnet(here.side)))
+    return guard(
+        _FORWARD,
+        [*who_may, Chain(REFUSED, (Rule(Match(), Drop(), note="may not open it"),))],
+        errors=errors,
+        own_errors=own_errors,
+        let_in=let_in,
+        said=_said(here),
+    )
+
+
+_FORWARD = (
+    # With the state: a SYN that conntrack calls INVALID is not translated.
+    Rule(
+        Match(protocol="tcp", tcp_flags=OPENING, ctstate=("NEW", "ESTABLISHED")),
+        Goto(WHO_MAY),
+        note="who opens a connection, also where one exists",
+    ),
+    Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="flows that exist"),
+    Rule(Match(ctstate=("RELATED",)), Goto(ERRORS), note="errors about flows that exist"),
+    Rule(Match(ctstate=("NEW",)), Goto(WHO_MAY), note="who opens a flow, or goes on in one that began elsewhere"),
+    Rule(Match(), Drop(), note="of no flow"),
+)
+
+
+def _who_may_vm1(here: _Side) -> list[Chain]:
+    """From NAT VM2 what a server sends; from customers what a host sends to a server that it may call."""
+    alias = here.config.alias
+    transit, below = _transit(here)
+    from_servers = [
+        Rule(Match(source=f"{alias(server.name)}/32"), Accept(), member=server.name) for server in here.servers
+    ]
+    to_server = {
+        server.name.short: Rule(Match(destination=f"{alias(server.name)}/32"), Accept(), member=server.name)
+        for server in here.servers
+    }
+    # A list stays one chain: two customers' branches would have the same names.
+    lists = {
+        customer.name: Chain(
+            f"{RECEIVER}{customer.name}",
+            (*(to_server[name] for name in customer.servers), Rule(Match(), Goto(ANSWERS))),
+        )
+        for customer in here.config.customers
+        if customer.servers is not None and any(host.name.realm == customer.name for host in here.hosts)
+    }
+    from_hosts = [
+        Rule(
+            Match(source=f"{host.address}/32"),
+            Goto(lists[host.name.realm].name if host.name.realm in lists else SERVERS),
+            member=host.name,
+        )
+        for host in here.hosts
+    ]
+    return [
+        *_closed(WHO_MAY, SENDER, from_hosts, transit),
+        *below,
+        *_closed(here.transit, TRANSIT, from_servers, []),
+        *lists.values(),
+        *(_answers() if lists else []),
+        *_closed(SERVERS, RECEIVER, list(to_server.values()), []),
+    ]
+
+
+def _who_may_vm2(here: _Side) -> list[Chain]:
+    """From NAT VM1 what a host sends to a server that hosts may call; from management what a server sends to hosts."""
+    transit, below = _transit(here)
+
+    def to(servers: Iterable[Member]) -> list[Rule]:
+        return [Rule(Match(destination=f"{s.address}/32"), Accept(), member=s.name) for s in servers]
+
+    from_servers = [Rule(Match(source=f"{s.address}/32"), Goto(HOSTS), member=s.name) for s in here.servers]
+    to_hosts = [Rule(Match(destination=str(network)), Accept(), note="a host") for network in here.far_ranges]
+    all_called = here.called == here.servers
+    return [
+        *_closed(WHO_MAY, SENDER, from_servers, transit),
+        *below,
+        *_closed(here.transit, RECEIVER, to(here.called), [], _REFUSE if all_called else Rule(Match(), Goto(ANSWERS))),
+        *([] if all_called else [*_answers(), *_closed(SERVERS, ANSWERING, to(here.servers), [])]),
+        *_closed(HOSTS, ALIAS, to_hosts, []),
+    ]
+
+
+def _transit(here: _Side) -> tuple[list[Rule], list[Chain]]:
+    """Packets from the other side: their source is an alias, and they have been translated, or are answers to such."""
+    top, branches = _by_range("source", here.far_ranges, here.transit, _TRANSLATED)
+    return top, [Chain(chain.name, (*chain.rules, _REFUSE)) for chain in branches]
+
+
+def _answers() -> list[Chain]:
+    """What passes where only the other end may open: TCP segments, but for those that open a connection."""
+    return [
+        Chain(
+            ANSWERS,
+            (
+                Rule(Match(protocol="tcp", tcp_flags=OPENING), Goto(REFUSED), note="only the server may open it"),
+                Rule(Match(protocol="tcp"), Goto(SERVERS), note="goes on in what the server opened"),
+                _REFUSE,
+            ),
+        )
+    ]
+
+
+# --- filter: errors, and the VM itself -------------------------------------------------------------------------------
+
+
+def _errors_vm1(here: _Side) -> list[Rule]:
+    """From NAT VM2 towards customers; from a customer's VCN about that customer's own flows.
+
+    NAT VM2 gives each error that it passes on the source that its flow has, a server's alias.  A customer may forge
+    that source, and then sends towards servers.
+    """
+    customers = [c for c in here.config.customers if any(host.name.realm == c.name for host in here.hosts)]
+    through = [
+        Rule(Match(source=str(network), destination=str(customer.cidr)), Accept(), note="through NAT VM2")
+        for customer in customers
+        for network in here.far_ranges
+    ]
+    return [*through, *(rule for customer in customers for rule in about_own(customer.cidr, note=customer.name))]
+
+
+def _errors_vm2(here: _Side) -> list[Rule]:
+    """From NAT VM1 and the vRouter towards management; from management about its own flows."""
+    management = here.config.management
+    through = [
+        Rule(Match(source=str(network), destination=str(management.cidr)), Accept(), note="through NAT VM1")
+        for network in here.far_ranges
+    ]
+    return [*through, *from_all([here.config.layout.vrouter], "the vRouter"), *about_own(management.cidr, MANAGEMENT)]
+
+
+def _said(here: _Side) -> list[Rule]:
+    """The VM's own errors that may go out.
+
+    A flow of the other side is translated before the VM judges its first packet, as is every flow that exists.  The
+    first packet of a flow from this side is not yet, so its sender has to be a member.  Servers are told; hosts are
+    not, since a rule for each would take a third of the room that metadata has: their traceroute, which begins a new
+    flow with each packet, does not show NAT VM1, and their ping of one flow does.
+    """
+    translated = Rule(Match(protocol="icmp", ctstate=_TRANSLATED), Accept(), note="errors about what was translated")
+    match here.side:
+        case Side.NAT_VM1:
+            return [translated]
+        case Side.NAT_VM2:
+            began = [
+                Rule(
+                    Match(destination=f"{server.address}/32", protocol="icmp", ctstate=("RELATED",)),
+                    Accept(),
+                    member=server.name,
+                )
+                for server in here.servers
+            ]
+            return [translated, *began]
+        case _ as never:
+            assert_never(never)
+
+
+def _health_check(subnet: IPNetwork) -> Rule:
+    """The balancer asks from the subnet that it shares with the VMs."""
+    return Rule(
+        Match(source=str(subnet), protocol="tcp", destination_port=HEALTH_PORT), Accept(), note="the balancer asks"
+    )
+
+
+# --- chains ----------------------------------------------------------------------------------------------------------
+
+
+def _by_range(
+    side: str, ranges: list[IPNetwork], chain: str, ctstate: tuple[str, ...] = ()
+) -> tuple[list[Rule], list[Chain]]:
+    """Rules that lead packets from (or to) any of these ranges into a chain, as a tree where they are many."""
+    matches = [
+        Match(source=str(network), ctstate=ctstate) if side == "source" else Match(destination=str(network))
+        for network in ranges
+    ]
+    top, branches = grow(RANGE, [Rule(match, Goto(chain)) for match in matches])
+    return list(top), branches
+
+
+def _chain(name: str, family: str, rules: list[Rule]) -> list[Chain]:
+    """One chain, as a tree where its rules are many."""
+    top, branches = grow(family, rules)
+    return [Chain(name, top), *branches]
+
+
+def _closed(name: str, family: str, rules: list[Rule], first: list[Rule], otherwise: Rule = _REFUSE) -> list[Chain]:
+    """One chain that begins with `first`, as a tree where its rules are many, in which nothing falls through.
+
+    A goto leads back to nowhere: without its last rule a packet that a branch does not know would leave the POD's
+    chains, and meet whatever other rules the image has.
+    """
+    top, branches = grow(family, rules)
+    return [Chain(chain.name, (*chain.rules, otherwise)) for chain in (Chain(name, (*first, *top)), *branches)]
