@@ -119,8 +119,8 @@ def test_pods_without_any_stack_file_says_where_it_looked(run, project):
 
 @pytest.fixture
 def examples(project):
-    """The same directory with both stacks as the repository has them: examples."""
-    for name in ("Pulumi.dev.yaml", "Pulumi.ten.yaml"):
+    """The same directory with all stacks as the repository has them: examples."""
+    for name in ("Pulumi.dev.yaml", "Pulumi.routed.yaml", "Pulumi.ten.yaml"):
         (project / name).write_bytes((REPOSITORY / name).read_bytes())
     return project
 
@@ -134,6 +134,7 @@ def test_the_examples_are_known_and_leave_their_ranges_to_pods(run, examples, go
     assert {name: (pod["example"], pod["overlaps"]) for name, pod in found["pods"].items()} == {
         "dev": (True, []),
         "prod": (False, []),
+        "routed": (True, []),
         "ten": (True, []),
     }
     assert found["free"]["/22"] == {"next": "198.18.4.0/22", "left": 127}
@@ -147,6 +148,7 @@ def test_an_example_is_checked_alone_and_called_one(run, examples):
         0,
         "Pulumi.dev.yaml: fine, an example, 3 of 58 slots used\n"
         "Pulumi.prod.yaml: fine, 3 of 58 slots used\n"
+        "Pulumi.routed.yaml: fine, an example, 45 of 960 slots used\n"
         "Pulumi.ten.yaml: fine, an example, 65 of 435 slots used\n",
         "",
     )
@@ -155,7 +157,12 @@ def test_an_example_is_checked_alone_and_called_one(run, examples):
 def test_check_json_says_which_pods_are_examples(run, examples):
     put(examples, "prod", DEV)
     check = json.loads(run("check", "--json")[1])
-    assert {name: entry["example"] for name, entry in check.items()} == {"dev": True, "prod": False, "ten": True}
+    assert {name: entry["example"] for name, entry in check.items()} == {
+        "dev": True,
+        "prod": False,
+        "routed": True,
+        "ten": True,
+    }
 
 
 def test_an_example_whose_range_cannot_be_read_puts_nobodys_range_in_doubt(run, examples):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, stack_name
-from nat_pod.config.model import Capacity, PodConfig
+from nat_pod.config.model import Capacity
 from nat_pod.config.pods import claimed, no_stacks, read_pods
 from nat_pod.config.ranges import overlaps
 from nat_pod.config.stack_file import read_stack
@@ -43,9 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if pod.stack is None or pod.config is None or pod.problems:
             continue
         try:
-            used[name] = pod.config.capacity
-            if isinstance(pod.config, PodConfig):
-                plan_pod(pod.config, name)
+            used[name] = plan_pod(pod.config, name).capacity
         except ConfigError as error:
             findings[name] += pod.stack.located(error.problems)
     for problems in findings.values():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import assert_never
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.config.delivery import refuse_routed
 from nat_pod.config.revisions import base_of, file_at
 from nat_pod.config.settings import Value, settings
 from nat_pod.config.stack_file import Stack, read_stack, read_stack_at
@@ -90,9 +91,11 @@ def _base(directory: Path, revision: str | None) -> Base:
 def _checked(stack: Stack) -> PodPlan:
     config = stack.checked()
     try:
-        return plan_pod(config, stack.name)
+        plan = plan_pod(config, stack.name)
     except ConfigError as error:
         raise ConfigError(error.source, stack.located(error.problems)) from None
+    refuse_routed(plan.delivery, "diff")
+    return plan
 
 
 def _plan_of(stack: Stack, directory: Path, revision: str) -> PodPlan:

@@ -9,14 +9,16 @@ from typing import assert_never
 
 from nat_pod import limits
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.commands.plan_routed import routed_dict, routed_facts, routed_tables
 from nat_pod.commands.stack import load
+from nat_pod.config.delivery import Delivery, refuse_routed
 from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
-from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, ROUTE_TABLES, natural, servers_first
+from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, natural, servers_first
 from nat_pod.pages import drawing, mermaid
 from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan, SlotPlan
-from nat_pod.text import folded, markdown_table, table
+from nat_pod.text import count, folded, markdown_table, table
 
 
 def add(commands: Subparsers) -> None:
@@ -35,6 +37,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.flow and not (arguments.markdown or arguments.svg):
         arguments.wrong("argument --flow: needs a picture: add --markdown or --svg FILE")
     _, plan = load(arguments.stack)
+    if arguments.markdown or arguments.svg:
+        refuse_routed(plan.delivery, "plan --markdown and --svg")
     if arguments.json:
         print_json(plan_dict(plan))
     elif arguments.markdown:
@@ -70,6 +74,16 @@ def _flow(plan: PodPlan, names: Sequence[str] | None) -> Journey | None:
 
 def plan_dict(plan: PodPlan) -> dict[str, object]:
     """The form of `plan --json`."""
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return _every_pod(plan)
+        case Delivery.ROUTES:
+            return _every_pod(plan) | routed_dict(plan)
+        case _ as never:
+            assert_never(never)
+
+
+def _every_pod(plan: PodPlan) -> dict[str, object]:
     return {
         "cidr": plan.cidr,
         "sourceNat": plan.source_nat,
@@ -100,7 +114,7 @@ def plan_dict(plan: PodPlan) -> dict[str, object]:
                     }
                     for rule in plan.routes[key]
                 ]
-                for key in ROUTE_TABLES
+                for key in plan.routes
             },
             "neighbours": {name: list(routes) for name, routes in plan.neighbours.items()},
         },
@@ -113,7 +127,7 @@ def plan_text(plan: PodPlan, stack: str) -> str:
     """`plan` for people."""
     facts, tables = _plan_facts(plan), _plan_tables(plan)
     sections = [
-        f"POD {stack}: {plan.cidr}, source NAT {plan.source_nat}, 2 x {_shape(plan)}",
+        f"POD {stack}: {plan.cidr}, {_kind(plan)}, {len(plan.vms)} x {_shape(plan)}",
         *(f"  {name:7} {value}" for name, value in facts),
     ]
     for title, header, rows in tables:
@@ -125,8 +139,8 @@ def plan_markdown(plan: PodPlan, stack: str, pictures: Sequence[tuple[str, str]]
     """`plan` for a document or a pull request.  pictures: a heading and Mermaid text each."""
     facts = [
         ("range", plan.cidr),
-        ("source NAT", plan.source_nat),
-        ("NAT VMs", f"2 x {_shape(plan)}"),
+        _kind_fact(plan),
+        ("NAT VMs", f"{len(plan.vms)} x {_shape(plan)}"),
         *_plan_facts(plan),
     ]
     parts = [f"## POD `{stack}`", "", markdown_table(["", ""], facts)]
@@ -144,10 +158,27 @@ _MOST_OPEN_ROWS = 12
 
 
 def _shape(plan: PodPlan) -> str:
-    return plan.shape if plan.ocpus is None else f"{plan.shape}, {plan.ocpus} OCPUs, {plan.memory_gbs} GB"
+    return plan.shape if plan.ocpus is None else f"{plan.shape}, {count(plan.ocpus, 'OCPU')}, {plan.memory_gbs} GB"
+
+
+def _kind(plan: PodPlan) -> str:
+    return " ".join(_kind_fact(plan))
+
+
+def _kind_fact(plan: PodPlan) -> tuple[str, str]:
+    """What tells PODs apart at first sight."""
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return ("source NAT", plan.source_nat)
+        case Delivery.ROUTES:
+            return ("delivery", plan.delivery)
+        case _ as never:
+            assert_never(never)
 
 
 def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
+    if plan.delivery is Delivery.ROUTES:
+        return routed_facts(plan)
     capacity = plan.capacity
     drops = f"shared by the whole POD, first drops from about {limits.FLOWS_BEFORE_DROPS}"
     match plan.source_nat:
@@ -182,6 +213,8 @@ def _way_in_to_nat_vm1(plan: PodPlan) -> str:
 
 def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Title, header, rows."""
+    if plan.delivery is Delivery.ROUTES:
+        return routed_tables(plan)
     subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
     slots = sorted(plan.slots, key=lambda slot: servers_first(slot.member))
     neighbours = sorted(plan.neighbours, key=lambda name: (name == MANAGEMENT, natural(name)))

@@ -71,7 +71,7 @@ def _report_source(text: str) -> tuple[str, str]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _, plan = load(arguments.stack)
+    _, plan = load(arguments.stack, "status")
     deployed = None if arguments.outputs is None else _deployed_generations(plan, arguments.outputs)
     texts = _given(plan, arguments) or reports(arguments.stack)
     compared = compare(plan, {vm.key: _report_of(vm.key, texts.get(vm.key)) for vm in plan.vms}, time.time(), deployed)

@@ -240,6 +240,17 @@ def members_of(management: ManagementConfig, customers: Iterable[CustomerConfig]
     )
 
 
+def may_reach(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> dict[str, tuple[MemberName, ...]]:
+    """By customer: the servers that its hosts may open flows to."""
+    return {
+        customer.name: tuple(
+            MemberName(MANAGEMENT, name)
+            for name in (management.servers if customer.servers is None else customer.servers)
+        )
+        for customer in customers
+    }
+
+
 def renames_of(management: ManagementConfig | None, customers: Iterable[CustomerConfig]) -> Renames:
     """Who was called otherwise before."""
     formerly = {} if management is None else {MANAGEMENT: management.servers_formerly}

@@ -18,6 +18,7 @@ from typing import Any
 from netaddr import IPNetwork
 
 from nat_pod.config.addressing import free_addresses
+from nat_pod.config.delivery import refuse_routed
 from nat_pod.config.stack_file import read_stack
 from nat_pod.lab.engine.program import Deployment, deploy
 from nat_pod.lab.region.inputs import Inputs
@@ -59,7 +60,9 @@ def prepare(directory: Path, stack: str) -> tuple[PodPlan, Region]:
     if config.nat_vm.availability_domain is not None:
         # The lab cannot know a tenancy's prefix, but a stack file that pins a domain has it.
         region.domain_prefix = config.nat_vm.availability_domain.split(":")[0]
-    return plan_pod(config, stack), region
+    plan = plan_pod(config, stack)
+    refuse_routed(plan.delivery, "the lab")
+    return plan, region
 
 
 def bring_up(plan: PodPlan, region: Region, up: Callable[[], Deployment]) -> Deployment:

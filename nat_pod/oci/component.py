@@ -22,6 +22,7 @@ import pulumi
 import pulumi_oci as oci
 
 from nat_pod.config import any_config
+from nat_pod.config.delivery import refuse_routed
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.limits import is_flex
 from nat_pod.names import LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER
@@ -530,7 +531,9 @@ def _plan(args: NatPodArgs) -> PodPlan:
     unknown = [Problem(f"{NAMESPACE}:{path}", None, _PLAIN) for path in _outputs_in(args)]
     if unknown:
         raise ConfigError(f"Pulumi.{stack}.yaml", unknown)
-    return plan_pod(any_config.read(args, stack), stack)
+    plan = plan_pod(any_config.read(args, stack), stack)
+    refuse_routed(plan.delivery, "the component")
+    return plan
 
 
 _PLAIN = (

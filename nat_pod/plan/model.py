@@ -98,8 +98,14 @@ class HealthCheckPlan:
 class BalancerPlan:
     """The private network load balancer of a side that has a standby: the next hop of every route to that side.
 
-    `address` is its own, in the subnet with the key `subnet`.  What it does is the same everywhere, and stands in the
-    component: both addresses and the port of each packet stay as they are, and there is one listener for all protocols.
+    `address` is its own, in the subnet with the key `subnet`.  The rest is the same in every POD:
+    - `preserves_addresses`: source, destination and ports stay as they are, or nothing could be translated behind it.
+    - `protocol`, `port`: one listener for all IP protocols and ports, because a next hop gets whatever is routed to it.
+    - `policy`: flows are told apart by both addresses and the protocol.  All of them go to the one active NAT VM.
+    - `instant_failover`: flows that exist move with the new ones; either NAT VM goes on with any flow.
+    - `tcp_reset`: would end just the flows that the move keeps.
+    - `prefers_active`: who took over stays active, so that a VM that comes and goes moves the flows once.
+    - `fail_open`: with nobody healthy, nothing is sent to a VM that may run old rules, or none.
     """
 
     key: str
@@ -108,6 +114,14 @@ class BalancerPlan:
     address: str
     backends: tuple[BackendPlan, ...]
     check: HealthCheckPlan
+    preserves_addresses: bool = True
+    protocol: str = "L3IP"
+    port: int = 0
+    policy: str = "THREE_TUPLE"
+    instant_failover: bool = True
+    tcp_reset: bool = False
+    prefers_active: bool = True
+    fail_open: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,21 +9,19 @@ from netaddr import cidr_merge
 from nat_pod import limits
 from nat_pod.config.addressing import halves
 from nat_pod.config.any_config import AnyConfig
-from nat_pod.config.delivery import Delivery, refuse_routed
+from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import PodConfig
+from nat_pod.config.neighbours import may_reach
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import (
-    ANYWHERE,
     LPGS,
     MANAGEMENT,
     NAMESPACE,
     NAT_VM1,
     NAT_VM2,
-    ROUTE_TABLES,
     SIDES,
     VROUTER,
-    MemberName,
     Side,
 )
 from nat_pod.plan import guest
@@ -37,12 +35,11 @@ from nat_pod.plan.model import (
     SubnetPlan,
     VnicPlan,
 )
+from nat_pod.plan.routed import plan_routed
+from nat_pod.plan.security import both_ways, path_mtu, vrouter_errors
 from nat_pod.rules import iptables
 from nat_pod.rules.compiler import compile_rules
 from nat_pod.rules.netfilter import Ruleset
-
-ICMP = "1"
-UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
 
 
 def plan_pod(config: AnyConfig, stack: str) -> PodPlan:
@@ -55,7 +52,7 @@ def plan_pod(config: AnyConfig, stack: str) -> PodPlan:
         case PodConfig():
             plan = _plan_private_ips(config)
         case RoutedConfig():
-            refuse_routed(Delivery.ROUTES, "the plan")
+            plan = plan_routed(config)
         case _ as never:
             assert_never(never)
     problems = _limit_problems(plan)
@@ -106,7 +103,7 @@ def _plan_private_ips(config: PodConfig) -> PodPlan:
         slots=_slots(config),
         neighbours=_neighbours(config),
         capacity=config.capacity,
-        may_reach=_may_reach(config),
+        may_reach=may_reach(config.management, config.customers),
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
         renames=config.renames,
     )
@@ -171,64 +168,25 @@ def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     about another customer's flow, with NAT VM2's address as its source, would pass for NAT VM2's.
     """
     management = str(config.management.cidr)
-    vm1 = [rule for customer in config.customers for rule in _both_ways(customer.name, str(customer.cidr))]
+    vm1 = [rule for customer in config.customers for rule in both_ways(customer.name, str(customer.cidr))]
     transit = {
-        side: _both_ways("transit", other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
+        side: both_ways("transit", other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
     }
     return {
         NAT_VM1: (*vm1, *transit[NAT_VM1]),
-        NAT_VM2: (*_both_ways(MANAGEMENT, management), *transit[NAT_VM2], _vrouter_errors(config)),
+        NAT_VM2: (*both_ways(MANAGEMENT, management), *transit[NAT_VM2], vrouter_errors(str(config.layout.vrouter))),
         # The vRouter's own VNIC: what it routes between management and NAT VM2.
         VROUTER: (
-            *_both_ways(MANAGEMENT, management),
+            *both_ways(MANAGEMENT, management),
             *(
                 rule
                 for subnet in _subnets(config)
                 if subnet.side == NAT_VM2
-                for rule in _both_ways(subnet.key, subnet.cidr)
+                for rule in both_ways(subnet.key, subnet.cidr)
             ),
-            _path_mtu(),
+            path_mtu(),
         ),
     }
-
-
-def _both_ways(key: str, peer: str, *, peer_is_nsg: bool = False) -> list[SecurityRulePlan]:
-    # Stateless rules know no replies: each direction is a rule of its own.
-    return [
-        SecurityRulePlan(
-            key=f"{direction.lower()}-{key}",
-            direction=direction,
-            protocol="all",
-            peer=peer,
-            peer_is_nsg=peer_is_nsg,
-            description=f"{word} {key}",
-        )
-        for direction, word in (("INGRESS", "from"), ("EGRESS", "to"))
-    ]
-
-
-def _vrouter_errors(config: PodConfig) -> SecurityRulePlan:
-    # "Fragmentation needed" and "time exceeded" come from an address of the vRouter's own: its VNIC has more than one.
-    return SecurityRulePlan(
-        key="ingress-vrouter",
-        direction="INGRESS",
-        protocol=ICMP,
-        peer=str(config.layout.vrouter),
-        description="errors of the vRouter",
-    )
-
-
-def _path_mtu() -> SecurityRulePlan:
-    # Routers on the way report "fragmentation needed" from their own addresses.  Without it large packets vanish.
-    return SecurityRulePlan(
-        key="ingress-path-mtu",
-        direction="INGRESS",
-        protocol=ICMP,
-        peer=ANYWHERE,
-        icmp_type=UNREACHABLE,
-        icmp_code=FRAGMENTATION_NEEDED,
-        description="path MTU discovery",
-    )
 
 
 def _slots(config: PodConfig) -> tuple[SlotPlan, ...]:
@@ -272,16 +230,6 @@ def _not_for_customers(config: PodConfig) -> list[str]:
     return [str(network) for network in cidr_merge([*(pair.nat_vm2 for pair in layout.pairs), layout.vrouter])]
 
 
-def _may_reach(config: PodConfig) -> dict[str, tuple[MemberName, ...]]:
-    everybody = tuple(config.management.servers)
-    return {
-        customer.name: tuple(
-            MemberName(MANAGEMENT, name) for name in (everybody if customer.servers is None else customer.servers)
-        )
-        for customer in config.customers
-    }
-
-
 def _limit_problems(plan: PodPlan) -> list[Problem]:
     problems = []
     for vm in plan.vms:
@@ -294,8 +242,8 @@ def _limit_problems(plan: PodPlan) -> list[Problem]:
             problems.append(
                 Problem(f"{NAMESPACE}:customers", None, f"{side} needs {count} NSG rules; OCI has {limits.NSG_RULES}")
             )
-    for table in ROUTE_TABLES:
-        count = len(plan.routes[table])
+    for table, routes in plan.routes.items():
+        count = len(routes)
         if count > limits.ROUTE_RULES_PER_TABLE:
             rule = f"{table} needs {count} route rules; a table has {limits.ROUTE_RULES_PER_TABLE}"
             problems.append(Problem(f"{NAMESPACE}:customers", None, rule))
