@@ -189,13 +189,25 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     servers' half of the range is open at NAT VM1 and the hosts' at NAT VM2; halves and not blocks, or the number of
     rules would grow with the hosts.  The NAT VMs' own subnets are open to each other for ssh and for ICMP errors, and
     each to itself for the balancer's question.
+
+    A balancer is in its side's NSG, and a packet leaves it as it came: with an alias that its NAT VM has yet to
+    translate as the destination.
     """
     subnets = {side: str(config.layout.subnet(side)) for side in SIDES}
     management = str(config.management.cidr)
     lower, upper = halves(config.cidr)
     servers = _ranges("servers", _covering(lower, config.server_ranges))
     hosts = _ranges("hosts", _covering(upper, config.host_ranges))
-    own = {side: both_ways("health", subnets[side], protocol=TCP) if config.standby else [] for side in SIDES}
+    untranslated = {NAT_VM1: hosts, NAT_VM2: servers}
+    own = {
+        side: [
+            *both_ways("health", subnets[side], protocol=TCP),
+            *(rule for rule in untranslated[side] if rule.direction == "EGRESS"),
+        ]
+        if config.standby
+        else []
+        for side in SIDES
+    }
     customers = [rule for customer in config.customers for rule in both_ways(customer.name, str(customer.cidr))]
     return {
         NAT_VM1: (*customers, *servers, *both_ways("transit", subnets[NAT_VM2]), *own[NAT_VM1]),
