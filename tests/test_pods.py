@@ -248,8 +248,22 @@ def test_a_new_pod_gets_the_next_range_and_a_commented_file(run, project, golden
     assert max(len(line) for line in written.splitlines()) <= 120
 
 
-def test_check_names_all_that_is_to_be_filled_in_and_nothing_else(run, project):
-    marked = json.loads(run("new-pod", "prod", "--json")[1])["fillIn"]
+def test_a_new_routed_pod_gets_the_next_range_and_a_commented_file(run, project, golden):
+    status, out, err = run("new-pod", "--routed", "prod")
+    assert (status, err) == (0, "")
+    golden("new-pod-routed.txt", out)
+    written = (project / "Pulumi.prod.yaml").read_text(encoding="utf-8")
+    golden("new-pod-routed.yaml", written)
+    assert max(len(line) for line in written.splitlines()) <= 120
+    (project / "Pulumi.prod.yaml").write_text(filled_in(written), encoding="utf-8")
+    assert run("check", "prod")[1].count("has no alias") == 2
+    assert run("allocate", "prod")[0] == 0
+    assert run("check", "prod") == (0, "Pulumi.prod.yaml: fine, 2 of 960 slots used\n", "")
+
+
+@pytest.mark.parametrize("kind", [(), ("--routed",)])
+def test_check_names_all_that_is_to_be_filled_in_and_nothing_else(run, project, kind):
+    marked = json.loads(run("new-pod", "prod", "--json", *kind)[1])["fillIn"]
     problems = json.loads(run("check", "prod", "--json")[1])["prod"]["problems"]
     assert sorted(problem["path"] for problem in problems) == sorted(marked)
     assert all("e.g. " in problem["rule"] for problem in problems)
@@ -297,9 +311,10 @@ def test_allocate_leaves_the_comments_of_a_new_file(run, filled):
     assert "FILL IN: the OCID of the compartment" in filled.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("kind", [(), ("--routed",)])
 @pytest.mark.parametrize("size", range(16, 26))
-def test_a_new_pod_of_each_size_is_fine_when_filled_in(run, project, size):
-    status, out, _ = run("new-pod", "prod", "--size", str(size), "--json")
+def test_a_new_pod_of_each_size_is_fine_when_filled_in(run, project, size, kind):
+    status, out, _ = run("new-pod", "prod", "--size", str(size), "--json", *kind)
     assert status == 0
     assert IPNetwork(json.loads(out)["cidr"]).prefixlen == size
     path = project / "Pulumi.prod.yaml"

@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from netaddr import IPNetwork
+
 from nat_pod import limits
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, print_json, stack_name
 from nat_pod.config import whole_file
 from nat_pod.config.addressing import default_layout
+from nat_pod.config.aliases import VcnLayout, capacity, default_vcn
 from nat_pod.config.pods import claimed, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges
 from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name, load_text
 from nat_pod.errors import NatPodError
+from nat_pod.names import SIDES
 
 
 def add(commands: Subparsers) -> None:
@@ -24,6 +28,8 @@ def add(commands: Subparsers) -> None:
     words = "the new stack's name: `prod` for Pulumi.prod.yaml"
     parser.add_argument("name", metavar="NAME", type=stack_name, help=words)
     parser.add_argument("--size", type=_prefix, default=22, help="prefix length of its range, 16 to 25 (default: 22)")
+    words = "its aliases are routes, and each NAT VM has a standby (delivery: routes)"
+    parser.add_argument("--routed", action="store_true", help=words)
     add_json(parser)
 
 
@@ -36,7 +42,7 @@ def _prefix(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     directory = Path.cwd()
     with whole_file.alone(directory):
-        new = new_pod(directory, arguments.name, arguments.size)
+        new = new_pod(directory, arguments.name, arguments.size, routed=arguments.routed)
         whole_file.create(new.path, new.text)
     if arguments.json:
         print_json(
@@ -44,13 +50,15 @@ def _run(arguments: argparse.Namespace) -> int:
                 "file": new.path.name,
                 "cidr": new.cidr,
                 "slots": new.slots,
-                "slotsPerVnic": limits.SLOTS_PER_PAIR,
+                **({} if arguments.routed else {"slotsPerVnic": limits.SLOTS_PER_PAIR}),
                 "fillIn": list(new.fill_in),
             }
         )
         return OK
-    each = limits.SLOTS_PER_PAIR
-    print(f"written  {new.path.name}: {new.cidr}, {each} slots for each VNIC of the shape, at most {new.slots}")
+    room = f"{limits.SLOTS_PER_PAIR} slots for each VNIC of the shape, at most {new.slots}"
+    if arguments.routed:
+        room = f"{new.slots:,} aliases, one a member"
+    print(f"written  {new.path.name}: {new.cidr}, {room}")
     for path in new.fill_in:
         print(f"fill in  {path}")
     print(f"then     python -m nat_pod check {arguments.name}     # names what is still wrong, each with its rule")
@@ -82,6 +90,31 @@ config:
 """
 
 
+_NEW_ROUTED = """\
+# The stack file of POD {name}. FILL IN marks what is empty; `python -m nat_pod check {name}` names each such
+# key with its rule and an example. Then `python -m nat_pod allocate {name}` writes the address book.
+config:
+  oci:region:                              # FILL IN, e.g. uk-london-1
+  nat-pod:compartmentId:                   # FILL IN: the OCID of the compartment that the POD is made in
+  nat-pod:delivery: routes                 # an alias is a route, and each member has one
+  nat-pod:standby: true                    # takes {balancers} network load balancers; a region may have {limit}
+  nat-pod:cidr: {cidr:<26} # {slots} aliases; its last /26, {vcn}, is the VCN's own
+  nat-pod:natVm:
+    shape:                                 # FILL IN, e.g. {{shape: VM.Standard.E5.Flex, ocpus: 1, memoryGbs: 8}}
+    imageId:                               # FILL IN: the OCID of an Oracle Linux or Ubuntu platform image
+    sshPublicKey:                          # FILL IN: one line of an authorized_keys file
+  nat-pod:management:
+    cidr:                                  # FILL IN: the management VCN's network
+    vrouter: {vrouter:<29} # the vRouter's floating IP in this POD; its subnet is {subnet}
+    servers:                               # FILL IN, one per line:
+      # mgmt: 10.0.0.100
+  nat-pod:customers:                       # FILL IN, one after the other:
+    # customer1:
+    #   cidr: 10.0.0.0/24                  # may overlap management's network, not another customer's
+    #   hosts: {{vm1: 10.0.0.100}}
+"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewPod:
     """A stack file for a new POD: its text, its range, its slots at most, and the keys that wait to be filled in."""
@@ -93,11 +126,11 @@ class NewPod:
     fill_in: tuple[str, ...]
 
 
-def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
+def new_pod(directory: Path, name: str, prefix: int, *, routed: bool = False) -> NewPod:
     """The stack file for a new POD in the lowest free range.  Writes nothing.
 
-    prefix: 16 to 25.  Raises NatPodError when the name is none or taken, no range is free, or the range of another
-    stack file cannot be read: it might be the one that is handed out.
+    prefix: 16 to 25.  routed: with `delivery: routes`.  Raises NatPodError when the name is none or taken, no range is
+    free, or the range of another stack file cannot be read: it might be the one that is handed out.
     """
     path = directory / f"Pulumi.{name}.yaml"
     if not is_stack_name(name):
@@ -114,8 +147,14 @@ def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
     cidr = next(free_ranges(claimed(pods).values(), prefix), None)
     if cidr is None:
         raise NatPodError(f"no /{prefix} of {limits.POD_SPACE} is free; `python -m nat_pod pods` lists who has what")
+    slots, text = _routed(name, cidr) if routed else _private_ips(name, cidr)
+    return NewPod(path=path, text=text, cidr=str(cidr), slots=slots, fill_in=tuple(_empty(text)))
+
+
+def _private_ips(name: str, cidr: IPNetwork) -> tuple[int, str]:
+    """How many slots there can be, and the text."""
     layout = default_layout(cidr, limits.MAX_VNICS)
-    text = _NEW.format(
+    return layout.capacity, _NEW.format(
         name=name,
         cidr=str(cidr),
         slots=layout.capacity,
@@ -124,7 +163,23 @@ def new_pod(directory: Path, name: str, prefix: int) -> NewPod:
         vrouter=str(layout.vrouter[limits.RESERVED_LOW]),
         subnet=layout.vrouter,
     )
-    return NewPod(path=path, text=text, cidr=str(cidr), slots=layout.capacity, fill_in=tuple(_empty(text)))
+
+
+def _routed(name: str, cidr: IPNetwork) -> tuple[int, str]:
+    """How many aliases there are, and the text."""
+    vcn = default_vcn(cidr)
+    subnet = VcnLayout(vcn).vrouter
+    slots = capacity(cidr, vcn)
+    return slots, _NEW_ROUTED.format(
+        name=name,
+        cidr=str(cidr),
+        slots=f"{slots:,}",
+        vcn=vcn,
+        balancers=len(SIDES),
+        limit=limits.BALANCERS_PER_REGION,
+        vrouter=str(subnet[limits.RESERVED_LOW]),
+        subnet=subnet,
+    )
 
 
 def _empty(text: str) -> Iterator[str]:

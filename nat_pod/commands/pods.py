@@ -10,6 +10,7 @@ from netaddr import IPNetwork
 
 from nat_pod import limits
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
+from nat_pod.commands.plan_routed import holds
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.pods import Pod, claimed, no_stacks, range_unknown, read_pods
@@ -91,7 +92,10 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
     for prefix in PREFIXES:
         slots = default_layout(next(IPNetwork(limits.POD_SPACE).subnet(prefix)), limits.MAX_VNICS).capacity
         free = _free(pods, prefix)
-        lines.append(f"next free /{prefix} ({slots} slots): {free['next'] or 'none'}, {free['left']} left")
+        lines.append(
+            f"next free /{prefix} ({slots} slots or {holds(prefix):,} aliases): "
+            f"{free['next'] or 'none'}, {free['left']} left"
+        )
     if examples := [name for name, pod in pods.items() if pod.example]:
         lines.append(f"examples (made-up compartment), their ranges free: {', '.join(examples)}")
     if unknown := range_unknown(pods):
