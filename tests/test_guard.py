@@ -19,8 +19,12 @@ from nat_pod.lab.wire.probe import Answer, Probe
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.names import NAT_VM1, NAT_VM2
 from nat_pod.plan.model import PodPlan
+from nat_pod.trace.dispositions import Disposition
+from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import stranger_addresses
+from nat_pod.trace.spans import number
 from nat_pod.trace.topology import Topology
+from nat_pod.trace.walk import Packet, Tracer
 
 pytestmark = pytest.mark.lab
 
@@ -122,6 +126,38 @@ def test_an_error_about_a_flow_of_one_s_own_network_arrives_at_its_other_end(pod
         flows = errors(vm, source, [came.source], [came], (TOO_BIG, EXCEEDED, PARAMETER, UNREACHABLE))
         answers = lab.probe(flows, seconds=1.0)
         assert [(answer.ok, answer.answered_by) for answer in answers] == [(True, hears)] * len(flows), (vm, wire)
+
+
+@pytest.mark.parametrize(("sender", "receiver"), [(HOST, SERVER), (SERVER, HOST)])
+def test_the_tracer_predicts_who_gets_each_error(pod, sender, receiver):
+    """Every network's, about every packet of a flow on every wire, to every address that it might be sent to."""
+    plan, lab = pod
+    quoted = opened(plan, lab, sender, receiver)
+    topology = expected_topology(plan)
+    for name, address in stranger_addresses(plan).items():
+        topology = with_host(topology, name, address)
+    tracer = Tracer(unchecked(topology))
+    source, target = plan.slot(sender), plan.slot(receiver)
+    first_packet = Packet(src=source.real, dst=target.address(source.member.side), protocol="udp", sport=PORT, dport=9)
+    assert tracer.trace(sender, first_packet).disposition is Disposition.DELIVERED
+    flows = [
+        error
+        for writer in (NEIGHBOUR, STRANGER, MANAGEMENT_STRANGER)
+        for about in quoted.values()
+        for error in errors(writer, strangers(plan)[writer], sorted({about.source, plan.primary(NAT_VM1)}), [about],
+                            (TOO_BIG,))
+    ]  # fmt: skip
+    predicted = [
+        tracer.error(
+            flow.source_vm,
+            Packet(src=flow.source_address, dst=flow.destination, icmp_type=3),
+            ("udp", number(flow.about.destination), number(flow.about.source), flow.about.dport, flow.about.sport),
+        ).reached
+        for flow in flows
+    ]
+    answers = lab.probe(flows, seconds=1.0)
+    assert [answer.answered_by if answer.ok else None for answer in answers] == predicted
+    assert set(predicted) == {None, sender, receiver}
 
 
 @pytest.mark.parametrize(("sender", "receiver"), [(HOST, SERVER), (SERVER, HOST)])

@@ -21,8 +21,10 @@ from nat_pod.rules.netfilter import OPENING, Accept, Chain, Dnat, Drop, Goto, Ma
 from nat_pod.trace.spans import LAST_ADDRESS, Header, Places, Span, number, numbers
 
 _STATES = frozenset(("NEW", "ESTABLISHED", "RELATED", "INVALID", "DNAT", "SNAT"))
-_HOOKS = (("nat", "PREROUTING"), ("nat", "POSTROUTING"), ("filter", "FORWARD"), ("filter", "INPUT"))
-_NOT_MET = ("filter", "OUTPUT")  # what a VM writes itself: no packet that is traced
+_HOOKS = (
+    ("nat", "PREROUTING"), ("nat", "POSTROUTING"),
+    ("filter", "FORWARD"), ("filter", "INPUT"), ("filter", "OUTPUT"),
+)  # fmt: skip
 _LOOPBACK = "lo"
 PROTOCOLS = ("icmp", "tcp", "udp")
 """What a packet is, and what a rule may ask for."""
@@ -80,7 +82,7 @@ class PreparedRules:
         for table in rules.tables:
             hooked = [(table.name, hook.builtin) for hook in table.hooks]
             for entry in hooked:
-                if entry not in (*_HOOKS, _NOT_MET) or hooked.count(entry) > 1:
+                if entry not in _HOOKS or hooked.count(entry) > 1:
                     raise UnknownRuleError(
                         f"chain of ours in {entry[1]} of {entry[0]}",
                         "it follows one in each of PREROUTING and POSTROUTING of nat, and of filter's built-in chains",
@@ -92,10 +94,12 @@ class PreparedRules:
         hook = self._hooks[table, builtin]
         if hook.entry is None:
             return FALLS_THROUGH
-        if header.flow is not None:
-            return self._walk(hook, header, state)  # one more address pair than `known` has room for
-        what = (state, header.protocol, header.sport, header.dport, header.icmp_type) if hook.looks_further else state
-        key = (what, hook.sources.number(header.src), hook.destinations.number(header.dst))
+        what: object = state
+        if hook.looks_further:
+            what = (state, header.protocol, header.sport, header.dport, header.icmp_type)
+        if header.ends is not None:
+            what = (what, hook.ends(*header.ends))
+        key = (what, hook.sources.number(header.src.value), hook.destinations.number(header.dst.value))
         known = hook.known.get(key)
         if known is None:
             alone = header.alone()
@@ -105,6 +109,11 @@ class PreparedRules:
         header.src.narrow(src.low, src.high)
         header.dst.narrow(dst.low, dst.high)
         return verdict
+
+    def told_apart(self, builtin: str, opened_from: int, answered_from: int, destination: int) -> tuple[int, int, int]:
+        """Numbers for the ends of a flow and a destination; where they are equal, a guard takes them for equal."""
+        hook = self._hooks["filter", builtin]
+        return (*hook.ends(opened_from, answered_from), hook.destinations.number(destination))
 
     def _walk(self, hook: _Hook, header: Header, state: frozenset[str]) -> Verdict:
         passed: list[str] = []
@@ -146,7 +155,14 @@ class _Hook:
         tests = [test for chain in reached for test in indexed(table, chain.name).tests]
         self.sources = Places(test.source for test in tests if test.source is not None)
         self.destinations = Places(test.destination for test in tests if test.destination is not None)
+        ends = [test.ends for test in tests if test.ends is not None]
+        self._opened = Places(network for network, _ in ends if network is not None)
+        self._answered = Places(network for _, network in ends if network is not None)
         self.looks_further = any(test.beyond_state for test in tests)
+
+    def ends(self, opened_from: int, answered_from: int) -> tuple[int, int]:
+        """The pieces that the ends of a flow are in."""
+        return self._opened.number(opened_from), self._answered.number(answered_from)
 
 
 def _reached(table: Table, entry: str | None) -> list[Chain]:
@@ -193,10 +209,10 @@ class _Test:
         if self.destination is not None and not header.dst.inside(*self.destination):
             return False
         if self.ends is not None:
-            if header.flow is None:
+            if header.ends is None:
                 raise UnknownRuleError("--ctorigsrc or --ctreplsrc", "it follows these for ICMP errors only")
-            for span, network in zip(header.flow, self.ends, strict=True):
-                if network is not None and not span.inside(*network):
+            for value, network in zip(header.ends, self.ends, strict=True):
+                if network is not None and not network[0] <= value <= network[1]:
                     return False
         match = self.rest
         return match is None or (

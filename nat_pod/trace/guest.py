@@ -5,7 +5,8 @@ What Linux does to a packet from the VNIC it comes in by to the VNIC it leaves b
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
 
 from nat_pod.errors import UnknownRuleError
 from nat_pod.rules.netfilter import Drop
@@ -22,12 +23,45 @@ from nat_pod.trace.decisions import (
     Owned,
     RefusedError,
 )
-from nat_pod.trace.spans import Addresses, Header, Places, Span, number, prefix_around
+from nat_pod.trace.spans import Addresses, FlowKey, Header, Places, Span, number, prefix_around
 from nat_pod.trace.topology import VM_HOST, VM_NAT, VM_ROUTER, Topology, Vm, Vnic
 
 _States = frozenset[str]
 _NEW, _NEW_DNAT = frozenset(("NEW",)), frozenset(("NEW", "DNAT"))
-_KNOWN = frozenset(("ESTABLISHED", "DNAT", "SNAT"))
+_INVALID = frozenset(("INVALID",))
+# By whether the flow's destination and its source are translated.
+_ESTABLISHED, _RELATED = (
+    {
+        (dnat, snat): frozenset([state, *["DNAT"] * dnat, *["SNAT"] * snat])
+        for dnat in (False, True)
+        for snat in (False, True)
+    }
+    for state in ("ESTABLISHED", "RELATED")
+)
+
+
+class _Entry(NamedTuple):
+    """What conntrack holds for one way of a flow: source and destination as a packet leaves, and the flow's ends.
+
+    translated: whether the flow's destination and its source are, seen from the one who opened it.
+    """
+
+    src: int
+    dst: int
+    opened_from: int
+    answered_from: int
+    translated: tuple[bool, bool]
+
+
+class Tracked(NamedTuple):
+    """One way of the traced flow on a NAT VM: its packet as it arrives there, and what the guards tell it apart by.
+
+    An ICMP error belongs to the flow if it quotes the inverse of this packet and goes to the same destination.
+    """
+
+    vm: str
+    packet: FlowKey
+    told_apart: tuple[object, ...]
 
 
 class Guests:
@@ -40,8 +74,8 @@ class Guests:
     def __init__(self, topology: Topology, places: Places) -> None:
         self._topology = topology
         self._places = places
-        # NAT VM -> {packet as it arrives: packet as it leaves}, both directions.
-        self._conntrack: dict[str, dict[tuple[str, int, int, int, int], tuple[int, int]]] = {}
+        # NAT VM -> {packet as it arrives: what becomes of it}, both directions.
+        self._conntrack: dict[str, dict[FlowKey, _Entry]] = {}
         self._rules = {vm.name: PreparedRules(vm.rules) for vm in topology.vms.values() if vm.rules is not None}
         self._local = {vm.name: self._addresses(vm) for vm in topology.vms.values()}
         # Found so far: for the place of a destination, the VNIC by which a guest sends.
@@ -62,7 +96,7 @@ class Guests:
 
     def route(self, vm: Vm, address: Span) -> GuestRouted:
         """The VNIC by which a machine sends: by its own routes, then its subnets, otherwise the primary VNIC."""
-        key = (vm.name, self._places.number(address))
+        key = (vm.name, self._places.number(address.value))
         known = self._routes.get(key)
         if known is None:
             alone = Span(address.value)
@@ -94,6 +128,8 @@ class Guests:
         Raises RefusedError where the packet dies.
         """
         self._filter_reverse_path(vm, arrival, header)
+        if header.about is not None:
+            return self._error(vm, header, header.about, made)
         flows = self._conntrack.get(vm.name)
         known = None
         if flows is not None:
@@ -102,12 +138,12 @@ class Guests:
             header.dst.pin()
             known = flows.get(header.key())
         if known is not None:
-            header.src.become(known[0])
-            header.dst.become(known[1])
-            made.append(Conntracked(True, *known))
-            return self._forward(vm, header, _KNOWN, made), True
+            header.src.become(known.src)
+            header.dst.become(known.dst)
+            made.append(Conntracked(True, known.src, known.dst))
+            return self._forward(vm, header, _ESTABLISHED[known.translated], made), True
         made.append(Conntracked(False, header.src.value, header.dst.value))
-        original, answer = header.key(), header.reply_key()
+        original = header.key()
         state = _NEW
         verdict = self._verdict(vm, "nat", "PREROUTING", header, state)
         if verdict.by is not None:
@@ -119,10 +155,61 @@ class Guests:
         if verdict.by is not None:
             verdict.by.translate(header.src)
         made.append(Filtered("POSTROUTING", verdict, header.src.value, header.dst.value))
-        flows = self._conntrack.setdefault(vm.name, {})
-        flows[original] = (header.src.value, header.dst.value)
-        flows[header.reply_key()] = (answer[1], answer[2])
+        self._track(vm, original, header)
         return out, state is _NEW_DNAT
+
+    def send(self, vm: Vm, header: Header, made: list[Decision]) -> None:
+        """A packet that a NAT VM writes itself, the first of a flow of its own."""
+        original = header.key()
+        self._guard(vm, "OUTPUT", header, _NEW, made)
+        verdict = self._verdict(vm, "nat", "POSTROUTING", header, _NEW)
+        if verdict.by is not None:
+            verdict.by.translate(header.src)
+        made.append(Filtered("POSTROUTING", verdict, header.src.value, header.dst.value))
+        self._track(vm, original, header)
+
+    def _track(self, vm: Vm, original: FlowKey, header: Header) -> None:
+        """Remember a flow by its first packet, as it came and as it leaves."""
+        _, src, dst, _, _ = original
+        ends = (src, header.dst.value)
+        translated = (header.dst.value != dst, header.src.value != src)
+        flows = self._conntrack.setdefault(vm.name, {})
+        flows[original] = _Entry(header.src.value, header.dst.value, *ends, translated)
+        flows[header.reply_key()] = _Entry(dst, src, *ends, translated)
+
+    def _error(self, vm: Vm, header: Header, about: FlowKey, made: list[Decision]) -> tuple[Vnic, bool]:
+        """An ICMP error: it goes where a packet of its flow would go, and says no more than that it is about that flow.
+
+        Its source becomes that of such a packet if the flow's source is translated that way, whoever wrote it.  It
+        never meets the nat table.  An error whose flow is unknown, or that goes elsewhere than the flow, is INVALID
+        (kernel, nf_conntrack_inet_error and nf_nat_icmp_reply_translation).
+        """
+        known = self._conntrack.get(vm.name, {}).get(about)
+        if known is None or about[2] != header.dst.value:
+            made.append(Conntracked(False, header.src.value, header.dst.value))
+            return self._forward(vm, header, _INVALID, made), False
+        header.dst.pin()
+        protocol, source, _, sport, dport = about
+        header.about = (protocol, known.src, known.dst, sport, dport)
+        header.ends = (known.opened_from, known.answered_from)
+        header.dst.become(known.dst)
+        made.append(Conntracked(True, header.src.value, header.dst.value))
+        out = self._forward(vm, header, _RELATED[known.translated], made)
+        if known.src != source:
+            header.src.become(known.src)
+            made.append(Conntracked(True, header.src.value, header.dst.value))
+        return out, True
+
+    def tracked(self) -> Iterator[Tracked]:
+        """What the NAT VMs know of the traced flow."""
+        for name, flows in self._conntrack.items():
+            rules = self._rules.get(name)
+            for packet, entry in flows.items():
+                guard = "INPUT" if self._local[name].holds(entry.dst) else "FORWARD"
+                apart: tuple[object, ...] = (guard, entry.translated)
+                if rules is not None:
+                    apart += rules.told_apart(guard, entry.opened_from, entry.answered_from, entry.dst)
+                yield Tracked(name, packet, apart)
 
     def _filter_reverse_path(self, vm: Vm, arrival: Vnic, header: Header) -> None:
         if vm.strict_rp_filter:
@@ -145,6 +232,8 @@ class Guests:
         """The packet is for the NAT VM itself, where no packet should end."""
         made.append(Owned(vm, header.dst.value))
         self._guard(vm, "INPUT", header, state, made)
+        if state is _NEW:
+            self._track(vm, header.key(), header)
         raise RefusedError(AnsweredByNatVm(vm, header.dst.value))
 
     def _guard(self, vm: Vm, builtin: str, header: Header, state: _States, made: list[Decision]) -> None:

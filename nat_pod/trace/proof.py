@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import assert_never
 
 from netaddr import IPNetwork
@@ -30,36 +31,31 @@ from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import Chain, Drop, Goto, Match
 from nat_pod.trace.chains import RuleKey
+from nat_pod.trace.classes import Block, size, sweep, without
+from nat_pod.trace.counter_examples import (
+    CUSTOMER_TO_CUSTOMER,
+    DEAD_RULE,
+    HIDDEN_RULE,
+    KINDS,
+    NO_GUARD,
+    NO_WAY_BACK,
+    NOT_BIJECTIVE,
+    NOT_DECLARED,
+    NOT_DELIVERED,
+    WRONG_MEMBER,
+    CounterExample,
+)
 from nat_pod.trace.dispositions import Disposition
+from nat_pod.trace.errors import ErrorCount, ErrorProver
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import Flow, declared_flows, flow_between, matrix, refused_flows, stranger_addresses
-from nat_pod.trace.spans import LAST_ADDRESS, address_text, number, numbers
+from nat_pod.trace.open_ports import OpenPorts, WayIn
+from nat_pod.trace.spans import address_text, number, numbers
 from nat_pod.trace.topology import Route, Topology
 from nat_pod.trace.walk import Leg, Packet, Tracer
 
 PORT = 80
 _PROTOCOLS = ("icmp", "tcp", "udp")
-
-NOT_DELIVERED = "declared, and not delivered"
-NOT_DECLARED = "delivered, and not declared"
-CUSTOMER_TO_CUSTOMER = "one customer reaches another"
-NOT_BIJECTIVE = "two members are one address"
-WRONG_MEMBER = "an address leads to the wrong member"
-NO_WAY_BACK = "the address seen does not lead back"
-NO_GUARD = "a NAT VM lets pass what no rule translated"
-HIDDEN_RULE = "a rule that an earlier one hides"
-DEAD_RULE = "a rule that no declared flow uses"
-KINDS = (
-    NOT_DELIVERED,
-    NOT_DECLARED,
-    CUSTOMER_TO_CUSTOMER,
-    WRONG_MEMBER,
-    NOT_BIJECTIVE,
-    NO_WAY_BACK,
-    NO_GUARD,
-    HIDDEN_RULE,
-    DEAD_RULE,
-)
 
 
 class Protocols(StrEnum):
@@ -68,22 +64,6 @@ class Protocols(StrEnum):
     ALL = "every protocol and port"
     WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
     TRACED = "TCP port 80 only: rules look at protocols or ports"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CounterExample:
-    """Something that is not as declared.  `kind` is one of KINDS.
-
-    Of a packet: `sender` sends `source` > `destination`, and `alike` more packets meet the same fate.  Of a rule:
-    `sender` is the NAT VM, and source and destination are empty.  `why` is a sentence, or the rule.
-    """
-
-    kind: str
-    sender: str
-    source: str
-    destination: str
-    why: str
-    alike: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +96,8 @@ class Proof:
 
     counts: tuple[Count, ...]
     sweeps: tuple[Sweep, ...]
+    errors: tuple[ErrorCount, ...]
+    ways_in: tuple[WayIn, ...]
     traced: int
     holds_for: Protocols
     counter_examples: tuple[CounterExample, ...]
@@ -126,17 +108,22 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     prover = _Prover(plan, expected_topology(plan) if topology is None else topology)
     prover.declared_flows()
     counts = prover.members()
-    sweeps = [sweep for realm in plan.realms if (sweep := prover.unknown(realm)) is not None]
+    sweeps = [done for realm in plan.realms if (done := prover.unknown(realm)) is not None]
     prover.refused_flows()
+    errors = prover.errors.prove()
+    prover.the_vms()
     prover.rules()
+    found = [*prover.found, *prover.errors.found, *prover.ports.found]
     order = {kind: place for place, kind in enumerate(KINDS)}
     return Proof(
         counts=counts,
         sweeps=tuple(sweeps),
-        traced=prover.traced,
+        errors=errors,
+        ways_in=prover.ports.ways_in,
+        traced=prover.traced + sum(count.own + count.others + count.none for count in errors) + prover.ports.traced,
         holds_for=prover.holds_for(),
         counter_examples=tuple(
-            sorted(dict.fromkeys(prover.found), key=lambda one: (order[one.kind], one.sender, one.destination))
+            sorted(dict.fromkeys(found), key=lambda one: (order[one.kind], one.sender, one.destination))
         ),
     )
 
@@ -152,10 +139,6 @@ def _whatever_customers_route(topology: Topology, plan: PodPlan) -> Topology:
     return replace(topology, subnets=subnets)
 
 
-# A class of packets: first and last of a source or destination, and what became of them.
-_Block = tuple[int, int]
-
-
 class _Prover:
     def __init__(self, plan: PodPlan, topology: Topology) -> None:
         self.plan = plan
@@ -169,6 +152,8 @@ class _Prover:
         self.used: dict[str, frozenset[RuleKey]] = {}
         self.traced = 0
         self.found: list[CounterExample] = []
+        self.errors = ErrorProver(plan, topology)
+        self.ports = OpenPorts(plan, topology)
 
     # --- what is declared ---------------------------------------------------------------------------------------
 
@@ -179,11 +164,13 @@ class _Prover:
         seen: dict[tuple[str, str], str] = {}
         for flow in declared_flows(self.plan):
             self.traced += 1
-            traced = tracer.trace(flow.sender, _packet(flow.source, flow.destination), flow.receiver)
+            packet = _packet(flow.source, flow.destination)
+            traced = tracer.trace(flow.sender, packet, flow.receiver)
             if traced.disposition is not Disposition.DELIVERED:
                 kind = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
                 self._packet(kind, flow, f"{traced.disposition}: {traced.why}")
                 continue
+            self.errors.learn(flow, packet, tracer)
             match self.plan.source_nat:
                 case SourceNat.MASQUERADE:
                     pass  # all are seen as one address, and nobody is called back by it
@@ -226,16 +213,13 @@ class _Prover:
             for (realm, what), many in pairs.items()
         )
 
-    def _destinations(self, sender: MemberName, source: str) -> list[tuple[_Block, Leg]]:
-        """All destinations from one sender, class by class."""
-        fates = []
-        for destination, end in self._outside(sender.realm):
-            while destination <= end:
-                leg = self._request(sender, source, destination)
-                block = (destination, min(end, leg.alike[1][1]))
-                self._judge(sender, (number(source),) * 2, block, leg)
+    def _destinations(self, sender: MemberName, source: str) -> list[tuple[Block, Leg]]:
+        """All destinations from one sender, class by class, in the order of their addresses."""
+        fates, own = [], (number(source),) * 2
+        for destinations in self._outside(sender.realm):
+            for _, block, leg in sweep([own], [destinations], partial(self._request, sender)):
+                self._judge(sender, own, block, leg)
                 fates.append((block, leg))
-                destination = block[1] + 1
         return fates
 
     # --- who is unknown -----------------------------------------------------------------------------------------
@@ -251,33 +235,22 @@ class _Prover:
         vnic = f"{sender}-vnic-1"
         hostile = replace(self.topology.vnics[vnic], skip_source_dest_check=True)
         self.tracer = Tracer(replace(self.topology, vnics={**self.topology.vnics, vnic: hostile}))
-        before, sources = self.traced, 0
-        for first, last in self._sources(realm):
-            sources += last - first + 1
-            rest = [((first, last), destinations) for destinations in self._outside(realm)]
-            while rest:
-                (low, high), (start, end) = rest.pop()
-                leg = self._request(sender, address_text(low), start)
-                # The packet is the lowest corner: what is left of the rectangle lies above and behind.
-                source_end, destination_end = min(high, leg.alike[0][1]), min(end, leg.alike[1][1])
-                self._judge(sender, (low, source_end), (start, destination_end), leg)
-                if destination_end < end:
-                    rest.append(((low, source_end), (destination_end + 1, end)))
-                if source_end < high:
-                    rest.append(((source_end + 1, high), (start, end)))
-        destinations = sum(last - first + 1 for first, last in self._outside(realm))
+        before, sources = self.traced, sum(map(size, self._sources(realm)))
+        for block, to, leg in sweep(self._sources(realm), self._outside(realm), partial(self._request, sender)):
+            self._judge(sender, block, to, leg)
+        destinations = sum(map(size, self._outside(realm)))
         return Sweep(realm=realm, sources=sources, destinations=destinations, traced=self.traced - before)
 
-    def _sources(self, realm: str) -> list[_Block]:
+    def _sources(self, realm: str) -> list[Block]:
         """The sources to forge: all but the members' of the realm and other customers' networks."""
         taken = [(number(slot.real),) * 2 for slot in self.plan.slots if slot.member.realm == realm]
         if realm != MANAGEMENT:
             taken += [numbers(cidr)[:2] for name, cidr in self.plan.customer_cidrs.items() if name != realm]
-        return _without(taken)
+        return without(taken)
 
-    def _outside(self, realm: str) -> list[_Block]:
+    def _outside(self, realm: str) -> list[Block]:
         """All destinations but those in the realm's own network, where the POD has no say."""
-        return _without([numbers(self.plan.realms[realm])[:2]])
+        return without([numbers(self.plan.realms[realm])[:2]])
 
     def refused_flows(self) -> None:
         """The lab's refused flows, with each protocol: among them ssh to a NAT VM and forged transit sources."""
@@ -295,15 +268,23 @@ class _Prover:
                 source, destination = number(flow.source), number(flow.destination)
                 self._judge(flow.sender, (source, source), (destination, destination), leg)
 
+    def the_vms(self) -> None:
+        """What the NAT VMs answer to one another, and whether the way in is open."""
+        self.ports.from_the_vms(self.tracer)
+        operator = MemberName(MANAGEMENT, STRANGER)
+        if operator in self.strangers:
+            self.ports.way_in(self.tracer, operator, self.strangers[operator])
+
     # --- the verdict --------------------------------------------------------------------------------------------
 
-    def _request(self, sender: MemberName, source: str, destination: int) -> Leg:
+    def _request(self, sender: MemberName, source: int, destination: int) -> Leg:
         self.traced += 1
-        return self.tracer.request(sender, _packet(source, address_text(destination)))
+        return self.tracer.request(sender, _packet(address_text(source), address_text(destination)))
 
-    def _judge(self, sender: MemberName, sources: _Block, destinations: _Block, leg: Leg) -> None:
+    def _judge(self, sender: MemberName, sources: Block, destinations: Block, leg: Leg) -> None:
         """Compare a class of packets with what is declared of its sender."""
-        size = (sources[1] - sources[0] + 1) * (destinations[1] - destinations[0] + 1)
+        self.ports.ask(self.tracer, sender, sources, destinations, leg)
+        packets = size(sources) * size(destinations)
         destination = address_text(destinations[0])
         kind = None
         if leg.reached is not None:
@@ -311,7 +292,7 @@ class _Prover:
             receiver = self.topology.vms[leg.reached].member
             if leg.reached == VROUTER and sender.is_server:
                 return  # the vRouter's own address in the POD: management's own machine
-            if wanted is not None and size == 1:
+            if wanted is not None and packets == 1:
                 return  # traced, with its reply, among the declared flows
             among_customers = not sender.is_server and not (receiver is not None and receiver.is_server)
             kind = CUSTOMER_TO_CUSTOMER if among_customers else NOT_DECLARED
@@ -324,8 +305,8 @@ class _Prover:
                     sender=sender,
                     source=address_text(sources[0]),
                     destination=destination,
-                    why=_fate(leg),
-                    alike=size - 1,
+                    why=leg.fate,
+                    alike=packets - 1,
                 )
             )
 
@@ -386,26 +367,8 @@ def _refuses_others(forward: Chain | None) -> bool:
     return False
 
 
-def _without(taken: list[_Block]) -> list[_Block]:
-    """What is left of all addresses."""
-    left, start = [], 0
-    for first, last in sorted(taken):
-        if start < first:
-            left.append((start, first - 1))
-        start = max(start, last + 1)
-    return [*left, (start, LAST_ADDRESS)] if start <= LAST_ADDRESS else left
-
-
 def _packet(source: str, destination: str) -> Packet:
     return Packet(src=source, dst=destination, protocol="tcp", dport=PORT)
-
-
-def _fate(leg: Leg) -> str:
-    """What became of a request, in a sentence."""
-    if leg.reached is not None:
-        return f"{leg.reached} gets it"
-    came = "" if leg.untranslated is None else f"{leg.untranslated} passes it on as it came; then "
-    return f"{came}{leg.disposition}: {leg.why}"
 
 
 def _covers(earlier: Match, later: Match) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from nat_pod.trace.open_ports import WayIn
 from nat_pod.trace.proof import Proof
 from nat_pod.trace.trace_text import wrapped
 
 _MOST_SHOWN = 10  # of one kind; --json has them all
+_MOST_ADDRESSES = 3
 
 
 def proof_text(proof: Proof, stack: str, width: int) -> str:
@@ -28,11 +30,22 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
             [(s.realm, f"{s.sources:,}", f"{s.destinations:,}", f"{s.traced}") for s in proof.sweeps],
         ),
         "",
+        "ICMP errors: about flows of the writer's network, of others, and about none",
+        *_table(
+            ("in", "own", "others'", "no flow"),
+            [(e.realm, f"{e.own}", f"{e.others}", f"{e.none}") for e in proof.errors],
+        ),
+        "",
+        "ssh that a NAT VM answers: TCP 22, to every address of the POD",
+        *_table(("from", "by", "at"), [(way.sender, way.vm, _addresses(way)) for way in proof.ways_in]),
+        *([] if proof.ways_in else ["  nobody's"]),
+        "",
     ]
     lines += wrapped(
         "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
         "everything to the POD. Not looked at: sources in another customer's network, which only OCI can prevent. "
-        f"Holds for {proof.holds_for}.",
+        f"Holds for {proof.holds_for}. An ICMP error is to arrive if it is about a flow of its writer's network, "
+        "and no other is.",
         width,
         "",
     )
@@ -51,6 +64,11 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
     return "\n".join([*lines, f"=> {len(proof.counter_examples)} counter-examples"])
 
 
+def _addresses(way: WayIn) -> str:
+    more = len(way.addresses) - _MOST_ADDRESSES
+    return ", ".join(way.addresses[:_MOST_ADDRESSES]) + (f" and {more} more" if more > 0 else "")
+
+
 def proof_dict(proof: Proof) -> dict[str, object]:
     """The form of `trace --all --json`."""
     return {
@@ -63,6 +81,8 @@ def proof_dict(proof: Proof) -> dict[str, object]:
             {"realm": s.realm, "sources": s.sources, "destinations": s.destinations, "classes": s.traced}
             for s in proof.sweeps
         ],
+        "errors": [{"realm": e.realm, "own": e.own, "others": e.others, "none": e.none} for e in proof.errors],
+        "waysIn": [{"from": w.sender, "by": w.vm, "at": list(w.addresses)} for w in proof.ways_in],
         "counterExamples": [
             {
                 "kind": one.kind,

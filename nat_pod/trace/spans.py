@@ -17,6 +17,8 @@ from functools import lru_cache
 from netaddr import IPAddress, IPNetwork
 
 LAST_ADDRESS = 2**32 - 1
+UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
+"""The type and the code of the ICMP error that path MTU discovery lives by."""
 _KEPT = 1 << 16  # addresses and networks of a full POD, which are looked at again and again
 
 
@@ -81,8 +83,8 @@ FlowKey = tuple[str, int, int, int, int]
 class Header:
     """What a rule can look at.  For ICMP the two ports are the echo identifier.
 
-    quoted: of an ICMP error the packet that it is about, as a key of conntrack.  flow: on a NAT VM that knows the flow
-    of that packet, who opened the flow and who answers it.
+    about: of an ICMP error the inverse of the packet that it quotes, which is how conntrack finds the flow: a packet of
+    that flow which goes the error's way.  ends: on a NAT VM that knows this flow, who opened it and who answers it.
     """
 
     src: Span
@@ -91,13 +93,18 @@ class Header:
     sport: int
     dport: int
     icmp_type: int | None
-    quoted: FlowKey | None = None
-    flow: tuple[Span, Span] | None = None
+    about: FlowKey | None = None
+    ends: tuple[int, int] | None = None
+
+    @property
+    def icmp_code(self) -> int:
+        """Of "unreachable" the code is that of path MTU discovery; the other types that are traced have none."""
+        return FRAGMENTATION_NEEDED if self.icmp_type == UNREACHABLE else 0
 
     def alone(self) -> Header:
         """The same header with intervals of its own, that nothing has narrowed yet."""
         src, dst = Span(self.src.value), Span(self.dst.value)
-        return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type)
+        return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type, self.about, self.ends)
 
     def key(self) -> FlowKey:
         """What conntrack knows a packet by."""
@@ -123,14 +130,14 @@ class Places:
 
     def narrow(self, span: Span) -> None:
         """Let an address stand for no more than the piece that it is in."""
-        place = self.number(span)
+        place = self.number(span.value)
         span.narrow(self._edges[place - 1], self._edges[place] - 1)
 
-    def number(self, span: Span) -> int:
-        """The number of the piece that an address is in.  What the address stands for does not change."""
-        place = self._known.get(span.value)
+    def number(self, value: int) -> int:
+        """The number of the piece that an address is in."""
+        place = self._known.get(value)
         if place is None:
-            place = self._known[span.value] = bisect(self._edges, span.value)
+            place = self._known[value] = bisect(self._edges, value)
         return place
 
 
@@ -153,6 +160,10 @@ class Addresses:
         self._runs: dict[int, tuple[int, int]] = {}
         for first, last in runs(dict.fromkeys(self._order)):
             self._runs |= dict.fromkeys(range(first, last + 1), (first, last))
+
+    def holds(self, value: int) -> bool:
+        """Whether the address is in the set."""
+        return value in self._runs
 
     def has(self, span: Span) -> bool:
         """Whether the address is in the set.  It then stands for the addresses around it of which the same is true."""

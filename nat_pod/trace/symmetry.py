@@ -20,7 +20,7 @@ from netaddr import IPAddress
 
 from nat_pod.plan.model import SlotPlan
 from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule, Snat, Target
-from nat_pod.trace.spans import Places, Span, numbers
+from nat_pod.trace.spans import Places, numbers
 from nat_pod.trace.topology import Topology
 
 # A member's addresses as rules write them, and what each is to it: {"10.0.0.100/32": "real", "198.18.0.2": "nat_vm1"}
@@ -50,7 +50,7 @@ def alike(topology: Topology, members: Sequence[SlotPlan], others: Sequence[Slot
     places = Places(numbers(network)[:2] for network in networks)
     groups: dict[tuple[object, ...], list[SlotPlan]] = {}
     for member, description in zip(members, descriptions, strict=True):
-        within = [places.number(Span(_number(address))) for address in _addresses(member)]
+        within = [places.number(_number(address)) for address in _addresses(member)]
         groups.setdefault((*within, *description), []).append(member)
     return list(groups.values())
 

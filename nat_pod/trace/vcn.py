@@ -122,8 +122,8 @@ class Vcns:
         key = (
             self._policies[out.name],
             None if sent is None else sent.arrival.name,
-            self._sources.number(header.src),
-            self.places.number(header.dst),
+            self._sources.number(header.src.value),
+            self.places.number(header.dst.value),
             header.protocol,
             header.dport,
             header.icmp_type,
@@ -147,7 +147,7 @@ class Vcns:
             if self._tracked and arrival is not out:
                 leaves, enters = self._as_reply(out, header, leaves), self._as_reply(arrival, header, enters)
             made += (known.routed, leaves, enters, known.checked)
-        if known.stateful:
+        if known.stateful and header.about is None:  # an error opens no flow
             self._track(out, known.leaves, header)
             self._track(known.routed.arrival, known.enters, header)
         return known.checked.vnic, known.checked.vm
@@ -274,7 +274,7 @@ def _permits(rule: SecurityRule, peer: Span, header: Header, other: Vnic | None)
         return False
     if rule.icmp_type is not None and rule.icmp_type != header.icmp_type:
         return False
-    if rule.icmp_code not in (None, 0):  # the code of an echo is 0
+    if rule.icmp_code not in (None, header.icmp_code):
         return False
     if rule.destination_ports is not None:
         low, high = rule.destination_ports

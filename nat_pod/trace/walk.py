@@ -14,7 +14,7 @@ packets and compares them hop by hop.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,12 +23,14 @@ from nat_pod.trace.chains import PROTOCOLS, RuleKey
 from nat_pod.trace.decisions import Decision, Delivered, Looped, NotForwarding, Refusal, RefusedError
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.explain import Hop, Step, hops, sentence, steps
-from nat_pod.trace.guest import Guests
-from nat_pod.trace.spans import Header, Span, address_text, number
+from nat_pod.trace.guest import Guests, Tracked
+from nat_pod.trace.spans import FlowKey, Header, Span, address_text, number
 from nat_pod.trace.topology import VM_NAT, Topology, Vm
 from nat_pod.trace.vcn import Vcns
 
 ECHO_REQUEST, ECHO_REPLY = 8, 0
+NOBODYS: FlowKey = ("", 0, 0, 0, 0)
+"""What an ICMP error is about when no flow has such a packet."""
 _EPHEMERAL_PORT = 50000
 _MOST_MACHINES = 16  # a delivered packet crosses four; more is a loop
 
@@ -43,6 +45,10 @@ class Packet:
     sport: int = _EPHEMERAL_PORT
     dport: int = _EPHEMERAL_PORT
     icmp_type: int | None = None
+
+    def key(self) -> FlowKey:
+        """What conntrack knows it by."""
+        return (self.protocol, number(self.src), number(self.dst), self.sport, self.dport)
 
     def reply(self) -> Packet:
         """The answer to this packet."""
@@ -83,6 +89,14 @@ class Leg(NamedTuple):
     def why(self) -> str:
         """Why it died, in a sentence; "" for one that arrived."""
         return "" if self.refusal is None else sentence(self.refusal)
+
+    @property
+    def fate(self) -> str:
+        """What became of it, in a sentence."""
+        if self.reached is not None:
+            return f"{self.reached} gets it"
+        came = "" if self.untranslated is None else f"{self.untranslated} passes it on as it came; then "
+        return f"{came}{self.disposition}: {self.why}"
 
     @property
     def hops(self) -> tuple[Hop, ...]:
@@ -174,14 +188,30 @@ class Tracer:
             return Trace(Disposition.WRONG_MACHINE, request, reply, astray)
         return Trace(Disposition.DELIVERED, request, reply)
 
+    def error(self, sender: str, error: Packet, about: FlowKey) -> Leg:
+        """An ICMP error of `sender`, in the network that the flow traced last has passed.
+
+        about: the inverse of the packet that it quotes, which is a packet of the flow that goes the error's way;
+        NOBODYS for an error about no flow.
+        """
+        return self._leg(sender, error, about)
+
+    def forget(self) -> None:
+        """Forget all flows: no flow has passed the network yet."""
+        self._vcns.forget()
+        self._guests.forget()
+
+    def tracked(self) -> Iterator[Tracked]:
+        """What the NAT VMs know of the flow that was traced last."""
+        return self._guests.tracked()
+
     def request(self, sender: str, packet: Packet) -> Leg:
-        """The request alone."""
+        """The request alone.  A NAT VM may be the sender, too."""
         if packet.protocol == "icmp" and packet.icmp_type is None:
             packet = replace(packet, icmp_type=ECHO_REQUEST)
         if packet.protocol not in PROTOCOLS or packet.icmp_type not in (None, ECHO_REQUEST, ECHO_REPLY):
             raise UnknownRuleError(f"{packet}", f"it sends {', '.join(PROTOCOLS)}, of ICMP an echo")
-        self._vcns.forget()
-        self._guests.forget()
+        self.forget()
         return self._leg(sender, packet)
 
     @property
@@ -189,7 +219,7 @@ class Tracer:
         """By NAT VM, the rules that any packet has matched so far."""
         return self._guests.used
 
-    def _leg(self, sender: str, packet: Packet) -> Leg:
+    def _leg(self, sender: str, packet: Packet, about: FlowKey | None = None) -> Leg:
         header = Header(
             Span(number(packet.src)),
             Span(number(packet.dst)),
@@ -197,6 +227,7 @@ class Tracer:
             packet.sport,
             packet.dport,
             packet.icmp_type,
+            about,
         )
         sent = (header.src.value, header.dst.value)
         made: list[Decision] = []
@@ -228,6 +259,8 @@ class Tracer:
         """From machine to machine, to the one that has the destination.  Raises RefusedError where the packet dies."""
         routed = self._guests.route(self._vms[sender], header.dst)
         made.append(routed)
+        if routed.vm.kind == VM_NAT:
+            self._guests.send(routed.vm, header, made)
         out = routed.vnic
         for _ in range(_MOST_MACHINES):
             arrival, vm = self._vcns.through(out, header, made)
