@@ -22,6 +22,7 @@ from region_world import (
 
 from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region import registry
+from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.region.inputs import Diff
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
@@ -371,6 +372,8 @@ def test_health_is_that_of_the_address_and_balancers_are_listed(world: World) ->
     vnic = world.region.read(backend["targetId"])["vnicId"]
     world.region.delete(world.region.read(vnic)["instanceId"])
     assert status() == "CRITICAL"
+    world.region.report_health(balancer, {backend["targetId"]: True})
+    assert status() == "CRITICAL", "whatever was said, the address is gone"
     listed = "oci:NetworkLoadBalancer/getNetworkLoadBalancers:getNetworkLoadBalancers"
     compartment = world.region.get(balancer).inputs["compartmentId"]
 
@@ -380,6 +383,55 @@ def test_health_is_that_of_the_address_and_balancers_are_listed(world: World) ->
 
     assert found(displayName="balancer", state="active") == [balancer]
     assert found(displayName="other") == []
+
+
+def statuses(region: Region, backend_set: str) -> dict[str, str]:
+    """Of each backend that the data sources list, by name."""
+    _, balancer, _, name = backend_set.split("/")
+    args = {"networkLoadBalancerId": balancer, "backendSetName": name}
+    listed = region.invoke("oci:NetworkLoadBalancer/getBackends:getBackends", args)["backendCollections"][0]["items"]
+    health = "oci:NetworkLoadBalancer/getBackendHealth:getBackendHealth"
+    return {
+        backend["name"]: str(region.invoke(health, {**args, "backendName": backend["name"]})["status"])
+        for backend in listed
+    }
+
+
+def test_health_is_what_was_said_of_a_vm_and_does_not_pass_to_its_successor(world: World) -> None:
+    balancer = world.balancer()
+    backend_set = world.backend_set(balancer)
+    other = world.backend_set(balancer, name="others")
+    first, second = target(world, world.b), target(world, world.b)
+    world.backend(backend_set, first, name="a")
+    replaced = world.backend(backend_set, second, name="b")
+    assert statuses(world.region, other) == {}
+    assert statuses(world.region, backend_set) == {"a": "OK", "b": "OK"}, "nobody said anything"
+
+    world.region.report_health(balancer, {first: False, second: True})
+    assert statuses(world.region, backend_set) == {"a": "CRITICAL", "b": "OK"}
+    world.region.delete(replaced)
+    assert statuses(world.region, backend_set) == {"a": "CRITICAL"}
+    third = target(world, world.b)
+    world.backend(backend_set, third, name="b")
+    assert statuses(world.region, backend_set) == {"a": "CRITICAL", "b": "UNKNOWN"}
+    world.region.report_health(balancer, {first: True, third: True})
+    assert statuses(world.region, backend_set) == {"a": "OK", "b": "OK"}
+
+    copied = Region.from_json(world.region.to_json())
+    assert statuses(copied, backend_set) == {"a": "OK", "b": "OK"}
+    copied.report_health(balancer, {third: True})
+    assert statuses(copied, backend_set) == {"a": "UNKNOWN", "b": "OK"}
+    with pytest.raises(OciError, match=UNKNOWN):
+        copied.report_health(NOWHERE, {})
+
+
+def test_what_is_said_of_health_is_known_to_everybody_who_has_the_regions_file(tmp_path: Path) -> None:
+    shared = RegionFile.make(tmp_path / "region", Region())
+    world = World(shared)
+    backend_set = world.backend_set()
+    world.backend(backend_set, world.vm, name="a")
+    shared.report_health(backend_set.split("/")[1], {world.vm: False})
+    assert statuses(RegionFile(shared.path), backend_set) == {"a": "CRITICAL"}
 
 
 def test_a_region_with_balancers_is_the_same_as_json(world: World) -> None:

@@ -108,6 +108,7 @@ class _Balancer(Resource):
             store.drop(ip)
         store.drop(vnic)
         store.drop(record)
+        store.health.pop(record.ocid, None)
 
     def occupies(self, inputs: Inputs) -> str | None:
         return inputs.get("id")  # nothing is busy with a balancer that is being made: nobody knows it yet
@@ -208,7 +209,10 @@ class _Backend(_Part):
         store.drop(record)
 
     def queries(self) -> Mapping[str, Query]:
-        return {"oci:NetworkLoadBalancer/getBackendHealth:getBackendHealth": _health}
+        return {
+            "oci:NetworkLoadBalancer/getBackendHealth:getBackendHealth": _health,
+            "oci:NetworkLoadBalancer/getBackends:getBackends": _list_backends,
+        }
 
     def _refuse(self, inputs: Inputs) -> None:
         if inputs.get("ipAddress") or not inputs.get("targetId"):
@@ -374,13 +378,36 @@ def _list(store: Store, args: Inputs) -> Inputs:
     return {**args, "id": "networkLoadBalancers", "networkLoadBalancerCollections": [{"items": items}]}
 
 
+def take_health(store: Store, balancer: str, healthy: Mapping[str, bool]) -> None:
+    """What somebody who sees the packets says of a balancer's backends.  healthy: by a backend's targetId."""
+    store.health[store.get(balancer, BALANCER).ocid] = dict(healthy)
+
+
 def _health(store: Store, args: Inputs) -> Inputs:
-    """Whether a backend's address is there: no packets flow in a region, so nothing else can be known here."""
+    """The status of one backend (GetBackendHealth).
+
+    No packets flow in a region.  It says what it was told last of this balancer (`Region.report_health`); a backend
+    that was made since then is UNKNOWN, because nobody has asked it yet.  When nobody ever told anything of the
+    balancer, a VM that is there counts as healthy.
+    """
     backend_set = part_id(args["networkLoadBalancerId"], "backendSets", args["backendSetName"])
     record = store.get(f"{backend_set}/backends/{args['backendName']}", BACKEND)
     ip = target_ip(store, record.facts["targetId"])
-    status = "OK" if ip is not None and ip.facts.get("vnicId") else "CRITICAL"
+    told = store.health.get(args["networkLoadBalancerId"])
+    if ip is None or not ip.facts.get("vnicId"):
+        status = "CRITICAL"
+    elif told is None:
+        status = "OK"
+    else:
+        status = {True: "OK", False: "CRITICAL", None: "UNKNOWN"}[told.get(record.facts["targetId"])]
     return {**args, "id": f"{record.ocid}/health", "status": status, "healthCheckResults": []}
+
+
+def _list_backends(store: Store, args: Inputs) -> Inputs:
+    """Those of one backend set (ListBackends)."""
+    backend_set = store.get(part_id(args["networkLoadBalancerId"], "backendSets", args["backendSetName"]), BACKEND_SET)
+    items = [_Backend().state(store, backend) for backend in backends_of(store, backend_set)]
+    return {**args, "id": f"{backend_set.ocid}/backends", "backendCollections": [{"items": items}]}
 
 
 KINDS: tuple[ObjectKind, ...] = (_Balancer(), _BackendSet(), _Backend(), _Listener())

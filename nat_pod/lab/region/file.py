@@ -83,7 +83,7 @@ class RegionFile(Region):
         self._close()
 
     def changes(self) -> list[Inputs]:
-        """Everything that the region accepted, in order: `do` (create, update, delete) and its arguments."""
+        """Everything that the region accepted, in order: `do` (create, update, delete, health) and its arguments."""
         with self._lock:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines[1:]]
@@ -120,6 +120,8 @@ class RegionFile(Region):
                 self.create(change["type"], change["inputs"], change["name"], ocid=change["ocid"])
             elif change["do"] == "update":
                 self.update(change["ocid"], change["inputs"])
+            elif change["do"] == "health":
+                self.report_health(change["ocid"], change["healthy"])
             else:
                 self.delete(change["ocid"])
         except (OciError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from nat_pod import limits
 from nat_pod.lab.region import registry
+from nat_pod.lab.region.balancer import take_health
 from nat_pod.lab.region.inputs import Diff, Inputs, Value, in_shape
 from nat_pod.lab.region.kinds import BALANCER, INSTANCE
 from nat_pod.lab.region.refusals import invalid, not_simulated
@@ -128,6 +129,16 @@ class Region(Store):
             resource.delete(self, self.get(ocid))
             self._done(do="delete", ocid=ocid)
 
+    def report_health(self, balancer: str, healthy: Mapping[str, bool]) -> None:
+        """Say which backends of a load balancer are healthy, for whoever asks the region (getBackendHealth).
+
+        Said by somebody who sees the packets: the lab's balancer, or a test.  healthy: by a backend's targetId, so that
+        what was said of a VM does not pass to its successor.
+        """
+        with self._lock:
+            take_health(self, balancer, healthy)
+            self._done(do="health", ocid=balancer, healthy=dict(healthy))
+
     def invoke(self, token: str, args: Inputs) -> Inputs:
         """Answer a data source of the provider."""
         if token not in registry.QUERIES:
@@ -148,6 +159,7 @@ class Region(Store):
                 "secondaryIpLimit": self.secondary_ip_limit,
                 "balancerLimit": self.balancer_limit,
                 "born": self._born,
+                "health": self.health,
                 "records": sorted((asdict(record) for record in self._records.values()), key=lambda r: str(r["ocid"])),
             }
             return json.dumps(document, indent=1, sort_keys=True)
@@ -165,6 +177,7 @@ class Region(Store):
             domain_prefix=document["domainPrefix"],
         )
         region._born = document["born"]
+        region.health = document["health"]
         for entry in document["records"]:
             region._keep(Record(**entry))
         return region

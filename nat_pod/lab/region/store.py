@@ -54,6 +54,8 @@ class Store:
         self.lpg_limit = lpg_limit
         self.secondary_ip_limit = secondary_ip_limit
         self.balancer_limit = balancer_limit
+        self.health: dict[str, dict[str, bool]] = {}
+        """What was told of each network load balancer: by its OCID, whether a backend is healthy, by its targetId."""
         self._ocid_types = ocid_types
         self._records: dict[str, Record] = {}
         self._kinds: dict[str, dict[str, Record]] = {}
