@@ -23,6 +23,7 @@ from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.region import Region
 from nat_pod.oci.args import NatPodArgs
 from nat_pod.oci.component import NatPod
+from nat_pod.oci.scope import Scope
 from nat_pod.pages.handover import handover, with_outputs
 from nat_pod.plan.planner import plan_pod
 
@@ -306,8 +307,8 @@ def test_attachments_of_one_vm_are_chained_and_of_two_vms_are_not() -> None:
 
 def test_the_chain_is_what_avoids_the_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     deploy(REPOSITORY, "ten", Region(attach_seconds=0.1))
-    options = NatPod._options
-    monkeypatch.setattr(NatPod, "_options", lambda pod, depends_on=None, **more: options(pod, **more))
+    options = Scope.options
+    monkeypatch.setattr(Scope, "options", lambda scope, depends_on=None, **more: options(scope, **more))
     with pytest.raises(DeployError, match=r"409-Conflict, instance .* is currently being modified"):
         deploy(REPOSITORY, "ten", Region(attach_seconds=0.1))
 

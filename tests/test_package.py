@@ -6,6 +6,7 @@ import operator
 import os
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import pytest
 import yaml
 from conftest import REPOSITORY, stack_mapping
 from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
+from routed_pods import small
 
 import nat_pod
 from nat_pod.config import any_config
 from nat_pod.lab.engine.engine import Engine, EngineError, find_cli
 from nat_pod.lab.region.file import RegionFile
-from nat_pod.lab.region.kinds import INSTANCE, PRIVATE_IP
+from nat_pod.lab.region.kinds import BACKEND, BALANCER, INSTANCE, PRIVATE_IP
 from nat_pod.lab.region.region import Region
 
 PACKAGE = REPOSITORY / "package"
@@ -146,6 +148,8 @@ def test_outputs(schema: dict[str, Any]) -> None:
         "addressBook": "map(map(string))",
         "routesToAdd": "map(Routes)",
         "generations": "map(string)",
+        "balancerIds": "map(string)?",  # these two with delivery: routes
+        "nextHops": "map(string)?",
     }
 
 
@@ -245,6 +249,42 @@ def test_a_program_in_a_project_of_its_own_makes_a_pod(consumer: Consumer) -> No
     assert sorted(run.ops(PRIVATE_IP)["create"]) == ["mine-198.18.0.132", "mine-198.18.0.4"]
     assert run.ops(INSTANCE) == {"update": ["mine-natVm1"]}
     assert set(run.ops()) == {"create", "update"}
+    consumer.engine.destroy()
+    assert consumer.engine.resources() == []
+
+
+@pytest.mark.engine
+def test_a_routed_pod_waits_and_goes_as_a_remote_component_too(consumer: Consumer) -> None:
+    """What waits for a healthy NAT VM runs in the package's process, also after the program has ended."""
+    consumer.args = small()
+    consumer.args["addresses"] = {member: {"address": alias} for member, alias in consumer.args["addresses"].items()}
+    consumer.save()
+    consumer.engine.up()
+    consumer.args["natVm"]["sshPublicKey"] += "2"
+    consumer.save()
+
+    def report(*down: str) -> None:
+        for balancer in consumer.region.all(BALANCER):
+            seen = {str(one.facts["targetId"]): one.facts["name"] not in down for one in consumer.region.all(BACKEND)}
+            consumer.region.report_health(balancer.ocid, seen)
+
+    report("natVm1a")
+    before, over = len(consumer.region.changes()), threading.Event()
+
+    def look() -> None:
+        over.wait(12)  # natVm1b must not go as long as natVm1a is down
+        while not over.wait(0.5):
+            report()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        consumer.engine.up()
+    finally:
+        over.set()
+        looker.join()
+    assert consumer.region.changes()[before]["do"] == "health"
+    report("natVm1a")
     consumer.engine.destroy()
     assert consumer.engine.resources() == []
 

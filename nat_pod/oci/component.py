@@ -1,36 +1,33 @@
-"""NatPod: a PodPlan as OCI resources.  The only place in nat-pod where Outputs and OCIDs appear.
+"""NatPod: a PodPlan as OCI resources.  The only package of nat-pod where Outputs and OCIDs appear.
 
-A child's Pulumi name is its identity: the component's name and a key that stays with the thing (`natVm1-vnic-2`,
-`customer1`, `198.18.0.3`).  So adding a customer creates that customer's resources and touches nothing else.
-The display name is the same, because an engineer in the console sees several PODs.
+Here is in which order they are made, for each delivery, and what comes out of it.  What they are is in the module of
+their subject: `network`, `security`, `nat_vms`, `balancers`, and `next_hops` for what route rules lead to.
 
-Facts that decide the options below
-- OCI refuses a second AttachVnic while one is under way on the same instance (409), and the provider gives up after
-  two minutes: the attachments of one VM are chained, the two VMs go in parallel.
-- Addresses are pinned, so a replacement collides with what it replaces: delete before replace.
-- Secondary private IPs die with their VNIC, VNICs with their instance, without the provider knowing: `deleted_with`.
-- The provider would *update* a private IP whose VNIC was replaced, and get 404: `replace_on_changes=["vnicId"]`.
-- A new LPG is created before the old one is deleted, which is Pulumi's default.  An LPG cannot be deleted while a route
-  rule points to it, and the rule moves only once the new LPG is there.
+A new LPG is created before the old one is deleted, which is Pulumi's default.  An LPG cannot be deleted while a route
+rule points to it, and the rule moves only once the new LPG is there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, assert_never, cast
 
 import pulumi
-import pulumi_oci as oci
 
 from nat_pod.config import any_config
-from nat_pod.config.delivery import refuse_routed
+from nat_pod.config.delivery import Delivery
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.limits import is_flex
-from nat_pod.names import LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER
+from nat_pod.names import LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, Side
 from nat_pod.oci.args import NatPodArgs
-from nat_pod.plan.model import LpgPlan, NatVmPlan, PodPlan, SecurityRulePlan, VnicPlan
+from nat_pod.oci.balancers import Balancer, make_balancers
+from nat_pod.oci.nat_vms import NatVms
+from nat_pod.oci.network import Network
+from nat_pod.oci.next_hops import NextHops, together
+from nat_pod.oci.replacement import Replacement
+from nat_pod.oci.scope import Scope
+from nat_pod.oci.security import security_groups
+from nat_pod.plan.model import NatVmPlan, PodPlan
 from nat_pod.plan.planner import plan_pod
-
-RouteRule = oci.core.RouteTableRouteRuleArgs
 
 
 class Routes(TypedDict):
@@ -70,37 +67,36 @@ class NatPod(pulumi.ComponentResource):
     generations: dict[str, str]
     """Generation of the rule document of each NAT VM; its agent reports the same one when it runs it."""
 
+    balancer_ids: dict[str, pulumi.Output[str]] | None
+    """With delivery routes: OCID of the network load balancer of each NAT VM that has a standby, natVm1 and natVm2."""
+
+    next_hops: dict[str, str] | None
+    """With delivery routes: the address that routes to natVm1 and to natVm2 lead to."""
+
     def __init__(self, name: str, args: NatPodArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         # Before anything is registered: a POD that is not possible is refused as a whole.
         plan = _plan(args)
         super().__init__("nat-pod:index:NatPod", name, None, opts)
-        self._name = name
         self._plan = plan
+        scope = Scope(name, plan, self)
         domain = self._availability_domain()
+        network = Network(scope)
+        network.make_vrouter_subnet()
+        self.balancer_ids = self.next_hops = None
+        match plan.delivery:
+            case Delivery.PRIVATE_IPS:
+                vms = _by_private_ips(scope, network, domain)
+            case Delivery.ROUTES:
+                vms, balancers = _by_routes(scope, network, domain)
+                self.balancer_ids = {side: balancer.resource.id for side, balancer in balancers.items()}
+                self.next_hops = {side: _next_hop(plan, side) for side in SIDES}
+            case _ as never:
+                assert_never(never)
 
-        self._vcn = oci.core.Vcn(
-            name,
-            compartment_id=plan.compartment_id,
-            cidr_blocks=[plan.vcn_cidr],
-            display_name=name,
-            opts=self._options(),
-        )
-        self._empty_default_security_list()
-        self._subnets = {VROUTER: self._vrouter_subnet()}
-        self._subnets |= self._vnic_subnets({NAT_VM2: self._route_table(NAT_VM2, self._rules_to_management())})
-        self._nsgs = self._security_groups()
-        self._vms: dict[str, oci.core.Instance] = {}
-        self._primary_vnics: dict[str, pulumi.Output[str]] = {}
-        for vm in plan.vms:
-            self._vms[vm.key] = self._nat_vm(vm, domain)
-        table_of_lpgs = self._route_table(LPGS, self._rules_to_nat_vm1())
-        self._lpgs = {lpg.customer: self._lpg(lpg, table_of_lpgs) for lpg in plan.lpgs}
-        self._attach_route_table(NAT_VM1, self._route_table(NAT_VM1, self._rules_to_customers()))
-
-        self.vcn_id = self._vcn.id
-        self.nat_vm_ids = {key: vm.id for key, vm in self._vms.items()}
-        self.lpg_ids = {customer: lpg.id for customer, lpg in self._lpgs.items()}
-        self.vrouter_subnet_id = self._subnets[VROUTER].id
+        self.vcn_id = network.vcn.id
+        self.nat_vm_ids = {key: vm.id for key, vm in vms.instances.items()}
+        self.lpg_ids = {customer: lpg.id for customer, lpg in network.lpgs.items()}
+        self.vrouter_subnet_id = network.subnets[VROUTER].id
         self.address_book = {slot.member: {NAT_VM1: slot.nat_vm1, NAT_VM2: slot.nat_vm2} for slot in plan.slots}
         self.routes_to_add = self._routes_to_add()
         self.generations = {vm.key: vm.generation for vm in plan.vms}
@@ -108,6 +104,7 @@ class NatPod(pulumi.ComponentResource):
 
     def outputs(self) -> dict[str, Any]:
         """The component's outputs under the names by which a stack exports them."""
+        routed = {"balancerIds": self.balancer_ids, "nextHops": self.next_hops}
         return {
             "vcnId": self.vcn_id,
             "natVmIds": self.nat_vm_ids,
@@ -116,268 +113,8 @@ class NatPod(pulumi.ComponentResource):
             "addressBook": self.address_book,
             "routesToAdd": self.routes_to_add,
             "generations": self.generations,
+            **{name: value for name, value in routed.items() if value is not None},
         }
-
-    # Naming
-
-    def _options(self, **options: Any) -> pulumi.ResourceOptions:  # noqa: ANN401 as ResourceOptions takes them
-        return pulumi.ResourceOptions(parent=self, **options)
-
-    def _child(self, key: str) -> str:
-        return f"{self._name}-{key}"
-
-    # Network
-
-    def _empty_default_security_list(self) -> None:
-        """A subnet without its own security list uses this one, which OCI creates with ssh open to the world."""
-        oci.core.DefaultSecurityList(
-            self._child("default"),
-            manage_default_resource_id=self._vcn.default_security_list_id,
-            ingress_security_rules=[],
-            egress_security_rules=[],
-            opts=self._options(),
-        )
-
-    def _lpg(self, lpg: LpgPlan, table: oci.core.RouteTable) -> oci.core.LocalPeeringGateway:
-        """The acceptor if it has no `peer_id`: only one side of a peering may name the other.
-
-        A renamed customer keeps its LPG by an alias.  A new LPG would end the peering, and an LPG that was ever peered
-        cannot be peered again.
-        """
-        name = self._child(lpg.customer)
-        aliases = [] if lpg.formerly is None else [pulumi.Alias(name=self._child(lpg.formerly))]
-        return oci.core.LocalPeeringGateway(
-            name,
-            compartment_id=self._plan.compartment_id,
-            vcn_id=self._vcn.id,
-            peer_id=lpg.peer_id,
-            route_table_id=table.id,
-            display_name=name,
-            opts=self._options(aliases=aliases),
-        )
-
-    def _vrouter_subnet(self) -> oci.core.Subnet:
-        """It has no route table of its own: the VCN's default table is empty, and the vRouter routes in its guest.
-
-        NAT VM2's table needs an address in this subnet, so this subnet cannot wait for that table.
-        """
-        name = self._child(VROUTER)
-        rules = self._plan.security[VROUTER]
-        security = oci.core.SecurityList(
-            name,
-            compartment_id=self._plan.compartment_id,
-            vcn_id=self._vcn.id,
-            display_name=name,
-            ingress_security_rules=[_list_ingress(rule) for rule in rules if rule.direction == "INGRESS"],
-            egress_security_rules=[_list_egress(rule) for rule in rules if rule.direction == "EGRESS"],
-            opts=self._options(),
-        )
-        cidr = next(subnet.cidr for subnet in self._plan.subnets if subnet.key == VROUTER)
-        return self._subnet(VROUTER, cidr, security_list_ids=[security.id])
-
-    def _vnic_subnets(self, tables: dict[str, oci.core.RouteTable]) -> dict[str, oci.core.Subnet]:
-        return {
-            subnet.key: self._subnet(
-                subnet.key,
-                subnet.cidr,
-                route_table_id=tables[subnet.route_table].id if subnet.route_table in tables else None,
-            )
-            for subnet in self._plan.subnets
-            if subnet.side is not None
-        }
-
-    def _subnet(
-        self,
-        key: str,
-        cidr: str,
-        route_table_id: pulumi.Input[str] | None = None,
-        security_list_ids: Sequence[pulumi.Input[str]] | None = None,
-    ) -> oci.core.Subnet:
-        name = self._child(key)
-        return oci.core.Subnet(
-            name,
-            compartment_id=self._plan.compartment_id,
-            vcn_id=self._vcn.id,
-            cidr_block=cidr,
-            display_name=name,
-            prohibit_public_ip_on_vnic=True,
-            route_table_id=route_table_id,
-            security_list_ids=security_list_ids,
-            opts=self._options(),
-        )
-
-    def _attach_route_table(self, key: str, table: oci.core.RouteTable) -> None:
-        """Give subnets the route table that the plan calls `key`, after the subnets were made.
-
-        Subnets made with that table would wait for ever: NAT VM1's table leads to the LPGs, the LPGs' table leads to
-        NAT VM1, and NAT VM1 is in these subnets.
-        """
-        for subnet in self._plan.subnets:
-            if subnet.route_table == key:
-                oci.core.RouteTableAttachment(
-                    self._child(subnet.key),
-                    subnet_id=self._subnets[subnet.key].id,
-                    route_table_id=table.id,
-                    opts=self._options(),
-                )
-
-    def _route_table(self, key: str, rules: pulumi.Input[list[RouteRule]]) -> oci.core.RouteTable:
-        name = self._child(key)
-        return oci.core.RouteTable(
-            name,
-            compartment_id=self._plan.compartment_id,
-            vcn_id=self._vcn.id,
-            display_name=name,
-            route_rules=rules,
-            opts=self._options(),
-        )
-
-    def _rules_to_customers(self) -> list[RouteRule]:
-        return [
-            _route_rule(rule.destination, self._lpgs[rule.customer].id)
-            for rule in self._plan.routes[NAT_VM1]
-            if rule.customer is not None
-        ]
-
-    def _rules_to_nat_vm1(self) -> pulumi.Output[list[RouteRule]]:
-        """What customers send elsewhere in the POD ends at NAT VM1: `planner._not_for_customers`."""
-        vm = self._plan.vms_on(NAT_VM1)[0]
-        primary = vm.vnics[0].primary
-        found = oci.core.get_private_ips_output(
-            vnic_id=self._primary_vnics[vm.key], opts=pulumi.InvokeOutputOptions(parent=self)
-        )
-
-        def lead(private_ips: Sequence[Any]) -> pulumi.Output[list[RouteRule]]:
-            targets = [ip.id for ip in private_ips if ip.ip_address == primary]
-            if not targets:
-                return self._standing_rules(LPGS).apply(lambda rules: self._without_nat_vm1(primary, rules))
-            rules = [_route_rule(rule.destination, targets[0]) for rule in self._plan.routes[LPGS]]
-            return pulumi.Output.from_input(rules)
-
-        return found.apply(lambda result: lead(result.private_ips))
-
-    def _rules_to_management(self) -> pulumi.Output[list[RouteRule]]:
-        to_vrouter = [rule.destination for rule in self._plan.routes[NAT_VM2]]
-        # In the preview of a new POD the subnet's id is unknown.  Then this is too: no look-up, and no warning.
-        found = oci.core.get_private_ips_output(
-            subnet_id=self._subnets[VROUTER].id,
-            ip_address=self._plan.vrouter_ip,
-            opts=pulumi.InvokeOutputOptions(parent=self),
-        )
-
-        def lead(private_ips: Sequence[Any]) -> pulumi.Output[list[RouteRule]]:
-            if not private_ips:
-                return self._standing_rules(NAT_VM2).apply(lambda rules: self._without_vrouter(to_vrouter, rules))
-            return pulumi.Output.from_input([_route_rule(range_, private_ips[0].id) for range_ in to_vrouter])
-
-        return found.apply(lambda result: lead(result.private_ips))
-
-    def _without_nat_vm1(self, primary: str, standing: list[RouteRule]) -> list[RouteRule]:
-        """The LPGs' rules when OCI did not list NAT VM1's primary address: those that stand, with a warning.
-
-        Without them customers would get past NAT VM1, so a POD where none stand is not made.
-        """
-        missing = f"No private IP {primary} on NAT VM1's first VNIC"
-        if not standing and self._plan.routes[LPGS]:
-            raise pulumi.RunError(
-                f"{missing}, so there is nothing that the LPGs' route rules could lead to; run `pulumi up` again."
-            )
-        pulumi.log.warn(
-            f"{missing} at the moment. The LPGs keep the route rules that they have; run `pulumi up` again.",
-            resource=self,
-        )
-        return standing
-
-    def _standing_rules(self, key: str) -> pulumi.Output[list[RouteRule]]:
-        """The rules that a route table of the POD has in the region; none while there is no such table."""
-        found = oci.core.get_route_tables_output(
-            compartment_id=self._plan.compartment_id,
-            vcn_id=self._vcn.id,
-            display_name=self._child(key),
-            state="AVAILABLE",
-            opts=pulumi.InvokeOutputOptions(parent=self),
-        )
-        return found.apply(
-            lambda result: [
-                _route_rule(rule.destination, rule.network_entity_id)
-                for table in result.route_tables[:1]
-                for rule in table.route_rules
-            ]
-        )
-
-    def _without_vrouter(self, destinations: list[str], standing: list[RouteRule]) -> list[RouteRule]:
-        """NAT VM2's rules when nobody has the vRouter's floating address: the existing ones, with a warning.
-
-        The address may be on its way from one vRouter to the other.  An existing rule leads to it again as soon as it
-        arrives; without the rule the POD would be cut off until the next `pulumi up`.  In a new POD there is no rule:
-        the vRouter's owner cannot add the address before there is a subnet, so its first `pulumi up` always ends here.
-        """
-        missing = f"No private IP {self._plan.vrouter_ip} in subnet {self._child(VROUTER)}"
-        owner = (
-            "the vRouter's owner attaches a VNIC to that subnet with its source/destination check skipped and this "
-            "address as a private IP; then run `pulumi up` again."
-        )
-        if not standing:
-            rest = f" yet, so NAT VM2 has no route to {', '.join(destinations)}: {owner}"
-            pulumi.log.warn(missing + rest, resource=self)
-            return []
-        # Only our own, or a rule that somebody added by hand would show as a change of this program.  When none of
-        # ours stands, management's CIDR was changed: then the table stays as it is.
-        kept = [rule for rule in standing if rule.destination in destinations] or standing
-        ways = ", ".join(f"{rule.destination} to {rule.network_entity_id}" for rule in kept)
-        absent = [destination for destination in destinations if destination not in {rule.destination for rule in kept}]
-        none_to = f", and there is none to {', '.join(absent)}" if absent else ""
-        rest = (
-            f" at the moment. NAT VM2 keeps the route that it has, {ways}{none_to}. It leads nowhere until a vRouter "
-            f"has the address: after a fail-over, run `pulumi preview` again; if this warning stays, {owner}"
-        )
-        pulumi.log.warn(missing + rest, resource=self)
-        return kept
-
-    # Security
-
-    def _security_groups(self) -> dict[str, oci.core.NetworkSecurityGroup]:
-        """One NSG per side.  Each names the other in its rules, so the groups are made first and the rules second."""
-        groups: dict[str, oci.core.NetworkSecurityGroup] = {
-            side: oci.core.NetworkSecurityGroup(
-                self._child(side),
-                compartment_id=self._plan.compartment_id,
-                vcn_id=self._vcn.id,
-                display_name=self._child(side),
-                opts=self._options(),
-            )
-            for side in SIDES
-        }
-        for side in SIDES:
-            for rule in self._plan.security[side]:
-                self._security_rule(side, rule, groups)
-        return groups
-
-    def _security_rule(
-        self, side: str, rule: SecurityRulePlan, groups: dict[str, oci.core.NetworkSecurityGroup]
-    ) -> None:
-        peer = groups[rule.peer].id if rule.peer_is_nsg else rule.peer
-        peer_type = "NETWORK_SECURITY_GROUP" if rule.peer_is_nsg else "CIDR_BLOCK"
-        ingress = rule.direction == "INGRESS"
-        icmp = None
-        if rule.icmp_type is not None:
-            icmp = oci.core.NetworkSecurityGroupSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
-        oci.core.NetworkSecurityGroupSecurityRule(
-            self._child(f"{side}-{rule.key}"),
-            network_security_group_id=groups[side].id,
-            direction=rule.direction,
-            protocol=rule.protocol,
-            stateless=True,
-            icmp_options=icmp,
-            description=rule.description,
-            source=peer if ingress else None,
-            source_type=peer_type if ingress else None,
-            destination=None if ingress else peer,
-            destination_type=None if ingress else peer_type,
-            opts=self._options(),
-        )
-
-    # NAT VMs
 
     def _availability_domain(self) -> pulumi.Input[str]:
         """The one that the stack file names, if the region has it; without a name, the region's first.
@@ -406,115 +143,13 @@ class NatPod(pulumi.ComponentResource):
             raise ConfigError(f"Pulumi.{pulumi.get_stack()}.yaml", [problem])
         return wanted
 
-    def _nat_vm(self, vm: NatVmPlan, availability_domain: pulumi.Input[str]) -> oci.core.Instance:
-        """A NAT VM with all its VNICs and private IPs."""
-        plan = self._plan
-        name = self._child(vm.key)
-        primary = vm.vnics[0]
-        shape_config = None
-        if is_flex(plan.shape):
-            shape_config = oci.core.InstanceShapeConfigArgs(ocpus=plan.ocpus, memory_in_gbs=plan.memory_gbs)
-        instance = oci.core.Instance(
-            name,
-            compartment_id=plan.compartment_id,
-            availability_domain=availability_domain,
-            fault_domain=vm.fault_domain,
-            display_name=name,
-            shape=plan.shape,
-            shape_config=shape_config,
-            source_details=oci.core.InstanceSourceDetailsArgs(source_type="image", source_id=plan.image_id),
-            create_vnic_details=oci.core.InstanceCreateVnicDetailsArgs(**self._vnic_details(primary)),
-            # Plain values: an Output that a preview does not know yet would show as a replacement of the VM.
-            metadata=vm.metadata,
-            instance_options=oci.core.InstanceInstanceOptionsArgs(are_legacy_imds_endpoints_disabled=True),
-            availability_config=oci.core.InstanceAvailabilityConfigArgs(recovery_action="RESTORE_INSTANCE"),
-            # Otherwise a changed shape in the stack file would reboot a NAT VM without warning.
-            update_operation_constraint="AVOID_DOWNTIME",
-            # A new bootstrap replaces both VMs: the second is left alone until the first has been launched again.
-            opts=self._options(depends_on=list(self._vms.values()), delete_before_replace=True),
-        )
-        self._primary_vnics[vm.key] = self._primary_vnic_id(instance, vm)
-        self._private_ips(primary, self._primary_vnics[vm.key], instance)
-        previous: pulumi.Resource = instance
-        for vnic in vm.vnics[1:]:
-            previous = self._attachment(vnic, instance, previous)
-        return instance
-
-    def _vnic_details(self, vnic: VnicPlan) -> dict[str, Any]:
-        return {
-            "subnet_id": self._subnets[vnic.subnet].id,
-            "private_ip": vnic.primary,
-            "display_name": self._child(vnic.key),
-            "nsg_ids": [self._nsgs[self._plan.vm(vnic.vm).nsg].id],
-            # A NAT VM sends and receives for addresses that are not its VNIC's.
-            "skip_source_dest_check": True,
-            # The provider's default on an instance is "true", which OCI refuses in these subnets.
-            "assign_public_ip": "false",
-        }
-
-    def _attachment(
-        self, vnic: VnicPlan, instance: oci.core.Instance, previous: pulumi.Resource
-    ) -> oci.core.VnicAttachment:
-        """Attach one more VNIC, after `previous`.
-
-        The attachment itself has no display name, because a change of it would replace the VNIC.
-        """
-        attachment = oci.core.VnicAttachment(
-            self._child(vnic.key),
-            instance_id=instance.id,
-            create_vnic_details=oci.core.VnicAttachmentCreateVnicDetailsArgs(**self._vnic_details(vnic)),
-            opts=self._options(depends_on=[previous], deleted_with=instance, delete_before_replace=True),
-        )
-        self._private_ips(vnic, attachment.vnic_id, attachment)
-        return attachment
-
-    def _primary_vnic_id(self, instance: oci.core.Instance, vm: NatVmPlan) -> pulumi.Output[str]:
-        """The provider does not report it with the instance; no other VNIC is in the primary VNIC's subnet."""
-        attached = oci.core.get_vnic_attachments_output(
-            compartment_id=self._plan.compartment_id,
-            instance_id=instance.id,
-            opts=pulumi.InvokeOutputOptions(parent=self),
-        )
-
-        def pick(result: Any, subnet_id: str) -> str:  # noqa: ANN401 the answer's class is the provider's own
-            for entry in result.vnic_attachments:
-                # Detached VNICs stay in OCI's list for a while.
-                if entry.subnet_id == subnet_id and entry.state == "ATTACHED":
-                    return str(entry.vnic_id)
-            raise pulumi.RunError(str(self._elsewhere(vm)))
-
-        subnet_id = self._subnets[vm.vnics[0].subnet].id
-        return pulumi.Output.all(attached, subnet_id).apply(lambda found: pick(found[0], found[1]))
-
-    def _elsewhere(self, vm: NatVmPlan) -> ConfigError:
-        """OCI looks for attachments in one compartment.  While a preview asks, the VM is where it was, moved or not."""
-        rule = (
-            f"OCI lists no VNIC of {self._child(vm.key)} in this compartment, and a POD does not move: write the "
-            "compartment that it is in, or make a new POD in this one (`python -m nat_pod new-pod NAME`). If it is in "
-            "this one, somebody terminated its VM: run `pulumi refresh`, then `pulumi up`"
-        )
-        problem = Problem(f"{NAMESPACE}:compartmentId", self._plan.compartment_id, rule)
-        return ConfigError(f"Pulumi.{pulumi.get_stack()}.yaml", [problem])
-
-    def _private_ips(self, vnic: VnicPlan, vnic_id: pulumi.Input[str], owner: pulumi.Resource) -> None:
-        for address in vnic.secondaries:
-            oci.core.PrivateIp(
-                self._child(address),
-                vnic_id=vnic_id,
-                ip_address=address,
-                display_name=self._child(address),
-                opts=self._options(deleted_with=owner, replace_on_changes=["vnicId"], delete_before_replace=True),
-            )
-
-    # Outputs
-
     def _routes_to_add(self) -> dict[str, Routes]:
         routes: dict[str, Routes] = {
             lpg.customer: {
                 "destinations": list(self._plan.neighbours[lpg.customer]),
                 "target": "the customer VCN's own LPG, "
                 + ("peered with lpgId as its peer_id" if lpg.peer_id is None else "which the POD's LPG peers with"),
-                "lpgId": self._lpgs[lpg.customer].id,
+                "lpgId": self.lpg_ids[lpg.customer],
             }
             for lpg in self._plan.lpgs
         }
@@ -525,15 +160,76 @@ class NatPod(pulumi.ComponentResource):
         return routes
 
 
+def _by_private_ips(scope: Scope, network: Network, domain: pulumi.Input[str]) -> NatVms:
+    """The article's POD: aliases are private IPs of the NAT VMs, one VM a side."""
+    plan = scope.plan
+    hops = NextHops(scope, network)
+    network.make_nat_vm_subnets({NAT_VM2: network.route_table(NAT_VM2, hops.to_vrouter(NAT_VM2))})
+    vms = NatVms(scope, network.subnets, security_groups(scope, network.vcn), domain)
+    for vm in plan.vms:
+        vms.make(vm, after=list(vms.instances.values()))
+    # What customers send elsewhere in the POD ends at NAT VM1: `planner._not_for_customers`.
+    network.make_lpgs(network.route_table(LPGS, hops.to_nat_vms(LPGS, vms, {})))
+    network.attach(NAT_VM1, network.route_table(NAT_VM1, hops.to_customers(NAT_VM1)))
+    return vms
+
+
+def _by_routes(scope: Scope, network: Network, domain: pulumi.Input[str]) -> tuple[NatVms, Mapping[Side, Balancer]]:
+    """A routed POD: aliases are routes to a side's balancer, or without standbys to its NAT VM."""
+    network.make_nat_vm_subnets({})
+    groups = security_groups(scope, network.vcn)
+    balancers = make_balancers(scope, network.subnets, groups, Replacement(scope))
+    vms = NatVms(scope, network.subnets, groups, domain)
+    _make_standbys_first(scope.plan, vms, balancers)
+    hops = NextHops(scope, network)
+    network.make_lpgs(network.route_table(LPGS, hops.to_nat_vms(LPGS, vms, balancers)))
+    inside = {table: hops.to_nat_vms(table, vms, balancers) for table in (*SIDES, VROUTER)}
+    rules = {
+        NAT_VM1: together(inside[NAT_VM1], hops.to_customers(NAT_VM1)),
+        NAT_VM2: together(inside[NAT_VM2], hops.to_vrouter(NAT_VM2)),
+        VROUTER: inside[VROUTER],
+    }
+    for table in rules:
+        network.attach(table, network.route_table(table, rules[table]))
+    return vms, balancers
+
+
+def _only(vm: NatVmPlan, found: list[str]) -> str:
+    """The OCID of a NAT VM's address, which its balancer sends to."""
+    if not found:
+        address = vm.vnics[0].primary
+        raise pulumi.RunError(f"No private IP {address} on {vm.key}'s VNIC at the moment; run `pulumi up` again.")
+    return found[0]
+
+
+def _next_hop(plan: PodPlan, side: Side) -> str:
+    """The address that routes to a side lead to: its balancer's, or its only NAT VM's."""
+    return next((one.address for one in plan.balancers if one.side is side), plan.primary(side))
+
+
+def _make_standbys_first(plan: PodPlan, vms: NatVms, balancers: Mapping[Side, Balancer]) -> None:
+    """Each VM after all before it: the standby of a side, then its other VM, then the other side's.
+
+    So a new bootstrap meets a standby first, and when it does not come up nothing else is touched.
+    """
+    before: list[pulumi.Resource] = []
+    for side in SIDES:
+        backends = {} if side not in balancers else {one.vm: one for one in balancers[side].plan.backends}
+        for vm in sorted(plan.vms_on(side), key=lambda vm: vm.key in backends and not backends[vm.key].is_backup):
+            before.append(vms.make(vm, after=list(before)))
+            if vm.key in backends:
+                before.append(
+                    balancers[side].put_behind(backends[vm.key], vms.primary_ip(vm).apply(partial(_only, vm)))
+                )
+
+
 def _plan(args: NatPodArgs) -> PodPlan:
     """Check what the POD is made from, and compute it.  Raises ConfigError with every problem."""
     stack = pulumi.get_stack()
     unknown = [Problem(f"{NAMESPACE}:{path}", None, _PLAIN) for path in _outputs_in(args)]
     if unknown:
         raise ConfigError(f"Pulumi.{stack}.yaml", unknown)
-    plan = plan_pod(any_config.read(args, stack), stack)
-    refuse_routed(plan.delivery, "the component")
-    return plan
+    return plan_pod(any_config.read(args, stack), stack)
 
 
 _PLAIN = (
@@ -552,25 +248,3 @@ def _outputs_in(value: object, path: str = "") -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for index, member in enumerate(value):
             yield from _outputs_in(member, f"{path}[{index}]")
-
-
-def _route_rule(destination: str, target: pulumi.Input[str]) -> RouteRule:
-    return RouteRule(destination=destination, destination_type="CIDR_BLOCK", network_entity_id=target)
-
-
-def _list_ingress(rule: SecurityRulePlan) -> oci.core.SecurityListIngressSecurityRuleArgs:
-    icmp = None
-    if rule.icmp_type is not None:
-        icmp = oci.core.SecurityListIngressSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
-    return oci.core.SecurityListIngressSecurityRuleArgs(
-        source=rule.peer, protocol=rule.protocol, stateless=True, icmp_options=icmp, description=rule.description
-    )
-
-
-def _list_egress(rule: SecurityRulePlan) -> oci.core.SecurityListEgressSecurityRuleArgs:
-    icmp = None
-    if rule.icmp_type is not None:
-        icmp = oci.core.SecurityListEgressSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
-    return oci.core.SecurityListEgressSecurityRuleArgs(
-        destination=rule.peer, protocol=rule.protocol, stateless=True, icmp_options=icmp, description=rule.description
-    )

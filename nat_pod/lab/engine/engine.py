@@ -138,7 +138,7 @@ class Engine:
 
     def destroy(self) -> Run:
         """Delete everything the stack has."""
-        return self._operate("destroy")
+        return self._operate("destroy", "--run-program")
 
     def outputs(self) -> dict[str, Any]:
         """The stack's outputs."""
@@ -173,9 +173,9 @@ class Engine:
             raise self._failure("preview", run, complaint)
         return run
 
-    def _operate(self, command: str) -> Run:
+    def _operate(self, command: str, *options: str) -> Run:
         self._prepare()
-        status, output, complaint = self._ask(command, "--yes", "--skip-preview", "--json")
+        status, output, complaint = self._ask(command, "--yes", "--skip-preview", "--json", *options)
         # The engine's events, one per line.  What follows the last newline was cut short because the CLI was killed.
         events = [json.loads(line) for line in output.split("\n")[:-1]]
         # What a refresh finds is known only after it has asked; a step of any other command is known when it begins.

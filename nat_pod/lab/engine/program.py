@@ -77,6 +77,7 @@ def deploy(directory: Path, stack: str, region: Region) -> Deployment:
         config = {key: _config_text(value) for key, value in settings.config.items()}
         pulumi.runtime.set_all_config(config, [])
         mocks.set_mocks(monitor.mocks, project=_PROJECT, stack=stack, preview=False, logger=log, monitor=monitor)
+        SETTINGS.callbacks = _NoHooks()
         await run_pulumi_func(_main)
         root: Any = pulumi.runtime.get_root_resource()
         for name, value in root.outputs.items():
@@ -158,6 +159,16 @@ class _Monitor(mocks.MockMonitor):
         inputs = _plain(pulumi.runtime.rpc.deserialize_properties(request.object))
         self.registrations.append(Registration(request.type, request.name, inputs, request))
         return super().RegisterResource(request)  # type: ignore[no-untyped-call]
+
+
+class _NoHooks:
+    """Stands in for the server that an engine calls a program's hooks at: nothing is replaced here, so none is called.
+
+    Pulumi's mocks say that they know hooks, and have no such server.
+    """
+
+    def register_resource_hook(self, hook: pulumi.ResourceHook) -> None:
+        """Take a hook in."""
 
 
 class _Log(logging.Logger):
