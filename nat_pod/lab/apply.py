@@ -132,7 +132,7 @@ def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -
     there: Region = tenancy.region
     if region.name != there.name:
         raise NatPodError(f"the lab is in {there.name}, and the stack file in {region.name}; {start_again(stack)}")
-    there.lpg_limit = region.lpg_limit
+    there.lpg_limit, there.balancer_limit = region.lpg_limit, region.balancer_limit
     try:
         at_first = tenancy.resources()
         withdraw(plan, there)

@@ -7,7 +7,7 @@ tracer predicts, in both directions.  Refused flows must reach nobody.  Both lis
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nat_pod.lab.wire.packets import HTTP, ICMP, PORTS, UDP
@@ -64,10 +64,15 @@ class ProbeVerdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """All verdicts of a run.  `down`: the NAT VMs that had failed meanwhile, and how: `is off` or `hangs`."""
+    """All verdicts of a run.
+
+    down: the NAT VMs that had failed meanwhile, and how: `is off` or `hangs`.  active: by load balancer, the VM that
+    acted, or `nobody`.
+    """
 
     verdicts: tuple[ProbeVerdict, ...] = field(default=())
     down: Mapping[str, str] = field(default_factory=dict)
+    active: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -76,14 +81,17 @@ class Report:
         return kinds == {True, False} and not any(verdict.problems for verdict in self.verdicts)
 
 
-def expectations(plan: PodPlan, deployed: Topology) -> list[Expectation]:
-    """Every declared flow with each protocol, and the refused ones."""
-    return expect([*declared_flows(plan), *refused_flows(plan)], deployed)
+def expectations(plan: PodPlan, deployed: Topology, idle: Container[str] = ()) -> list[Expectation]:
+    """Every declared flow with each protocol, and the refused ones.
+
+    idle: the NAT VMs to which no load balancer gives anything now.
+    """
+    return expect([*declared_flows(plan), *refused_flows(plan)], deployed, idle)
 
 
-def expect(flows: Sequence[Flow], deployed: Topology) -> list[Expectation]:
+def expect(flows: Sequence[Flow], deployed: Topology, idle: Container[str] = ()) -> list[Expectation]:
     """Flows with each protocol, or with the one that a port belongs to."""
-    tracer, expected = Tracer(deployed), []
+    tracer, expected = Tracer(deployed, idle), []
     for flow in flows:
         for protocol in (HTTP,) if flow.port is not None else PROTOCOLS:
             packet = Packet(
@@ -156,7 +164,8 @@ def report_text(report: Report) -> str:
     refused = _by_flow([v for v in report.verdicts if not v.expectation.declared])
     parts = [
         *(f"{vm} {how}, by `lab fail`." for vm, how in report.down.items()),
-        *([""] if report.down else []),
+        *([f"Acting: {', '.join(report.active.values())}."] if report.active else []),
+        *([""] if report.down or report.active else []),
         "Declared flows, with packets",
         table(
             ["from", "to", "address used", *(p.upper() for p in PROTOCOLS), "the far end saw"],
@@ -217,6 +226,7 @@ def report_dict(report: Report) -> dict[str, object]:
     return {
         "passed": report.passed,
         "down": dict(report.down),
+        "active": dict(report.active),
         "flows": [
             {
                 "from": v.expectation.flow.sender,

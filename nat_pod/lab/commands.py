@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import NatPodError
-from nat_pod.lab import checks
+from nat_pod.lab import checks, failover
 from nat_pod.lab.apply import Applied, topology_of
 from nat_pod.lab.apply import apply as change
 from nat_pod.lab.engine.program import Deployment
@@ -28,6 +28,9 @@ from nat_pod.trace.topology import VM_NAT, Topology
 
 _PROBE_SECONDS = 2.0
 """How long a probe waits for an answer: the slowest declared flow takes milliseconds, a refused one all of it."""
+
+_HELD_TCP, _HELD_UDP, _HELD_APART = 500, 200, 10
+"""Flows that `lab demo` holds open while NAT VMs fail; of those that are told apart, so many of each sort."""
 
 
 def up(directory: Path, stack: str) -> None:
@@ -134,6 +137,7 @@ def _shell_command(stack: str, member: str) -> list[str]:
 def demo(directory: Path, stack: str) -> bool:
     """Up, check and down; prints the result, and returns whether all was as declared.
 
+    Where the NAT VMs have standbys they then fail while flows are open, of which none may be lost.
     Where no namespaces are to be had it prints what the tracer makes of the deployed network.
     """
     say = _Progress()
@@ -148,11 +152,26 @@ def demo(directory: Path, stack: str) -> bool:
     holder = sandbox.start(key, deployed, say)
     try:
         report = _probe(key, plan, deployed, say)
+        outcomes = _fail_over(key, plan, deployed, say) if plan.balancers else []
     finally:
         holder.stop()
     say("the lab is down")
     print(f"\n{checks.report_text(report)}")
-    return report.passed
+    if outcomes:
+        print(f"\n{failover.outcomes_text(outcomes)}")
+    return report.passed and not any(outcome.lost for outcome in outcomes)
+
+
+def _fail_over(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> list[failover.Outcome]:
+    """Let the NAT VMs fail in every way while flows are open, and the first time of each side while some end."""
+    flows = failover.held_flows(plan, tcp=_HELD_TCP, udp=_HELD_UDP, unheard=_HELD_APART)
+    say(f"{len(flows)} flows are opened, and held while NAT VMs fail")
+    outcomes = []
+    with failover.Watched(key, plan, deployed, flows) as watched:
+        for number, step in enumerate(failover.steps(plan)):
+            say(step.what)
+            outcomes.append(watched.step(step, ending=_HELD_APART if number < len(plan.balancers) else 0))
+    return outcomes
 
 
 def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology, str]:
@@ -184,10 +203,13 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
 
 
 def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> checks.Report:
-    expected: Sequence[checks.Expectation] = checks.expectations(plan, deployed)
+    active = failover.acting(key, deployed)
+    idle = {backend.vm for balancer in plan.balancers for backend in balancer.backends} - set(active.values())
+    expected: Sequence[checks.Expectation] = checks.expectations(plan, deployed, idle)
     say(f"{len(expected)} probes: every mapping with ICMP, HTTP and UDP, and what must not connect")
     answers = sandbox.probe(key, [one.probe() for one in expected], seconds=_PROBE_SECONDS, capture=True)
-    return replace(checks.judge(deployed, expected, answers), down=sandbox.call(key, "status")["down"])
+    down = sandbox.call(key, "status")["down"]
+    return replace(checks.judge(deployed, expected, answers), down=down, active=active)
 
 
 class _Progress:

@@ -34,8 +34,8 @@ from nat_pod.lab.region.kinds import (
     VNIC_ATTACHMENT,
 )
 from nat_pod.lab.region.region import Region
-from nat_pod.lab.surroundings import ROUTER_TAG
-from nat_pod.names import POD, MemberName, Side
+from nat_pod.lab.surroundings import ROLE, ROUTES
+from nat_pod.names import POD, VROUTER, MemberName, Side
 from nat_pod.plan import guest
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Ruleset
@@ -307,13 +307,10 @@ class _Observer:
                 strict_rp_filter=_strict(settings),
                 metadata=metadata,
             )
-        if (vm.get("freeformTags") or {}) == ROUTER_TAG:
-            # Each further VNIC leads to its own VCN; the default route leaves by the first one.
-            routes = tuple(
-                (cidr, vnic_name)
-                for vnic, vnic_name in list(zip(vnics, named, strict=True))[1:]
-                for cidr in self._get(self._get(vnic["subnetId"], SUBNET)["vcnId"], VCN)["cidrBlocks"]
-            )
+        tags = vm.get("freeformTags") or {}
+        if tags.get(ROLE) == VROUTER:
+            # The further VNIC leads to the POD's range, aliases included; the default route leaves by the first one.
+            routes = tuple((tags[ROUTES], vnic_name) for vnic_name in named[1:])
             return Vm(name=name, kind=VM_ROUTER, vnics=tuple(named), routes=routes, forwarding=True)
         return Vm(name=name, kind=VM_HOST, member=_member(name), vnics=tuple(named), metadata=metadata)
 

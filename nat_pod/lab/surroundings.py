@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from netaddr import IPNetwork
 
 from nat_pod.config.addressing import free_addresses
-from nat_pod.config.delivery import refuse_routed
+from nat_pod.config.model import PodConfig
+from nat_pod.config.routed import RoutedConfig
 from nat_pod.config.stack_file import read_stack
 from nat_pod.lab.engine.program import Deployment, deploy
 from nat_pod.lab.region.inputs import Inputs
@@ -39,8 +40,8 @@ from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.expected import vrouter_address
 from nat_pod.trace.flows import stranger_addresses
 
-ROUTER_TAG = {"role": VROUTER}
-"""Marks the vRouter: its guest forwards, and routes each further VNIC's VCN by that VNIC."""
+ROLE, ROUTES = "role", "routes"
+"""Freeform tags of the vRouter, whose guest forwards: that it is one, and what it routes by its VNIC in the POD."""
 
 _HOST_SHAPE = "VM.Standard2.1"
 _ROUTER_SHAPE = "VM.Standard2.4"
@@ -57,12 +58,17 @@ def prepare(directory: Path, stack: str) -> tuple[PodPlan, Region]:
     settings = read_stack(directory, stack)
     config = settings.checked()
     region = Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=config.lpg_limit)
+    match config:
+        case RoutedConfig():
+            region.balancer_limit = config.balancer_limit
+        case PodConfig():
+            pass  # it needs none
+        case _ as never:
+            assert_never(never)
     if config.nat_vm.availability_domain is not None:
         # The lab cannot know a tenancy's prefix, but a stack file that pins a domain has it.
         region.domain_prefix = config.nat_vm.availability_domain.split(":")[0]
-    plan = plan_pod(config, stack)
-    refuse_routed(plan.delivery, "the lab")
-    return plan, region
+    return plan_pod(config, stack), region
 
 
 def bring_up(plan: PodPlan, region: Region, up: Callable[[], Deployment]) -> Deployment:
@@ -201,7 +207,7 @@ def _instance(
             "shape": _ROUTER_SHAPE if router else _HOST_SHAPE,
             "sourceDetails": {"sourceType": "image", "sourceId": plan.image_id},
             "createVnicDetails": _vnic(f"{name}-vnic-1", subnet, address, skip_check=skip_check),
-            "freeformTags": ROUTER_TAG if router else {},
+            "freeformTags": {ROLE: VROUTER, ROUTES: plan.cidr} if router else {},
         },
     )
 

@@ -101,15 +101,16 @@ class Load(Thread):
                         # A reset: if a FIN got lost, the far end would keep half a connection.
                         self._shut(end, reset=flow.protocol == TCP)
 
-    def mark(self) -> None:
+    def mark(self, keep_pause: bool = False) -> None:
         """Let every flow but the idle ones send now.
 
-        `answers` of the next report counts only what is sent from now on, and `pause` begins anew.
+        `answers` of the next report counts only what is sent from now on, and `pause`, unless kept, begins anew.
         """
         with self._lock:
             for flow in self._flows.values():
                 flow.due = 0.0
-                flow.forth.pause = flow.back.pause = 0.0
+                if not keep_pause:
+                    flow.forth.pause = flow.back.pause = 0.0
                 flow.mark()
 
     def wake(self, numbers: list[int], by_server: bool = False) -> None:
