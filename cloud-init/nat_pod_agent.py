@@ -5,6 +5,7 @@
     nat-pod-agent restore   last good rules, then forwarding, without any network (before the network, at boot)
     nat-pod-agent poll      one round: rules, sysctl, forwarding, VNICs, status (the timer's job)
     nat-pod-agent status    what the last round found, with counters, open flows and VNICs as they are now
+    nat-pod-agent health    answers the balancer whether this VM is fit to be its next hop, until it is ended
 
 Facts this file rests on
 - Python 3.6 (Oracle Linux 8) and the standard library; no package can be installed, the subnet has no way out.
@@ -45,6 +46,7 @@ STATE = "/var/lib/nat-pod"  # survives a reboot: the last good rules and VNIC li
 RUN = "/run/nat-pod"  # dies with the kernel's tables: what is loaded, and the status
 GOOD_RULES, GOOD_VNICS = STATE + "/rules", STATE + "/vnics"
 LOADED, STATUS = RUN + "/loaded.json", RUN + "/status.json"
+DOOR = RUN + "/health"  # the address and port where the balancer asks, if the document wants that
 
 OWN = "NATPOD-"
 # Stands with or without a document, before firewalld goes and after each boot before the network; no document can take
@@ -79,12 +81,14 @@ TABLES = ("filter", "nat")  # of a document
 # In the order in which they are loaded: what is no longer tracked must be let in before.
 LOADED_TABLES = ("filter", "nat", "raw")
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-FORMAT = "2"  # of a rule document, as guest.py writes it
+BASE85 = str.maketrans(",./", "<>&")  # what stands in a document for signs that JSON writes at length
+FORMAT = "3"  # of a rule document, as guest.py writes it
 DEPTH = 15  # chains in one another: the kernel takes 16, and the built-in one is the first
 DOCUMENT_LIMIT = 4 << 20  # bytes unpacked, and once more unfolded; a full POD has 95 kB, and 270 kB
 PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
 UNDER_WAY = 0.2  # seconds in which a packet that is between two VMs arrives
 FLOWS = 1 << 20  # the most that conntrack is given room for
+STALE = 90  # seconds without a round after which a VM is not fit: six were due, and one without IMDS takes 18 seconds
 REPORT_SECONDS = 900  # between reports of a VM on which nothing changes; a console history of 1 MB then goes back hours
 MTU = 9000  # what OCI gives the primary VNIC by DHCP; the kernel's 1500 would split or drop what peers send
 
@@ -357,14 +361,14 @@ class Document:
             raise AgentError("format %r: this agent reads format %s" % (head[:20], FORMAT))
         try:
             unpacker = bz2.BZ2Decompressor()
-            text = unpacker.decompress(base64.b64decode(packed.encode(), validate=True), DOCUMENT_LIMIT)
+            text = unpacker.decompress(base64.b85decode(packed.translate(BASE85)), DOCUMENT_LIMIT)
             if not unpacker.eof or unpacker.unused_data:
                 raise AgentError("it is cut short, too long, or followed by something")
             body = json.loads(text.decode())
         except (ValueError, OSError, RecursionError) as error:
             raise AgentError("it cannot be unpacked: %s" % error) from None
-        if not isinstance(body, dict) or set(body) != {"vm", "generation", "hooks", "rules"}:
-            raise AgentError("it does not have exactly the keys vm, generation, hooks and rules")
+        if not isinstance(body, dict) or set(body) | {"health"} != {"vm", "generation", "health", "hooks", "rules"}:
+            raise AgentError("it does not have exactly the keys vm, generation, hooks and rules, and perhaps health")
         self.generation = body.pop("generation")
         plain = json.dumps(body, sort_keys=True, separators=(",", ":"))
         if self.generation != hashlib.sha256(plain.encode()).hexdigest()[:16]:
@@ -373,6 +377,9 @@ class Document:
             raise AgentError("it is for %r and this is %r" % (body["vm"], vm))
         if not isinstance(body["rules"], str) or not isinstance(body["hooks"], list):
             raise AgentError("rules must be a text and hooks a list")
+        self.health = body.get("health")
+        if not (self.health is None or (type(self.health) is int and 1024 <= self.health < 65536)):
+            raise AgentError("health %r is not a port from 1024 to 65535" % (self.health,))
         self.lines = {table: {} for table in TABLES}
         self.rules = {table: {} for table in TABLES}
         self._read_rules(unfold(body["rules"]))
@@ -1052,8 +1059,11 @@ def repairs(old, mended):
     return {"count": before["count"] + len(done), "last": utc(), "what": "; ".join(done)[:1000]}
 
 
-def finish(vm, wanted, vnics, problems, notes, mended):
-    """Write the status, tell journal and console what changed, and return the exit status."""
+def finish(vm, wanted, behind, vnics, problems, notes, mended):
+    """Write the status, tell journal and console what changed, and return the exit status.
+
+    behind: whether the kernel would take what is wanted, and yet it is not loaded.
+    """
     old, now = load_json(STATUS), utc()
     # What repeats in every round is said once, and then in the reports.
     for note in notes:
@@ -1066,6 +1076,7 @@ def finish(vm, wanted, vnics, problems, notes, mended):
         "vm": vm,
         "wanted": wanted,
         "applied": load_json(LOADED).get("generation"),
+        "behind": behind,
         "error": "; ".join(problems) or None,
         "notes": list(dict.fromkeys(notes)),
         "vnics": vnics,
@@ -1075,7 +1086,7 @@ def finish(vm, wanted, vnics, problems, notes, mended):
     changed = [key for key in state if state[key] != old.get(key)]
     due = changed or not 0 <= time.time() - old.get("reported", 0) < REPORT_SECONDS
     since = dict(old.get("since", {}), **dict.fromkeys(changed, now))
-    state.update(time=now, since=since, reported=time.time() if due else old["reported"])
+    state.update(time=now, since=since, reported=time.time() if due else old["reported"], uptime=time.monotonic())
     text = json.dumps(state, sort_keys=True)
     save(STATUS, text)
     if due:
@@ -1216,21 +1227,23 @@ def poll():
         bring_up(good_vnics([]), [], mended)
         settle([good], before, notes, mended)
     try:
-        listed, vm, value = [
-            imds(path) for path in ("vnics/", "instance/metadata/nat-pod-vm", "instance/metadata/nat-pod-rules")
+        listed, vm, side, value = [
+            imds(path) for path in ["vnics/"] + ["instance/metadata/nat-pod-" + key for key in ("vm", "side", "rules")]
         ]
         for name, text in (("VNIC list", listed), ("key nat-pod-vm", vm), ("key nat-pod-rules", value)):
             if text is None:
                 problems.append("IMDS has no %s; the last good one stays" % name)
     except AgentError as problem:
-        listed = vm = value = None
+        listed = vm = side = value = None
         problems.append("%s; the last good rules and VNICs stay" % problem)
     fresh = None
     if vm is not None and value is not None:
         try:
-            document = Document(value, vm)
+            # A side that one VM plays is called like it, and its key is not there.
+            document = Document(value, side or vm)
             wanted = document.generation
             if not good or good.value != value:
+                rehearse(document)
                 fresh = document
         except AgentError as problem:
             problems.append("document refused, what is loaded stays: %s" % problem)
@@ -1244,8 +1257,11 @@ def poll():
             keep(GOOD_VNICS, listed, problems)
         except AgentError as problem:
             problems.append(str(problem))
-    shown = bring_up(vnics or good_vnics(problems), problems, mended)
-    return finish(vm, wanted, shown, problems, notes, mended)
+    vnics = vnics or good_vnics(problems)
+    shown = bring_up(vnics, problems, mended)
+    open_door(fresh or good, vnics, problems)
+    behind = bool(fresh) and load_json(LOADED).get("generation") != fresh.generation
+    return finish(vm, wanted, behind, shown, problems, notes, mended)
 
 
 def guard():
@@ -1262,7 +1278,70 @@ def restore():
     problems, notes = [], []
     good = good_rules(problems)
     settle([good] if good else [], problems, notes, [])
-    return finish(None, good and good.generation, [], problems, notes, [])
+    return finish(None, good and good.generation, False, [], problems, notes, [])
+
+
+def open_door(document, vnics, problems):
+    """Where the document says so, have the balancer's question answered at the primary VNIC's own address.
+
+    A program of its own answers: it tells of a round that hangs, and of a timer that nobody starts.
+    """
+    if not document or not vnics:
+        return
+    here = "%s %d" % (vnics[0][1].partition("/")[0], document.health) if document.health else None
+    there = load(DOOR)
+    if here == there is None:
+        return
+    try:
+        if here is None:
+            os.remove(DOOR)
+        elif here != there:
+            save(DOOR, here)
+        run(
+            ["systemctl", "stop" if here is None else "start" if here == there else "restart", "nat-pod-health.service"]
+        )
+    except (AgentError, OSError) as problem:
+        problems.append("the balancer's question: %s" % problem)
+
+
+def unfit():
+    """Why this VM must not be its balancer's next hop, None if it may.
+
+    One that cannot ask IMDS, or has refused a document, runs its last good rules and may: the other VM of its side may
+    be no better off, and the balancer sends nothing on when neither is fit.
+    """
+    try:
+        found = load_json(STATUS)
+        if not found.get("applied"):
+            return "no rules are loaded"
+        if found["behind"]:
+            return "generation %s could not be loaded" % found["wanted"]
+        if load("/proc/sys/net/ipv4/ip_forward") != "1\n":
+            return "it does not forward"
+        age = time.monotonic() - found["uptime"]
+        return None if age < STALE else "the last round was %d seconds ago" % age
+    except (OSError, KeyError, TypeError) as error:
+        return "%s: %s" % (type(error).__name__, error)
+
+
+def health():
+    """Answer the balancer's question over HTTP until ended: 200, or 503 with the reason."""
+    address, port = load(DOOR).split()
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((address, int(port)))
+        door.listen(16)
+        while True:
+            caller = door.accept()[0]
+            with caller:
+                try:
+                    caller.settimeout(1)  # or one that says nothing keeps the others waiting
+                    caller.recv(4096)
+                    why = unfit()
+                    answer = "%s\r\nConnection: close\r\n\r\n%s\n" % ("503 Unfit" if why else "200 OK", why or "fit")
+                    caller.sendall(("HTTP/1.1 " + answer).encode())
+                except OSError:
+                    pass
 
 
 def status():
@@ -1274,12 +1353,14 @@ def status():
 
 def main(arguments):
     """Run one subcommand, alone: a round by hand and the timer's must not mix."""
-    commands = {"guard": guard, "restore": restore, "poll": poll, "status": status}
+    commands = {"guard": guard, "restore": restore, "poll": poll, "status": status, "health": health}
     if len(arguments) != 1 or arguments[0] not in commands:
-        print("usage: nat-pod-agent guard | restore | poll | status", file=sys.stderr)
+        print("usage: nat-pod-agent %s" % " | ".join(commands), file=sys.stderr)
         return 2
     os.umask(0o077)
     try:
+        if arguments == ["health"]:
+            return health()  # beside the rounds
         for folder in (STATE, RUN):
             os.makedirs(folder, exist_ok=True)
         with open(RUN + "/lock", "w") as lock:

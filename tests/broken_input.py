@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from nat_pod.plan.guest import from_printable, printable
+
 # What people paste, mistype or leave behind, and what an attacker would try.
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 27, 2**31, 2**63, 10**400, 1.5, float("nan"), float("inf"), "", " ", "~", "no", "\x00",
@@ -149,13 +151,13 @@ def rule_documents(good: str, count: int, seed: int) -> Iterator[str]:
     """Documents made from a good one: broken while packed, in what is packed or in its rules, mostly rightly hashed."""
     chance = random.Random(seed)
     head, _, packed = good.partition(":")
-    body = json.loads(bz2.decompress(base64.b64decode(packed)))
+    body = json.loads(bz2.decompress(from_printable(packed)))
     for _ in range(count):
         kind = chance.randrange(10)
         if kind == 0:
             yield _garbled(good, chance)
         elif kind == 1:
-            raw = bytearray(bz2.decompress(base64.b64decode(packed)))
+            raw = bytearray(bz2.decompress(from_printable(packed)))
             raw[chance.randrange(len(raw))] = chance.randrange(256)
             yield _packed(head, bytes(raw), chance)
         elif kind <= 3:
@@ -205,7 +207,7 @@ def _sealed(body: object, chance: random.Random) -> bytes:
 
 
 def _packed(head: str, raw: bytes, chance: random.Random) -> str:
-    text = base64.b64encode(bz2.compress(raw, 1)).decode()
+    text = printable(bz2.compress(raw, 1))
     return f"{head if chance.randrange(50) else chance.choice(('2', '', '01', 'x' * 99))}:{text}"
 
 

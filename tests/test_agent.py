@@ -1,19 +1,22 @@
 """The agent's own decisions, without a kernel: what it accepts, what it writes, what it would delete."""
 
 import ast
-import base64
 import bz2
 import hashlib
+import http.client
 import importlib.util
 import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,7 +100,7 @@ for value in given["documents"]:
     found.append([document.generation, document.count(), agent.transaction(document, {})])
     found += [document.translate(agent.number(a), agent.number(b), set()) for a, b in given["flows"]]
 found.append(agent.read_vnics(given["vnics"]))
-for wrong in given["documents"][0][:-40], given["documents"][0].replace("2:", "1:", 1):
+for wrong in given["documents"][0][:-40], given["documents"][0].replace("3:", "1:", 1):
     try:
         agent.Document(wrong)
     except agent.AgentError as problem:
@@ -311,9 +314,9 @@ def test_blocks(text):
     assert document("*filter\nCOMMIT\n*nat\nCOMMIT\n", []).count() == 0
 
 
-def packed(body, head="2:") -> str:
+def packed(body, head="3:") -> str:
     text = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    return head + base64.b64encode(bz2.compress(text)).decode()
+    return head + guest.printable(bz2.compress(text))
 
 
 def signed(**changes) -> str:
@@ -325,17 +328,21 @@ def signed(**changes) -> str:
 ENVELOPES = {
     "nothing": "",
     "another format": packed({}, "1:"),
-    "not base64": "2:%%%",
-    "base64 with a space": signed()[:20] + " " + signed()[20:],
-    "not bz2": "2:" + base64.b64encode(b"hello").decode(),
+    "not base85": '3:~~~~"',
+    "a sign that JSON writes at length": signed()[:20] + "<" + signed()[20:],
+    "base85 with a space": signed()[:20] + " " + signed()[20:],
+    "not bz2": "3:" + guest.printable(b"hello"),
     "cut short": signed()[: len(signed()) // 8 * 4 + 2],
-    "something behind it": "2:" + base64.b64encode(base64.b64decode(signed()[2:]) + b"x").decode(),
+    "something behind it": "3:" + guest.printable(guest.from_printable(signed()[2:]) + b"x"),
     "a bomb": packed(b" " * (agent.DOCUMENT_LIMIT + 1)),
     "not JSON": packed(b"hello"),
     "JSON nested without end": packed(b"[" * 200_000),
     "a list": packed([]),
     "a key too many": signed(extra=1),
-    "a wrong generation": packed(json.loads(bz2.decompress(base64.b64decode(signed()[2:]))) | {"vm": "natVm2"}),
+    "a health port of the system's": signed(health=80),
+    "a health port that is no number": signed(health="8198"),
+    "a health port that is a yes": signed(health=True),
+    "a wrong generation": packed(json.loads(bz2.decompress(guest.from_printable(signed()[2:]))) | {"vm": "natVm2"}),
     "a generation that is no text": packed({"vm": "x", "hooks": [], "rules": "", "generation": 1}),
     "another VM": signed(vm="natVm2"),
     "rules that are no text": signed(rules=1),
@@ -978,6 +985,92 @@ def test_a_report_adds_up_rules_by_member_or_chain_and_drops_of_all_cpus(monkeyp
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+# --- the balancer's question -----------------------------------------------------------------------------------------
+
+FIT = {"applied": "a", "wanted": "a", "behind": False, "uptime": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("status", "forwarding", "reason"),
+    [
+        (FIT, "1\n", None),
+        (FIT | {"uptime": 911.0}, "1\n", None),
+        (FIT | {"uptime": 909.0}, "1\n", "the last round was 91 seconds ago"),
+        (FIT | {"applied": None}, "1\n", "no rules are loaded"),
+        ({}, "1\n", "no rules are loaded"),
+        (FIT, "0\n", "it does not forward"),
+        (FIT, None, "it does not forward"),
+        # What the kernel refused in a namespace of its own, the other VM's will refuse, too: both go on as they were.
+        (FIT | {"wanted": "b"}, "1\n", None),
+        (FIT | {"wanted": None}, "1\n", None),
+        (FIT | {"wanted": "b", "behind": True}, "1\n", "generation b could not be loaded"),
+        ({"applied": "a"}, "1\n", "KeyError: 'behind'"),
+        (FIT | {"uptime": "soon"}, "1\n", "TypeError: "),
+    ],
+)
+def test_a_vm_is_fit_if_it_runs_its_rules_forwards_and_had_a_round_lately(monkeypatch, status, forwarding, reason):
+    monkeypatch.setattr(agent, "load_json", {agent.STATUS: status}.get)
+    monkeypatch.setattr(agent, "load", {"/proc/sys/net/ipv4/ip_forward": forwarding}.get)
+    monkeypatch.setattr(agent, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    assert agent.unfit() == reason or (reason.endswith(": ") and agent.unfit().startswith(reason))
+
+
+def test_a_vm_whose_status_cannot_be_read_is_not_fit(monkeypatch):
+    def fails(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(agent, "load_json", fails)
+    assert agent.unfit() == "OSError: [Errno 5] Input/output error"
+
+
+def test_the_door_is_opened_by_the_document_alone_and_at_the_primary_address(monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(agent, "run", done.append)
+    monkeypatch.setattr(agent, "DOOR", str(tmp_path / "health"))
+    vnics = [("02:00:17:00:00:01", "198.18.3.194/29"), ("02:00:17:00:00:02", "198.18.0.34/27")]
+    asked, other, silent = (agent.Document(signed(**more)) for more in ({"health": 8198}, {"health": 8199}, {}))
+
+    def opened(document, vnics) -> tuple[str | None, list]:
+        done.clear()
+        problems: list = []
+        agent.open_door(document, vnics, problems)
+        assert problems == []
+        return agent.load(agent.DOOR), [command[1] for command in done]
+
+    assert opened(silent, vnics) == (None, []), "the article's PODs never start it"
+    assert opened(asked, []) == (None, []), "no address is known yet"
+    assert opened(asked, vnics) == ("198.18.3.194 8198", ["restart"])
+    assert opened(asked, vnics) == ("198.18.3.194 8198", ["start"]), "or one that somebody stopped stays so"
+    assert opened(None, vnics) == ("198.18.3.194 8198", []), "nothing is known, so nothing changes"
+    assert opened(other, vnics) == ("198.18.3.194 8199", ["restart"])
+    assert opened(silent, vnics) == (None, ["stop"])
+
+
+def test_the_answer_is_http_and_a_caller_that_says_nothing_does_not_keep_others_waiting(monkeypatch, tmp_path):
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port = trial.getsockname()[1]
+    (tmp_path / "health").write_text(f"127.0.0.1 {port}")
+    monkeypatch.setattr(agent, "DOOR", str(tmp_path / "health"))
+    said = iter((None, "it does not forward"))
+    monkeypatch.setattr(agent, "unfit", lambda: next(said))
+    threading.Thread(target=agent.health, daemon=True).start()
+
+    def ask() -> tuple[int, bytes]:
+        for _ in range(100):
+            with suppress(ConnectionRefusedError):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                connection.request("GET", "/")
+                answer = connection.getresponse()
+                return answer.status, answer.read()
+            time.sleep(0.05)
+        raise AssertionError("nobody listens")
+
+    assert ask() == (200, b"fit\n")
+    with socket.create_connection(("127.0.0.1", port)):
+        assert ask() == (503, b"it does not forward\n")
+
+
 def test_saving_replaces_a_file_whole(tmp_path):
     path = str(tmp_path / "rules")
     agent.save(path, "one")
@@ -995,7 +1088,7 @@ def test_a_spoiled_record_counts_as_none(tmp_path, content):
 
 def test_spoiled_saved_rules_are_reported_and_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "GOOD_RULES", str(tmp_path / "rules"))
-    (tmp_path / "rules").write_bytes(b"2:\xff\xfe")
+    (tmp_path / "rules").write_bytes(b"3:\xff\xfe")
     problems = []
     assert agent.good_rules(problems) is None
     assert len(problems) == 1

@@ -128,7 +128,7 @@ class Lab:
 
     def deploy(self, text: str, vm: str = "natVm1", hooks=HOOKS) -> str:
         """What `pulumi up` changes in the metadata; returns the generation."""
-        self.metadata, generation = guest.metadata(vm, "ssh-ed25519 AAAA", hooks, text)
+        self.metadata, generation = guest.metadata(vm, vm, "ssh-ed25519 AAAA", hooks, text)
         self.write_state()
         return generation
 
@@ -307,7 +307,7 @@ def test_after_first_boot_mappings_translate_and_nothing_else_passes(first_boot)
 
 
 def test_nothing_is_forwarded_until_rules_are_loaded(lab):
-    lab.metadata["nat-pod-rules"] = "2:broken"
+    lab.metadata["nat-pod-rules"] = "3:broken"
     lab.write_state()
     lab.boot()
     assert lab.run("sysctl", "-n", "net.ipv4.ip_forward", vm=True).stdout.split() == ["0"]
@@ -554,13 +554,13 @@ def remade(value: str, **changes: object) -> str:
     body.update(changes)
     body["generation"] = guest._generation(body)
     packed = guest.bz2.compress(guest._canonical(body))
-    return guest.FORMAT + ":" + guest.base64.b64encode(packed).decode()
+    return guest.FORMAT + ":" + guest.printable(packed)
 
 
 OTHER_FILTER = rules(MAPPINGS).replace("10.9.0.0/16", "10.8.0.0/16")
 BAD = {
     "for the other VM": (lambda value: remade(value, vm="natVm2"), "it is for 'natVm2'"),
-    "another format": (lambda value: "1" + value[1:], "format '1': this agent reads format 2"),
+    "another format": (lambda value: "1" + value[1:], "format '1': this agent reads format 3"),
     "damaged": (lambda value: value[:40] + "AAAA" + value[44:], "document refused"),
     "cut short": (lambda value: value[: len(value) // 2 // 4 * 4 + 2], "document refused"),
     "to the metadata service": (
@@ -781,7 +781,7 @@ def test_the_console_has_a_report_after_each_change_and_only_then(running):
     assert running.poll().returncode == 0
     assert [report["applied"] for report in guest_reports(on_console(running))[len(first) :]] == [generation]
     before = len(on_console(running))
-    running.metadata["nat-pod-rules"] = "2:broken"
+    running.metadata["nat-pod-rules"] = "3:broken"
     running.write_state()
     for _ in range(3):
         assert running.poll().returncode == 1
@@ -830,6 +830,92 @@ def test_the_vm_cannot_write_to_the_machine(lab):
     assert not Path("/usr/nat-pod-lab-leak").exists()
 
 
+# --- the balancer's question -----------------------------------------------------------------------------------------
+
+ASKS = """
+import http.client, sys
+try:
+    connection = http.client.HTTPConnection(sys.argv[2], 8198, timeout=2, source_address=(sys.argv[1], 0))
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    print(answer.status, answer.read().decode().strip())
+except OSError as error:
+    print(type(error).__name__)
+"""
+ASKED_FROM = "-A NATPOD-INPUT -s 198.18.0.0/27 -p tcp -m tcp --dport 8198 -j ACCEPT\n-A NATPOD-INPUT -j DROP"
+
+
+def asked(lab, source="198.18.0.1", to="198.18.0.2") -> str:
+    return lab.run(sys.executable, "-c", ASKS, source, to).stdout.strip()
+
+
+def eventually(lab, answer: str) -> str:
+    """What the question is answered, as soon as it is this."""
+    for _ in range(100):
+        said = asked(lab)
+        if said.startswith(answer):
+            break
+        time.sleep(0.1)
+    return said
+
+
+@pytest.fixture
+def one_of_two(lab):
+    """natVm1a, whose document asks for a health answer, booted; it has a twin that is not here."""
+    text = rules(MAPPINGS).replace("-A NATPOD-INPUT -j DROP", ASKED_FROM)
+    lab.metadata, _ = guest.metadata("natVm1a", "natVm1", "ssh-ed25519 AAAA", HOOKS, text, 8198)
+    lab.write_state()
+    done = lab.boot()
+    assert done.returncode == 0, done.stdout + done.stderr
+    lab.python("nat_pod.lab.wire.boot", "timers", str(lab.disk), wait=False)
+    assert eventually(lab, "200") == "200 fit"
+    return lab
+
+
+def test_the_question_is_answered_in_the_vm_s_own_subnet_at_its_primary_address_and_nowhere_else(one_of_two):
+    assert one_of_two.status()["vm"] == "natVm1a"
+    assert asked(one_of_two, source="10.0.0.100") == "TimeoutError", "no customer, nor anybody behind a route"
+    assert asked(one_of_two, source="198.18.0.33") == "TimeoutError", "nor from another of the POD's subnets"
+    assert asked(one_of_two, to="198.18.0.34") in ("TimeoutError", "ConnectionRefusedError"), "nor at another VNIC's"
+    listening = one_of_two.run("ss", "-Hltn", vm=True).stdout
+    assert "198.18.0.2:8198" in listening
+    assert "0.0.0.0:8198" not in listening
+
+
+def test_a_vm_that_cannot_ask_imds_runs_its_last_good_rules_and_is_fit(one_of_two):
+    one_of_two.stop_processes()
+    assert one_of_two.poll().returncode == 1
+    one_of_two.python("nat_pod.lab.wire.boot", "timers", str(one_of_two.disk), wait=False)
+    assert eventually(one_of_two, "200") == "200 fit"
+
+
+def test_a_refused_document_leaves_a_vm_fit_and_one_that_does_not_forward_is_not(one_of_two):
+    one_of_two.metadata["nat-pod-rules"] = "3:broken"
+    one_of_two.write_state()
+    assert one_of_two.poll().returncode == 1
+    assert eventually(one_of_two, "200") == "200 fit"
+    one_of_two.run("sysctl", "-w", "net.ipv4.ip_forward=0", vm=True)
+    assert asked(one_of_two) == "503 it does not forward"
+
+
+def test_a_vm_whose_rounds_have_ended_is_not_fit(one_of_two):
+    status = one_of_two.disk / "root/run/nat-pod/status.json"
+    (one_of_two.disk / "root/etc/systemd/system/timers.target.wants/nat-pod-agent.timer").unlink()
+    time.sleep(0.5)  # a round that is just running
+    status.write_text(json.dumps(one_of_two.status() | {"uptime": time.monotonic() - 100}))
+    assert asked(one_of_two).startswith("503 the last round was 10")
+    assert one_of_two.poll().returncode == 0
+    assert asked(one_of_two) == "200 fit"
+
+
+def test_a_pod_of_the_article_s_opens_no_port(running):
+    process = running.python("nat_pod.lab.wire.boot", "timers", str(running.disk), wait=False)
+    time.sleep(1)
+    assert process.poll() is None
+    listening = running.run("ss", "-Hltn", vm=True).stdout.splitlines()
+    assert [line for line in listening if "169.254.169.254:80" not in line] == []
+
+
 # --- the stand-ins themselves ----------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -876,7 +962,7 @@ def test_systemctl_masks_a_unit_that_is_not_there(units):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["restart", "a.service"], ["enable", "--force", "a.service"], ["start", "--now", "a"], []]
+    "arguments", [["isolate", "a.service"], ["enable", "--force", "a.service"], ["start", "--now", "a"], []]
 )
 def test_systemctl_does_nothing_it_does_not_know(units, arguments):
     with pytest.raises(boot.BootError, match="the lab's systemctl does enable, disable"):
@@ -886,8 +972,10 @@ def test_systemctl_does_nothing_it_does_not_know(units, arguments):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("[Service]\nRestart=always", "Restart=always: the lab's systemd does not know"),
-        ("[Service]\nType=simple\nExecStart=/bin/true", "Type=oneshot only"),
+        ("[Service]\nRestartSteps=3", "RestartSteps=3: the lab's systemd does not know"),
+        ("[Service]\nType=notify\nExecStart=/bin/true", "Type=oneshot and Type=simple only"),
+        ("[Service]\nRestart=on-failure\nExecStart=/bin/true", "one ExecStart and Restart=always only"),
+        ("[Service]\nRestart=always\nExecStart=/bin/a\nExecStart=/bin/b", "one ExecStart and Restart=always only"),
         ("[Service]\nType=oneshot\nStandardOutput=tty\nExecStart=/bin/true", "the lab knows journal"),
         ("[Service]\nType=oneshot\nExecStart=-/bin/false", "supports neither prefixes nor variables"),
         ("[Service]\nType=oneshot\nExecStart=/bin/echo $HOME", "supports neither prefixes nor variables"),
@@ -897,6 +985,45 @@ def test_a_unit_that_the_lab_would_run_differently_is_refused(units, line, reaso
     (units / "x.service").write_text(line + "\n")
     with pytest.raises(boot.BootError, match=reason):
         boot.start("x.service")
+
+
+def test_a_service_that_stays_is_started_restarted_and_stopped(units, tmp_path, monkeypatch):
+    monkeypatch.setattr(boot, "STARTED", tmp_path / "started")
+    log = tmp_path / "log"
+    (units / "stays.service").write_text(
+        f"[Service]\nRestart=always\nRestartSec=0\nExecStart=/bin/sh -c 'echo run >> {log}; exec sleep 60'\n"
+    )
+    staying = boot.Staying()
+
+    def runs() -> int:
+        return log.read_text().count("run") if log.exists() else 0
+
+    def looked(until: int) -> int:
+        for _ in range(200):
+            staying.look()
+            if runs() >= until:
+                break
+            time.sleep(0.02)
+        return runs()
+
+    try:
+        staying.look()
+        assert runs() == 0
+        assert boot.systemctl(["start", "stays.service"]) == 0
+        assert looked(1) == 1
+        assert boot.systemctl(["start", "stays"]) == 0  # it runs already
+        staying.look()
+        assert boot.systemctl(["restart", "stays.service"]) == 0
+        assert looked(2) == 2
+        (process,) = [process for _, _, process in staying._running.values()]
+        process.kill()
+        process.wait()
+        assert looked(3) == 3
+        assert boot.systemctl(["stop", "stays.service"]) == 0
+        staying.look()
+        assert staying._running == {}
+    finally:
+        staying.end()
 
 
 @pytest.mark.parametrize(("condition", "runs"), [("/", True), ("/nowhere", False), ("!/nowhere", True), ("!/", False)])

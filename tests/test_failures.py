@@ -364,6 +364,7 @@ def test_a_metadata_service_that_fails_or_lies_changes_nothing(vm, mode, said):
     answers = {
         "vnics": json.dumps(vm.vnics),
         "nat-pod-vm": "natVm1",
+        "nat-pod-side": "natVm1",
         "nat-pod-rules": vm.metadata["nat-pod-rules"],
     }
     vm.stop_processes()
@@ -495,7 +496,7 @@ def test_a_reboot_brings_the_same_rules_and_lets_nothing_through_before_them(reb
 
 
 SPOILED = {
-    "spoiled on the disk": ("2:spoiled", "saved rules: "),
+    "spoiled on the disk": ("3:spoiled", "saved rules: "),
     "refused by the kernel": (None, "unshare --net iptables-restore"),
 }
 

@@ -102,30 +102,31 @@ def test_the_bytes_of_a_document_are_pinned():
     value, generation = guest.rule_document("natVm1", HOOKS, RULES)
     assert generation == "08f56dde982f7270"
     assert value == (
-        "2:QlpoOTFBWSZTWW3+jDsAAGgfgFAWc/Avo9eOJ/+fCiAAioaRNE8p5E9T1A9QaPU00eoeo09QBKKmnpqeUAAyANHlABmo62YO0T"
-        "XhVM/o9YCX3/UHScObjMQiYygKNSGHfJ7z7HScjxeqVBMQOYbLQT7ieMAaM0qsIhAfFFcF24ZXQklr4IKNIDBRcsoQbYF34mVwaN"
-        "JVRkPChTO7iruYVDaa7KyXz6xRHD4222TIxZSTGLoZ+X+LuSKcKEg2/0YdgA=="
+        "3:LRx4!F+o`-Q(0~Pj5`1TXdi%37IW|~qt}in|DOsV0E/i@G*2nyPgB$nP-yiu(dr(fPf!G+rk,LfPyjLj(d7UcsOx49(KX.z/*="
+        "4lm*4dVNyD3r#3ExT3N;~ze4g{{bexYDs#FsYIflzYKH_-58Z%0)A`l-GR|VUKS3*f^;DU`HFi~.K5N/~X;$?7X(p5%7!i6)tio2"
+        "LpHk$0Lm(Q$G96mPNWXQ#olNh=g`G1SKBAh5lHvdK)fB"
     )
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"vm": "natVm2"},
+        {"side": "natVm2"},
+        {"health": 8198},
         {"hooks": HOOKS[:1]},
         {"rules_text": RULES.replace("DROP", "ACCEPT")},
     ],
 )
 def test_the_generation_covers_everything(change):
-    given = {"vm": "natVm1", "hooks": HOOKS, "rules_text": RULES}
+    given = {"side": "natVm1", "hooks": HOOKS, "rules_text": RULES}
     assert guest.rule_document(**given)[1] != guest.rule_document(**(given | change))[1]
 
 
 def packed(text: bytes) -> str:
-    return "2:" + base64.b64encode(bz2.compress(text)).decode()
+    return "3:" + guest.printable(bz2.compress(text))
 
 
-GOOD = json.loads(bz2.decompress(base64.b64decode(guest.rule_document("natVm1", HOOKS, RULES)[0][2:])))
+GOOD = json.loads(bz2.decompress(guest.from_printable(guest.rule_document("natVm1", HOOKS, RULES)[0][2:])))
 
 
 EACH = f':A\n-d 198.18.0.2/32 -m comment --comment "{"a" * 99}" -j DNAT --to-destination 10.0.0.100\n'
@@ -139,15 +140,16 @@ def signed(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("1:" + packed(b"{}")[2:], "format '1', expected '2'"),
+        ("1:" + packed(b"{}")[2:], "format '1', expected '3'"),
         ("", "format ''"),
-        ("2:***", "cannot be unpacked"),
-        ("2:" + base64.b64encode(b"BZh9nonsense").decode(), "cannot be unpacked"),
+        ("3:***", "cannot be unpacked"),
+        ("3:" + guest.printable(b"BZh9nonsense"), "cannot be unpacked"),
         (packed(b"[" * 10), "cannot be unpacked"),
         (packed(b" " * (guest.DOCUMENT_LIMIT + 1)), "too long"),
         (packed(b"{}"), "exactly the keys"),
         (packed(json.dumps(GOOD | {"vm": "natVm2"}).encode()), "do not match its generation"),
         (signed(extra=1), "exactly the keys"),
+        (signed(health="8198"), "health is not a port"),
         (signed(rules=EACH + "-s 0.0.0.0/0 % -j DROP\n" * 50_000), "its rules have more than 4194304 bytes"),
         (signed(rules=EACH.replace("10.0.0.100", "10.0.0.256")), "'10.0.0.256' is not an IPv4 address"),
         (signed(rules=EACH + "-s 0.0.0.0/33 % -j DROP\n"), "'0.0.0.0/33' is not an IPv4 network"),
@@ -159,9 +161,27 @@ def test_a_document_that_does_not_hold_is_refused_with_the_reason(value, reason)
     assert guest.read_document(signed()).vm == "natVm1"
 
 
+def test_a_document_has_no_sign_that_json_writes_at_length():
+    """The provider is a Go program, and Go's JSON writes <, > and & in six bytes; quotes and backslashes take two."""
+    every = bytes(range(256)) * 20
+    assert guest.from_printable(guest.printable(every)) == every
+    assert not set(guest.printable(every)) & set("<>&\"\\' ")
+    assert len(guest.printable(every)) == len(every) * 5 / 4
+
+
+def test_two_vms_of_one_side_have_one_document_and_names_of_their_own():
+    a, generation = guest.metadata("natVm1a", "natVm1", "ssh-ed25519 AAAA", HOOKS, RULES, 8198)
+    b, same = guest.metadata("natVm1b", "natVm1", "ssh-ed25519 AAAA", HOOKS, RULES, 8198)
+    assert generation == same != guest.rule_document("natVm1", HOOKS, RULES)[1]
+    assert a | {"nat-pod-vm": "natVm1b"} == b
+    assert (a["nat-pod-vm"], a["nat-pod-side"]) == ("natVm1a", "natVm1")
+    document = guest.read_document(a["nat-pod-rules"])
+    assert (document.vm, document.health) == ("natVm1", 8198)
+
+
 def test_metadata_has_the_four_keys_and_user_data_is_the_same_for_every_vm():
-    one, generation = guest.metadata("natVm1", "ssh-ed25519 AAAA", HOOKS, RULES)
-    two, _ = guest.metadata("natVm2", "ssh-ed25519 BBBB", HOOKS, RULES.replace("DROP", "ACCEPT"))
+    one, generation = guest.metadata("natVm1", "natVm1", "ssh-ed25519 AAAA", HOOKS, RULES)
+    two, _ = guest.metadata("natVm2", "natVm2", "ssh-ed25519 BBBB", HOOKS, RULES.replace("DROP", "ACCEPT"))
     assert sorted(one) == ["nat-pod-rules", "nat-pod-vm", "ssh_authorized_keys", "user_data"]
     assert one["user_data"] == two["user_data"] == guest.render_user_data()
     assert guest.read_document(one["nat-pod-rules"]).generation == generation

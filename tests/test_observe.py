@@ -199,7 +199,7 @@ def test_rules_that_the_agent_would_refuse(region: Region) -> None:
     metadata = region.get(find(region, oci.INSTANCE, "nat-pod-dev-natVm1")).inputs["metadata"]
     other = region.get(find(region, oci.INSTANCE, "nat-pod-dev-natVm2")).inputs["metadata"]
     assert observe(region).vms["natVm1"].forwarding
-    for document in ("2:damaged", other["nat-pod-rules"]):
+    for document in ("3:damaged", other["nat-pod-rules"]):
         change(region, oci.INSTANCE, "nat-pod-dev-natVm1", metadata={**metadata, "nat-pod-rules": document})
         broken = observe(region).vms["natVm1"]
         assert (broken.rules, broken.forwarding) == (None, False)

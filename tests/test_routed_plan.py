@@ -19,6 +19,7 @@ from nat_pod.config.address_book import as_written, settle
 from nat_pod.errors import ConfigError
 from nat_pod.limits import NSG_RULES
 from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, SIDES, VROUTER
+from nat_pod.plan.guest import read_document
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables
@@ -252,6 +253,14 @@ def test_each_rule_of_a_list_has_a_key_of_its_own_and_no_rule_names_an_nsg(plan:
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("standby", "port"), [(True, 8198), (False, None)])
+def test_each_vm_knows_its_name_and_its_side_and_answers_where_a_balancer_asks(standby: bool, port: int | None) -> None:
+    for vm in plan_of(small() | {"standby": standby}).vms:
+        assert (vm.metadata["nat-pod-vm"], vm.metadata["nat-pod-side"]) == (vm.key, vm.side)
+        document = read_document(vm.metadata["nat-pod-rules"])
+        assert (document.vm, document.health) == (vm.side, port)
 
 
 def test_more_hosts_than_fit_into_the_metadata_are_refused_with_figures() -> None:

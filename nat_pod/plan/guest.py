@@ -7,10 +7,12 @@ Facts this module rests on
 - All metadata together may have 32,000 bytes (OCI API, LaunchInstanceDetails).
 - bz2 has one implementation, so packing a document gives the same bytes on any machine; zlib and zlib-ng differ, and
   so may releases of liblzma, which makes a folded document no smaller (8,184 bytes against 8,186 for a full /21).
-- base85 would be 6 % shorter than base64, but Go's JSON, which the provider sends, writes its <, > and & in six bytes.
+- base85 is 6 % shorter than base64.  Go's JSON, which the provider sends, writes <, > and & in six bytes each, so
+  documents have other signs in their place.
 - user_data must be gzip, the only packing that cloud-init undoes.  Packed again on another machine its bytes would
   differ, and that would replace every NAT VM.  So it is a committed file.  The agent in it is bzip2, which runcmd
-  undoes: 700 bytes shorter.
+  undoes: 700 bytes shorter.  It stands last, in a gzip member of its own, because the code that packs the text before
+  it does not suit base64: 300 bytes shorter.
 
 `python -m nat_pod.plan.guest` rebuilds the committed file from `cloud-init/`.
 """
@@ -28,6 +30,7 @@ import re
 import string
 import sys
 import tokenize
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +42,25 @@ from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 
-FORMAT = "2"
+FORMAT = "3"
 """The format of a document.  The agent refuses any other, so a new format needs a new bootstrap."""
 
 VM_KEY = "nat-pod-vm"
+"""The VM's own name, e.g. natVm1, or natVm1a where two VMs play a side."""
+
+SIDE_KEY = "nat-pod-side"
+"""Which side's rule document it runs, where that is not its name."""
+
 RULES_KEY = "nat-pod-rules"
+
+_PLAIN = str.maketrans("<>&", ",./")
+_BASE85 = str.maketrans(",./", "<>&")
 DOCUMENT_LIMIT = 4 << 20
 """Most bytes of a document unpacked, and of its rules unfolded (a full POD: 270 kB).  The agent has the same bound: a
 few bytes of metadata must not fill its memory."""
+
+_PACKED_AGENT = base64.b64encode(b"BZh9").decode()[:4]
+"""How the agent's content begins in the cloud-config."""
 
 SOURCES = Path(__file__).resolve().parents[2] / "cloud-init"
 ARTEFACT = SOURCES / "user-data.b64"
@@ -57,6 +71,7 @@ _FILES = {
     "agent_service": "nat-pod-agent.service",
     "agent_timer": "nat-pod-agent.timer",
     "restore_service": "nat-pod-restore.service",
+    "health_service": "nat-pod-health.service",
     "sysctl": "90-nat-pod.conf",
     "forwarding": "forwarding.conf",
     "networkmanager": "90-nat-pod-networkmanager.conf",
@@ -65,27 +80,36 @@ _FILES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """A rule document as the agent gets it.  `hooks` are (table, built-in chain, own chain)."""
+    """A rule document as the agent gets it.  `hooks` are (table, built-in chain, own chain).
+
+    `vm` is the side whose NAT VMs it is for.  `health` is the TCP port at which they tell their balancer whether they
+    are fit, None where nobody asks.
+    """
 
     vm: str
     generation: str
     hooks: tuple[tuple[str, str, str], ...]
     rules: str
+    health: int | None = None
 
 
-def rule_document(vm: str, hooks: Sequence[tuple[str, str, str]], rules_text: str) -> tuple[str, str]:
-    """The value of the `nat-pod-rules` key, and its generation.
+def rule_document(
+    side: str, hooks: Sequence[tuple[str, str, str]], rules_text: str, health: int | None = None
+) -> tuple[str, str]:
+    """The value of the `nat-pod-rules` key, and its generation.  health: see `Document`.
 
     The generation is a hash of the contents: it names what is loaded, and shows when a document is damaged.
     """
     body: dict[str, object] = {
-        "vm": vm,
+        "vm": side,
         "hooks": [list(hook) for hook in hooks],
         "rules": fold(rules_text),
     }
+    if health is not None:
+        body["health"] = health
     generation = _generation(body)
     packed = bz2.compress(_canonical(body | {"generation": generation}))
-    return f"{FORMAT}:{base64.b64encode(packed).decode()}", generation
+    return f"{FORMAT}:{printable(packed)}", generation
 
 
 def read_document(value: str) -> Document:
@@ -98,19 +122,21 @@ def read_document(value: str) -> Document:
         raise ValueError(f"rule document: format {head[:20]!r}, expected {FORMAT!r}")
     try:
         unpacker = bz2.BZ2Decompressor()
-        text = unpacker.decompress(base64.b64decode(packed.encode(), validate=True), DOCUMENT_LIMIT)
+        text = unpacker.decompress(from_printable(packed), DOCUMENT_LIMIT)
         if not unpacker.eof or unpacker.unused_data:
             raise ValueError("cut short, too long, or followed by something")
         body = json.loads(text)
     except (ValueError, OSError, EOFError, RecursionError) as error:
         raise ValueError(f"rule document: cannot be unpacked: {error}") from None
-    if not isinstance(body, dict) or set(body) != {"vm", "generation", "hooks", "rules"}:
-        raise ValueError("rule document: expected exactly the keys vm, generation, hooks and rules")
+    if not isinstance(body, dict) or set(body) | {"health"} != {"vm", "generation", "health", "hooks", "rules"}:
+        raise ValueError("rule document: expected exactly the keys vm, generation, hooks and rules, and perhaps health")
     generation = body.pop("generation")
     if generation != _generation(body):
         raise ValueError(f"rule document: its contents do not match its generation {generation!r}")
     if not isinstance(body["vm"], str) or not isinstance(body["rules"], str):
         raise ValueError("rule document: vm and rules are not texts")
+    if type(body.get("health")) not in (int, type(None)):
+        raise ValueError("rule document: health is not a port")
     if not isinstance(body["hooks"], list) or not all(map(_is_hook, body["hooks"])):
         raise ValueError("rule document: hooks are not lists of table, chain and own chain")
     try:
@@ -122,7 +148,18 @@ def read_document(value: str) -> Document:
         generation=generation,
         hooks=tuple((table, builtin, chain) for table, builtin, chain in body["hooks"]),
         rules=rules,
+        health=body.get("health"),
     )
+
+
+def printable(data: bytes) -> str:
+    """Bytes as a metadata value carries them: base85, without the signs that JSON writes at length."""
+    return base64.b85encode(data).decode().translate(_PLAIN)
+
+
+def from_printable(text: str) -> bytes:
+    """What `printable` was given.  Raises ValueError for anything else."""
+    return base64.b85decode(text.translate(_BASE85))
 
 
 def _is_hook(entry: object) -> bool:
@@ -258,14 +295,23 @@ def _network(text: str) -> IPNetwork:
 
 
 def metadata(
-    vm: str, ssh_key: str, hooks: Sequence[tuple[str, str, str]], rules_text: str
+    vm: str,
+    side: str,
+    ssh_key: str,
+    hooks: Sequence[tuple[str, str, str]],
+    rules_text: str,
+    health: int | None = None,
 ) -> tuple[dict[str, str], str]:
-    """All metadata of a NAT VM, and the generation of the rule document in it."""
-    document, generation = rule_document(vm, hooks, rules_text)
+    """All metadata of a NAT VM, and the generation of the rule document in it: the same for all VMs of a side.
+
+    vm: its own name.  health: see `Document`.
+    """
+    document, generation = rule_document(side, hooks, rules_text, health)
     return {
         "user_data": render_user_data(),
         "ssh_authorized_keys": ssh_key,
         VM_KEY: vm,
+        **({} if vm == side else {SIDE_KEY: side}),
         RULES_KEY: document,
     }, generation
 
@@ -344,9 +390,16 @@ def build() -> bool:
     config = render_cloud_config()
     if ARTEFACT.exists() and unpack_user_data(render_user_data()) == config:
         return False
-    packed = base64.b64encode(gzip.compress(config.encode(), 9, mtime=0)).decode()
-    ARTEFACT.write_text(packed + "\n", encoding="ascii")
+    text, quote, agent = config.rpartition('"' + _PACKED_AGENT)
+    packed = _member((text + quote).encode(), zlib.Z_DEFAULT_STRATEGY) + _member(agent.encode(), zlib.Z_HUFFMAN_ONLY)
+    ARTEFACT.write_text(base64.b64encode(packed).decode() + "\n", encoding="ascii")
     return True
+
+
+def _member(data: bytes, strategy: int) -> bytes:
+    """A gzip member, without a name or a time."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS, 9, strategy)
+    return packer.compress(data) + packer.flush()
 
 
 def _canonical(body: Mapping[str, object]) -> bytes:

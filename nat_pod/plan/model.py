@@ -53,8 +53,8 @@ class VnicPlan:
 class NatVmPlan:
     """One NAT VM with its VNICs in attach order, the rules it runs and its metadata.
 
-    `metadata` is complete: user_data, ssh_authorized_keys, nat-pod-vm, nat-pod-rules.  `generation` is the hash of
-    the rule document in it.  Its VNICs are in the NSG of its `side`.
+    `metadata` is complete: user_data, ssh_authorized_keys, nat-pod-vm, nat-pod-rules, and nat-pod-side where that is
+    not the VM's name.  `generation` is the hash of the rule document in it.  Its VNICs are in the NSG of its `side`.
     """
 
     key: str

@@ -146,7 +146,7 @@ def _subnets(config: PodConfig) -> tuple[SubnetPlan, ...]:
 
 def _vm(config: PodConfig, side: Side, fault_domain: str, vnics: tuple[VnicPlan, ...], rules: Ruleset) -> NatVmPlan:
     metadata, generation = guest.metadata(
-        side, config.nat_vm.ssh_public_key, iptables.hooks(rules), iptables.render(rules)
+        side, side, config.nat_vm.ssh_public_key, iptables.hooks(rules), iptables.render(rules)
     )
     return NatVmPlan(
         key=side,

@@ -115,29 +115,35 @@ def _vms(config: RoutedConfig, side: Side, rules: Ruleset) -> tuple[NatVmPlan, .
     The two are in different fault domains, but the active ones of both sides in the same: they are in series, and apart
     a fault of either domain would stop both.
     """
+    return tuple(_vm(config, side, rules, number) for number in _numbers(config))
+
+
+def _vm(config: RoutedConfig, side: Side, rules: Ruleset, number: int) -> NatVmPlan:
+    key = vm_key(side, number)
     metadata, generation = guest.metadata(
-        side, config.nat_vm.ssh_public_key, iptables.hooks(rules), iptables.render(rules)
+        key,
+        side,
+        config.nat_vm.ssh_public_key,
+        iptables.hooks(rules),
+        iptables.render(rules),
+        HEALTH_PORT if config.standby else None,  # without a standby there is no balancer that asks
     )
-    return tuple(
-        NatVmPlan(
-            key=vm_key(side, number),
-            side=side,
-            fault_domain=f"FAULT-DOMAIN-{number + 1}",
-            vnics=(
-                VnicPlan(
-                    key=f"{vm_key(side, number)}-vnic-1",
-                    vm=vm_key(side, number),
-                    subnet=side,
-                    index=1,
-                    primary=config.layout.vm(side, number),
-                    secondaries=(),
-                ),
-            ),
-            rules=rules,
-            generation=generation,
-            metadata=metadata,
-        )
-        for number in _numbers(config)
+    vnic = VnicPlan(
+        key=f"{key}-vnic-1",
+        vm=key,
+        subnet=side,
+        index=1,
+        primary=config.layout.vm(side, number),
+        secondaries=(),
+    )
+    return NatVmPlan(
+        key=key,
+        side=side,
+        fault_domain=f"FAULT-DOMAIN-{number + 1}",
+        vnics=(vnic,),
+        rules=rules,
+        generation=generation,
+        metadata=metadata,
     )
 
 

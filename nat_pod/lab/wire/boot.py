@@ -2,7 +2,7 @@
 
     python -m nat_pod.lab.wire.boot boot DISK         power on
     python -m nat_pod.lab.wire.boot start DISK UNIT   what `systemctl start UNIT` does: waits, gives its exit status
-    python -m nat_pod.lab.wire.boot timers DISK       runs the services of enabled timers, until killed
+    python -m nat_pod.lab.wire.boot timers DISK       runs enabled timers' services, and those that stay, until killed
     python -m nat_pod.lab.wire.boot rounds DISK       runs the agent once per line of standard input, see `rounds`
     python -m nat_pod.lab.wire.boot run DISK COMMAND  runs what somebody who is logged in would run
 
@@ -63,18 +63,24 @@ ETC = (
 )  # fmt: skip
 OWN = ("etc", "var", "root", "tmp", "run", "usr/local")
 
-VERBS = ("enable", "disable", "mask", "unmask", "start", "reload", "is-enabled", "daemon-reload")
+STARTED = Path("/run/lab-started")  # services that stay, by name: when each was last told to begin
+
+VERBS = (
+    "enable", "disable", "mask", "unmask", "start", "restart", "stop", "reload", "is-enabled", "daemon-reload",
+)  # fmt: skip
 
 # Settings of units: those this module acts on, and those that make no difference here.
 ACTED_ON = {
     ("Unit", "Before"), ("Unit", "ConditionPathExists"), ("Service", "Type"), ("Service", "ExecStart"),
-    ("Service", "TimeoutStartSec"), ("Service", "StandardOutput"), ("Timer", "OnUnitActiveSec"),
-    ("Install", "WantedBy"),
+    ("Service", "TimeoutStartSec"), ("Service", "StandardOutput"), ("Service", "Restart"), ("Service", "RestartSec"),
+    ("Timer", "OnUnitActiveSec"), ("Install", "WantedBy"),
 }  # fmt: skip
 NO_DIFFERENCE = {
     ("Unit", "Description"), ("Unit", "DefaultDependencies"), ("Unit", "RequiresMountsFor"), ("Unit", "After"),
     ("Unit", "Wants"), ("Unit", "Conflicts"), ("Service", "RemainAfterExit"), ("Service", "PrivateTmp"),
-    ("Service", "ProtectHome"), ("Timer", "OnBootSec"), ("Timer", "AccuracySec"),
+    ("Service", "ProtectHome"), ("Service", "ProtectSystem"), ("Service", "NoNewPrivileges"),
+    ("Service", "CapabilityBoundingSet"), ("Unit", "StartLimitIntervalSec"),
+    ("Timer", "OnBootSec"), ("Timer", "AccuracySec"),
 }  # fmt: skip
 SETTINGS = ACTED_ON | NO_DIFFERENCE
 
@@ -237,19 +243,17 @@ def start(name: str) -> int:
         if Path(path.removeprefix("!")).exists() == path.startswith("!"):
             print(f"{name}: condition ConditionPathExists={path} does not hold, not started", file=sys.stderr)
             return 0
+    if unit.get("Service", "Type") in ([], ["simple"]):
+        return _begin(unit, again=False)
     if unit.get("Service", "Type") != ["oneshot"]:
-        raise BootError(f"{name}: the lab runs services of Type=oneshot only")
+        raise BootError(f"{name}: the lab runs services of Type=oneshot and Type=simple only")
     output = unit.get("Service", "StandardOutput")
     if output not in ([], ["journal+console"]):
         raise BootError(f"{name}: StandardOutput={output[-1]}: the lab knows journal+console only")
     seconds = int(unit.get("Service", "TimeoutStartSec")[0]) if unit.get("Service", "TimeoutStartSec") else 90
-    for command in unit.get("Service", "ExecStart"):
-        if command[:1] in "-@:+!|" or "$" in command or "%" in command:
-            raise BootError(
-                f"{name}: ExecStart={command}: the lab supports neither prefixes nor variables in a command line"
-            )
+    for command in _commands(unit):
         try:
-            status = _run_service(shlex.split(command), seconds, on_console=bool(output))
+            status = _run_service(command, seconds, on_console=bool(output))
         except subprocess.TimeoutExpired:
             print(f"{name}: killed after {seconds} seconds", file=sys.stderr)
             return 1
@@ -257,6 +261,64 @@ def start(name: str) -> int:
             print(f"{name}: failed with exit status {status}", file=sys.stderr)
             return status
     return 0
+
+
+def _commands(unit: Unit) -> list[list[str]]:
+    """The command lines of a service."""
+    for command in unit.get("Service", "ExecStart"):
+        if command[:1] in "-@:+!|" or "$" in command or "%" in command:
+            raise BootError(
+                f"{unit.name}: ExecStart={command}: the lab supports neither prefixes nor variables in a command line"
+            )
+    return [shlex.split(command) for command in unit.get("Service", "ExecStart")]
+
+
+def _begin(unit: Unit, *, again: bool) -> int:
+    """Note that a service that stays shall run, or begin anew: `Staying` sees to it, as systemd's own process would."""
+    if unit.get("Service", "Restart") != ["always"] or len(_commands(unit)) != 1:
+        raise BootError(f"{unit.name}: the lab runs a service that stays with one ExecStart and Restart=always only")
+    STARTED.mkdir(exist_ok=True)
+    mark = STARTED / unit.name
+    if again or not mark.exists():
+        mark.write_text(str(time.monotonic_ns()))
+    return 0
+
+
+class Staying:
+    """The services that stay: those that were started run, and one that ends begins anew after RestartSec."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[str, float, subprocess.Popen[bytes] | None]] = {}
+
+    def look(self) -> None:
+        """Start, end and restart what is to be."""
+        wanted = {mark.name: mark.read_text() for mark in STARTED.iterdir()} if STARTED.is_dir() else {}
+        for name, (began, _, process) in list(self._running.items()):
+            if wanted.get(name) != began:
+                self._end(process)
+                del self._running[name]
+        for name, began in wanted.items():
+            unit = read_unit(name)
+            pause = float((unit.get("Service", "RestartSec") or ["0.1"])[0])
+            _, ended, process = self._running.get(name, (began, 0.0, None))
+            if process is not None and process.poll() is not None:
+                print(f"{name}: ended with exit status {process.returncode}", file=sys.stderr)
+                ended, process = time.monotonic(), None
+            if process is None and time.monotonic() >= ended + pause:
+                process = subprocess.Popen(_commands(unit)[0], env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+            self._running[name] = (began, ended, process)
+
+    def end(self) -> None:
+        """End them all."""
+        for _, _, process in self._running.values():
+            self._end(process)
+        self._running.clear()
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes] | None) -> None:
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def _run_service(command: list[str], seconds: float, *, on_console: bool) -> int:
@@ -306,6 +368,9 @@ def _systemctl_one(verb: str, name: str, now: bool) -> int:
     links = list(UNITS.glob(f"*.wants/{name}"))
     if verb == "start":
         return start(name)
+    if verb == "stop":
+        (STARTED / name).unlink(missing_ok=True)
+        return 0
     if verb == "is-enabled":
         state = "masked" if is_masked(name) else "enabled" if links else "disabled" if exists(name) else "not-found"
         print(state)
@@ -338,20 +403,27 @@ def _systemctl_one(verb: str, name: str, now: bool) -> int:
         for link in links:
             link.unlink()
         return 0
+    if verb == "restart":
+        return _begin(read_unit(name), again=True)
     raise BootError(f"systemctl {verb} {name}: there is nothing in the lab that reloads")
 
 
 def run_timers() -> int:
-    """Run the services of enabled timers, each every `OnUnitActiveSec`, until the process is killed."""
+    """Run the services of enabled timers, each every `OnUnitActiveSec`, and those that stay, until killed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also ends a service that is just running
     last: dict[str, float] = {}
-    while True:
-        for timer in enabled(".timer"):
-            due = last.setdefault(timer.name, time.monotonic()) + _period(timer)
-            if time.monotonic() >= due:
-                last[timer.name] = time.monotonic()
-                start(_service_of(timer))
-        time.sleep(0.2)
+    staying = Staying()
+    try:
+        while True:
+            staying.look()
+            for timer in enabled(".timer"):
+                due = last.setdefault(timer.name, time.monotonic()) + _period(timer)
+                if time.monotonic() >= due:
+                    last[timer.name] = time.monotonic()
+                    start(_service_of(timer))
+            time.sleep(0.2)
+    finally:
+        staying.end()
 
 
 def _period(timer: Unit) -> int:
