@@ -375,7 +375,7 @@ def shows_what_it_says(output: str) -> bool:
     return all(sign.isprintable() or sign == "\n" for sign in output)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1_000, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("count", [40, pytest.param(1_000, marks=pytest.mark.sweep)])
 def test_no_broken_report_gets_a_traceback_or_reaches_the_terminal_as_it_is(dev, count):
     plan = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
     good = reported(plan, "natVm1")
@@ -431,7 +431,8 @@ def test_a_file_of_more_than_8_megabytes_is_refused_by_name(tmp_path, monkeypatc
     )
 
 
-def test_outputs_that_are_not_what_they_say_reach_no_terminal(tmp_path, monkeypatch, capsys, dev):
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.sweep)])
+def test_outputs_that_are_not_what_they_say_reach_no_terminal(tmp_path, monkeypatch, capsys, dev, count):
     monkeypatch.chdir(REPOSITORY)
     path = tmp_path / "outputs"
     plan = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev")
@@ -440,7 +441,7 @@ def test_outputs_that_are_not_what_they_say_reach_no_terminal(tmp_path, monkeypa
         (tmp_path / vm).write_text(json.dumps(reported(plan, vm)))
         files += ["--report", f"{vm}={tmp_path / vm}"]
     good = {"generations": {"natVm1": "\x1b[2J" * 9, "natVm2": "w" * 100_000}, "lpgIds": {"customer1": "ocid1.a.b"}}
-    for case in reports(good, 200, SEED):
+    for case in reports(good, count, SEED):
         path.write_bytes(case.encode(errors="surrogatepass"))
         for command in (["status", "dev", *files], ["handover", "dev", "customer1"]):
             status, said = run(capsys, *command, "--outputs", str(path))

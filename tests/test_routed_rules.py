@@ -239,8 +239,9 @@ def test_rules_grow_as_hosts_plus_servers_and_none_lies_deep():
         assert max(depth.values()) <= 9
 
 
-def test_trees_decide_as_flat_lists_do(monkeypatch):
-    config = config_of(of_size(700, servers=40))
+@pytest.mark.parametrize(("hosts", "servers"), [(150, 24), pytest.param(700, 40, marks=pytest.mark.sweep)])
+def test_trees_decide_as_flat_lists_do(monkeypatch, hosts, servers):
+    config = config_of(of_size(hosts, servers=servers))
     trees = compile_routed(config)
     monkeypatch.setattr("nat_pod.rules.routed.grow", lambda _, rules: (tuple(rules), []))
     flat = compile_routed(config)
