@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, stack_mapping
 
 from nat_pod.commands import diff as report
 from nat_pod.commands.cli import main
+from nat_pod.config import any_config
 from nat_pod.config.model import PodConfig
 from nat_pod.config.settings import settings
 from nat_pod.config.stack_file import read_stack
@@ -350,6 +351,27 @@ def test_the_three_forms_are_the_golden_ones(dev, golden, edit):
     golden(f"diff-{edit.__name__}.txt", report.outcome_text(outcome, "dev", report.Base("main")) + "\n")
     golden(f"diff-{edit.__name__}.md", report.outcome_markdown(outcome, "dev", report.Base("main")) + "\n")
     golden(f"diff-{edit.__name__}.json", json.dumps(report.outcome_dict(outcome), indent=2) + "\n")
+
+
+def host_and_key(mapping: dict) -> None:
+    del mapping["customers"]["hazel"]["hosts"]["db"]
+    mapping["customers"]["fern"]["hosts"]["late"] = "10.0.0.77"
+    mapping["addresses"]["hazel/db"] = {"address": mapping["addresses"]["hazel/db"], "released": True}
+    mapping["addresses"]["fern/late"] = "198.18.10.41"
+    mapping["natVm"]["sshPublicKey"] = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEother ops"
+
+
+def servers_of_a_customer(mapping: dict) -> None:
+    mapping["customers"]["linden"]["servers"].remove("dns")
+
+
+@pytest.mark.parametrize("edit", [host_and_key, servers_of_a_customer], ids=lambda edit: edit.__name__)
+def test_the_difference_of_a_routed_pod_is_the_golden_one(golden, edit):
+    old, new = stack_mapping("routed"), stack_mapping("routed")
+    edit(new)
+    plans = [plan_pod(any_config.read(mapping, "routed"), "routed") for mapping in (old, new)]
+    outcome = account(compare(*plans), *plans, keys(old), keys(new))
+    golden(f"diff-routed-{edit.__name__}.txt", report.outcome_text(outcome, "routed", report.Base("main")) + "\n")
 
 
 def test_the_markdown_of_a_large_difference_fits_into_a_comment(ten):

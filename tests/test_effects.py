@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY, project_with, stack_mapping
+from routed_pods import small
 
+from nat_pod.config import any_config
 from nat_pod.config.any_config import SETTINGS
 from nat_pod.config.model import PodConfig
 from nat_pod.config.settings import Value, changed, settings
@@ -71,11 +73,30 @@ def static() -> dict:
     return mapping
 
 
+def routed() -> dict:
+    """A routed POD with every key that it can have, and a second server."""
+    mapping = small()
+    mapping["management"]["servers"]["dns"] = "10.0.3.53"
+    mapping["customers"]["customer1"].update(servers=["mgmt"], formerly="acme", hostsFormerly={"vm1": "web"})
+    mapping["management"]["serversFormerly"] = {"dns": "ns"}
+    mapping["natVm"]["availabilityDomain"] = "nPod:UK-LONDON-1-AD-1"
+    mapping["addresses"]["management/dns"] = "198.18.0.6"
+    mapping["addresses"]["customer2/old"] = {"address": "198.18.2.7", "released": True}
+    return {**mapping, "standby": True, "vcnCidr": "198.18.3.192/26", "balancerLimit": 3, "lpgLimit": 10}
+
+
 STACKS: dict[str, Callable[[], dict]] = {
+    "routed": routed,
     "dev": lambda: stack_mapping("dev"),
     "ten": lambda: stack_mapping("ten"),
     "static": static,
 }
+
+
+def free_alias(mapping: dict, member: str) -> str:
+    taken = {entry["address"] if isinstance(entry, dict) else entry for entry in mapping["addresses"].values()}
+    block = "198.18.0" if member.startswith(MANAGEMENT) else "198.18.2"
+    return next(f"{block}.{last}" for last in range(8, 31) if f"{block}.{last}" not in taken)
 
 
 def free_slot(mapping: dict) -> dict[str, str]:
@@ -139,6 +160,10 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
                 return "static" if value == "masquerade" else "masquerade"
             case ("lpgLimit",):
                 return 20
+            case ("balancerLimit",):
+                return 5
+            case ("standby",):
+                return False
             case ("subnets", "vrouter"):
                 return "198.18.0.160/27"
         raise AssertionError(f"no edit for {path}")
@@ -147,7 +172,7 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
         match path:
             case ("cidr",):
                 # A range of its own cannot be changed alone where the planner lays it out.
-                if "subnets" in mapping:
+                if "subnets" in mapping or "vcnCidr" in mapping:
                     mapping["cidr"] = "198.18.0.0/21"
                 else:
                     mapping["cidr"] = "198.18.8.0/22"
@@ -156,6 +181,12 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
                         for side in ("natVm1", "natVm2"):
                             first, second, third, last = pair[side].split(".")
                             pair[side] = f"{first}.{second}.{int(third) + 4}.{last}"
+            case ("delivery",):
+                mapping.clear()
+                mapping.update(stack_mapping("dev") if value == "routes" else small())
+            case ("vcnCidr",):
+                mapping["vcnCidr"] = "198.18.1.0/26"
+                mapping["management"]["vrouter"] = "198.18.1.58"
             case ("management", "cidr"):
                 mapping["management"]["cidr"] = "10.0.0.0/17"
                 if "dns" in mapping["management"]["servers"]:
@@ -182,6 +213,10 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
             case ("addresses", member, "natVm1" | "natVm2"):
                 released = mapping["addresses"][member].get("released")
                 mapping["addresses"][member] = free_slot(mapping) | ({"released": True} if released else {})
+            case ("addresses", member, "address"):
+                entry = mapping["addresses"][member]
+                alias = free_alias(mapping, member)
+                mapping["addresses"][member] = {**entry, "address": alias} if isinstance(entry, dict) else alias
             case ("addresses", member, "released"):
                 del mapping["addresses"][member]
             case _:
@@ -196,11 +231,11 @@ def keyed(mapping: dict) -> dict[Key, Value]:
 
 @functools.cache
 def planned(stack: str) -> PodPlan:
-    return plan_pod(PodConfig.from_mapping(STACKS[stack](), stack), stack)
+    return plan_pod(any_config.read(STACKS[stack](), stack), stack)
 
 
 def judged(stack: str, new: dict) -> tuple[Outcome, PodPlan]:
-    plan = plan_pod(PodConfig.from_mapping(copy.deepcopy(new), stack), stack)
+    plan = plan_pod(any_config.read(copy.deepcopy(new), stack), stack)
     outcome = account(compare(planned(stack), plan), planned(stack), plan, keyed(STACKS[stack]()), keyed(new))
     return outcome, plan
 
@@ -211,15 +246,11 @@ def edited(stack: str, path: Key, value: Value) -> dict:
     return mapping
 
 
-ROUTED = {("delivery",), ("standby",), ("vcnCidr",), ("balancerLimit",), ("addresses", "*", "address")}
-"""Keys that need a routed POD to be tried."""
-
-
 def every_setting() -> Iterator[tuple[str, Key, Value]]:
     for stack, make in STACKS.items():
         for path, value in keyed(make()).items():
             # Of sixty hosts alike in ten, each customer's first and the servers are enough.
-            if (stack == "ten" and not alone(path)) or path in ROUTED:
+            if stack == "ten" and not alone(path):
                 continue
             yield stack, path, value
 
@@ -259,7 +290,7 @@ def test_a_changed_setting_is_accounted_for_and_nothing_that_ends_is_called_harm
         assert change.verdict.why
         assert bool(change.verdict.until) == (change.effect is Effect.AT_RISK)
         assert change.verdict.flows <= difference.before
-        assert bool(change.verdict.flows) or change.effect in (Effect.NONE, Effect.REFUSED)
+        assert bool(change.verdict.flows) or change.effect in (Effect.NONE, Effect.REFUSED, Effect.IN_TURN)
 
 
 def standing(plan: PodPlan) -> set[object]:
@@ -281,7 +312,7 @@ def standing(plan: PodPlan) -> set[object]:
 def one_of_each_key() -> dict[Key, tuple[str, Key, Value]]:
     """A setting of each key that one of the stacks has, static first: it has the most."""
     found: dict[Key, tuple[str, Key, Value]] = {}
-    for stack in ("static", "ten"):
+    for stack in ("static", "ten", "routed"):
         for path, value in keyed(STACKS[stack]()).items():
             key = row_of(path)
             assert key is not None
@@ -290,7 +321,7 @@ def one_of_each_key() -> dict[Key, tuple[str, Key, Value]]:
 
 
 def test_each_key_is_tried() -> None:
-    assert set(one_of_each_key()) | ROUTED == set(EFFECTS)
+    assert set(one_of_each_key()) == set(EFFECTS)
 
 
 def registrations(directory: Path, mapping: dict) -> dict[tuple[str, str], Registration]:
@@ -316,7 +347,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("before")
 
 
-@pytest.mark.parametrize("key", [key for key in EFFECTS if key not in ROUTED], ids=".".join)
+@pytest.mark.parametrize("key", EFFECTS, ids=".".join)
 def test_what_the_provider_replaces_or_stops_is_never_called_harmless(key: Key, tmp_path: Path, base: Path) -> None:
     stack, path, value = one_of_each_key()[key]
     new = edited(stack, path, value)
@@ -377,3 +408,28 @@ def test_another_region_puts_every_flow_at_risk_and_another_user_none() -> None:
         ("oci:userOcid", Effect.NONE),
     ]
     assert len(outcome.at_risk) == 6
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("natVm", "sshPublicKey"),
+        ("natVm", "imageId"),
+        ("natVm", "availabilityDomain"),
+        ("natVm", "shape", "shape"),
+        ("natVm", "shape", "ocpus"),
+    ],
+    ids=".".join,
+)
+def test_nat_vms_with_a_standby_are_replaced_in_turn_and_no_flow_has_to_end(path: Key) -> None:
+    new = edited("routed", path, keyed(routed())[path])
+    outcome, _ = judged("routed", new)
+    assert [change.effect for change in outcome.changes] == [Effect.IN_TURN]
+    assert not outcome.ending
+    assert not outcome.at_risk
+    assert not outcome.replaces_vms
+    assert not outcome.harmless  # whoever merges it should know
+    alone = plan_pod(any_config.read({**routed(), "standby": False}, "routed"), "routed")
+    now = plan_pod(any_config.read({**new, "standby": False}, "routed"), "routed")
+    without = account(compare(alone, now), alone, now, keyed(routed()), keyed(new))
+    assert without.changes[0].effect in (Effect.REPLACES, Effect.AT_RISK, Effect.REFUSED)

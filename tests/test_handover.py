@@ -164,7 +164,13 @@ def run(monkeypatch, capsys):
     return call_main
 
 
-SHEETS = [("dev", "customer1"), ("dev", MANAGEMENT), ("ten", "heron")]
+SHEETS = [
+    ("dev", "customer1"),
+    ("dev", MANAGEMENT),
+    ("ten", "heron"),
+    ("routed", "linden"),
+    ("routed", MANAGEMENT),
+]
 
 
 @pytest.mark.parametrize(("stack", "realm"), SHEETS)

@@ -318,7 +318,6 @@ def test_plan_without_a_standby_says_what_that_means(routed, run):
     [
         ("trace", "routed", "fern/web", "management/mgmt"),
         ("trace", "routed", "--all"),
-        ("handover", "routed", "fern"),
         ("plan", "routed", "--markdown"),
         ("plan", "routed", "--svg", "x.svg"),
     ],

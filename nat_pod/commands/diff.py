@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import assert_never
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
-from nat_pod.config.delivery import refuse_routed
 from nat_pod.config.revisions import base_of, file_at
 from nat_pod.config.settings import Value, settings
 from nat_pod.config.stack_file import Stack, read_stack, read_stack_at
@@ -94,7 +93,6 @@ def _checked(stack: Stack) -> PodPlan:
         plan = plan_pod(config, stack.name)
     except ConfigError as error:
         raise ConfigError(error.source, stack.located(error.problems)) from None
-    refuse_routed(plan.delivery, "diff")
     return plan
 
 
@@ -228,11 +226,14 @@ def headline(outcome: Outcome) -> str:
         parts.append(f"{number} {'is' if at_risk == 1 else 'are'} at risk {', and '.join(untils)}")
     if any(change.effect is Effect.REFUSED for change in outcome.changes):
         parts.append("`pulumi up` is refused")
+    in_turn = any(change.effect is Effect.IN_TURN for change in outcome.changes)
     unknown = sum(1 for change in outcome.changes if change.effect is Effect.UNKNOWN)
     if unknown:
         parts.append(f"the effect of {count(unknown, 'setting')} is not known")
     if outcome.difference.not_delivered or outcome.difference.not_declared:
         parts.append("nat-pod's rules have a mistake")
+    if in_turn and not outcome.replaces_vms:
+        parts.append("the NAT VMs are replaced in turn")
     if not parts:
         if outcome.new_pod:
             return "a new POD: no flow ends"
@@ -240,7 +241,7 @@ def headline(outcome: Outcome) -> str:
         return f"no flow ends, and no VM is replaced{form or ('' if outcome.changes else '; no setting differs')}"
     if outcome.replaces_vms:
         parts.append("both NAT VMs are replaced")
-    elif ending or at_risk:
+    elif (ending or at_risk) and not in_turn:
         parts.append("no VM is replaced")
     return f"risk: {'; '.join(parts)}"
 
@@ -296,7 +297,7 @@ def _effect(change: Change) -> str:
     flows = count(len(verdict.flows), "flow")
     one = len(verdict.flows) == 1
     match verdict.effect:
-        case Effect.REPLACES:
+        case Effect.REPLACES | Effect.IN_TURN:
             return verdict.why
         case Effect.ENDS:
             return f"{flows} {'ends' if one else 'end'}: {verdict.why}"

@@ -31,7 +31,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _, plan = load(arguments.stack, "handover")
+    _, plan = load(arguments.stack)
     sheet = handover(plan, arguments.stack, arguments.neighbour)
     if arguments.outputs is not None:
         sheet = with_outputs(sheet, plan, read_outputs(arguments.outputs), arguments.outputs)

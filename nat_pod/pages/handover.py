@@ -65,13 +65,15 @@ class Sheet:
 
     `ocid`: for a customer that of the POD's LPG, for management that of the vRouter's subnet; None without the stack's
     outputs.  `deployed`: whether the outputs are those of this very plan.  `peer_id`: the customer's LPG, when the POD
-    asks for the peering.  `vrouter`: the floating IP in the POD, and the gateway of its subnet there.
+    asks for the peering.  `pod` is the POD's range, and `vcn` its VCN's: in a routed POD a small part of it, where the
+    NAT VMs are.  `vrouter`: the floating IP in the POD, and the gateway of its subnet there.
     """
 
     stack: str
     realm: str
     cidr: str
     pod: str
+    vcn: str
     destinations: tuple[str, ...]
     security: tuple[SecurityRule, ...]
     policies: tuple[tuple[str, tuple[str, ...]], ...]
@@ -113,6 +115,7 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
         realm=realm,
         cidr=plan.realms[realm],
         pod=plan.cidr,
+        vcn=plan.vcn_cidr,
         destinations=plan.neighbours[realm],
         security=_security(plan, realm),
         policies=_policies(realm, pod_asks=peer_id is not None),

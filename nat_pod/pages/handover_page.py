@@ -21,7 +21,7 @@ def sheet_markdown(sheet: Sheet) -> str:
     parts = [
         f"# {sheet.realm}: the way through POD `{sheet.stack}`",
         _wrap(
-            f"Your VCN, {sheet.cidr}, and {others} talk through the POD's VCN, {sheet.pod}. The networks at both ends "
+            f"Your VCN, {sheet.cidr}, and {others} talk through {_pod(sheet)}. The networks at both ends "
             "may overlap: each side knows the other by the POD's addresses listed below, and by no others."
         ),
     ]
@@ -61,6 +61,12 @@ def sheet_markdown(sheet: Sheet) -> str:
     return "\n\n".join(parts)
 
 
+def _pod(sheet: Sheet) -> str:
+    if sheet.vcn == sheet.pod:
+        return f"the POD's VCN, {sheet.pod}"
+    return f"the POD, {sheet.pod}, whose VCN has {sheet.vcn}"
+
+
 def _wrap(text: str) -> str:
     """For a terminal of 80 columns; Markdown joins the lines."""
     indent = "  " if text.startswith("- ") else ""
@@ -88,15 +94,15 @@ def _peering(sheet: Sheet) -> str:
 
 def _vrouter(sheet: Sheet) -> str:
     address, gateway = sheet.vrouter
-    return "\n".join(
-        _wrap(f"- {line}")
-        for line in (
-            f"Attach a VNIC of each vRouter to the POD's subnet {sheet.vrouter_subnet}, with its source/destination "
-            f"check skipped. Its OCID: {_ocid(sheet, 'vrouterSubnetId')}.",
-            f"Give the active one the private IP {address} there; the POD routes {sheet.cidr} to it.",
-            f"In its operating system, route {sheet.pod} by that VNIC, gateway {gateway}, and enable forwarding.",
-        )
+    lines: tuple[str, ...] = (
+        f"Attach a VNIC of each vRouter to the POD's subnet {sheet.vrouter_subnet}, with its source/destination "
+        f"check skipped. Its OCID: {_ocid(sheet, 'vrouterSubnetId')}.",
+        f"Give the active one the private IP {address} there; the POD routes {sheet.cidr} to it.",
+        f"In its operating system, route {sheet.pod} by that VNIC, gateway {gateway}, and enable forwarding.",
     )
+    if sheet.vcn != sheet.pod:
+        lines += (f"The POD's own engineer reaches NAT VM2 by ssh at its address in {sheet.vcn}, by the same route.",)
+    return "\n".join(_wrap(f"- {line}") for line in lines)
 
 
 def _ocid(sheet: Sheet, output: str) -> str:

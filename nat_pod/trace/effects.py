@@ -39,6 +39,9 @@ class Effect(StrEnum):
     UNKNOWN = "unknown"
     """nat-pod does not read this key."""
 
+    IN_TURN = "replaced in turn"
+    """OCI replaces each NAT VM while the other one of its side carries its flows."""
+
     NONE = "none"
     """No effect on flows, for the reason given."""
 
@@ -82,7 +85,7 @@ class Outcome:
 
     @property
     def replaces_vms(self) -> bool:
-        """Whether OCI makes both NAT VMs anew."""
+        """Whether OCI makes all NAT VMs anew, and flows end with it."""
         return any(change.effect is Effect.REPLACES for change in self.changes)
 
     @property
@@ -167,7 +170,7 @@ def account(
     names = new_names(old, new)
     changes = [_judged(one, pods) for one in changed(renamed(before, names), after)]
     if old.vms[0].metadata["user_data"] != new.vms[0].metadata["user_data"]:  # every NAT VM has the same
-        changes.append(Change("the bootstrap (user_data)", None, None, None, _replaced(pods, "")))
+        changes.append(Change("the bootstrap (user_data)", None, None, None, _made_anew(pods)))
     changes.sort(key=lambda change: list(Effect).index(change.effect))
     return Outcome(difference=difference, changes=tuple(changes), new_pod=False)
 
@@ -211,23 +214,43 @@ _ONE_BY_ONE = (
 )
 
 
+_IN_TURN = (
+    "OCI replaces all NAT VMs, the standby of each side first: a VM only while its balancer calls the other one "
+    "healthy, which goes on with its flows"
+)
+
+
 def _replaced(pods: _Pods, why: str) -> Verdict:
+    """Both NAT VMs of a POD, at once or nearly so: their addresses or their subnets change."""
     return Verdict(Effect.REPLACES, f"{_ONE_BY_ONE}{why}", pods.all)
 
 
+def _made_anew(pods: _Pods, why: str = "") -> Verdict:
+    """NAT VMs that come back as they were: with a standby no flow has to end."""
+    if _has_standby(pods):
+        return Verdict(Effect.IN_TURN, f"{_IN_TURN}{why}")
+    return _replaced(pods, why)
+
+
+def _has_standby(pods: _Pods) -> bool:
+    return bool(pods.old.balancers and pods.new.balancers)
+
+
 def _ssh_key(_: Changed, pods: _Pods) -> Verdict:
-    return _replaced(pods, "")
+    return _made_anew(pods)
 
 
 def _availability_domain(one: Changed, pods: _Pods) -> Verdict:
     if str(one.old).casefold() == str(one.new).casefold():  # OCI ignores case here
         return Verdict(Effect.NONE, "the same availability domain")
     if one.old is None or one.new is None:
-        return _replaced(pods, "; unless it is the region's first one, which is the default")
-    return _replaced(pods, "")
+        return _made_anew(pods, "; unless it is the region's first one, which is the default")
+    return _made_anew(pods)
 
 
-def _shape(_: Changed, __: _Pods) -> Verdict:
+def _shape(_: Changed, pods: _Pods) -> Verdict:
+    if _has_standby(pods):
+        return _made_anew(pods)
     why = (
         "`pulumi up` is refused (409), because it would reboot both NAT VMs; "
         "change one VM after the other in the console, then run: pulumi refresh"
@@ -236,6 +259,8 @@ def _shape(_: Changed, __: _Pods) -> Verdict:
 
 
 def _image(_: Changed, pods: _Pods) -> Verdict:
+    if _has_standby(pods):
+        return _made_anew(pods)
     why = "no new VM: OCI exchanges the boot volume, which stops the VM, or refuses to (not tried in a tenancy)"
     return Verdict(Effect.AT_RISK, why, pods.all, "until both NAT VMs run the new image")
 
@@ -263,6 +288,9 @@ def _pod_range(one: Changed, pods: _Pods) -> Verdict:
     moved = _layout(one, pods)
     if moved.effect is not Effect.NONE:
         return moved
+    if pods.old.vcn_cidr == pods.new.vcn_cidr:
+        why = "the VCN's range stays what it is; the security rules for aliases are replaced by ones for the new range"
+        return Verdict(Effect.AT_RISK, why, pods.all, "until the security rules are replaced")
     why = "OCI changes the CIDR block of the POD's VCN in place, or refuses to (not tried in a tenancy)"
     return Verdict(Effect.AT_RISK, why, pods.all, f"until the VCN has {one.new}")
 
