@@ -3,6 +3,7 @@
 As `test_engine.py`, with the stack `routed`: each test starts from a copy of one POD that stands.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from routed_pods import of_size
-from test_engine import ROUTED, Applied, Pod, cli, documented, held_by, next_release, planned, table
+from test_engine import REPOSITORY, ROUTED, Applied, Pod, cli, documented, held_by, next_release, planned, table
 
 from bench.pods import stack_config
 from nat_pod.lab.engine.engine import EngineError, Run
@@ -378,6 +379,20 @@ def test_a_dead_vm_is_replaced_before_the_one_that_works(standing: Pod, tmp_path
     with pytest.raises(EngineError, match="natVm2a was left alone"):  # nobody looks at natVm2b
         pod.engine.up()
     assert pod.find(INSTANCE, "natVm1b") != before["natVm1b"]
+
+
+def test_one_vm_can_be_replaced_by_its_name_under_the_same_condition(standing: Pod, tmp_path: Path, cli: Path) -> None:
+    pod = standing.copy(tmp_path / "pod", cli, release(tmp_path, 1.0))
+    shutil.copy(REPOSITORY / "cloud-init" / "user-data.b64", pod.engine.directory / "cloud-init" / "user-data.b64")
+    before = {vm: pod.find(INSTANCE, vm) for vm in VMS}
+    unhealthy(pod, "natVm1a")
+    with pytest.raises(EngineError, match=r"natVm1b was left alone.*natVm1a CRITICAL"):
+        pod.engine._operate("up", "--target-replace", "**-natVm1b")
+    assert {vm: pod.find(INSTANCE, vm) for vm in VMS} == before
+    pod.engine._operate("up", "--target-replace", "**-natVm1a")
+    after = {vm: pod.find(INSTANCE, vm) for vm in VMS}
+    assert {vm for vm in VMS if before[vm] != after[vm]} == {"natVm1a"}
+    pod.engine.expect_no_changes()
 
 
 def test_metadata_changes_although_the_standby_is_dead(pod: Pod) -> None:
