@@ -80,8 +80,9 @@ class OpenPorts:
             (sender, source, to, name) for name, to in self._primary.items() if self._vms[name].side is Side.NAT_VM2
         ]
         if self._plan.way_in is not None:
+            owner = next(v.vm for v in self._plan.vnics_on(Side.NAT_VM1) if v.primary == self._plan.way_in)
             steps += [
-                (name, self._primary[name], self._plan.way_in, self._plan.vnics_on(Side.NAT_VM1)[0].vm)
+                (name, self._primary[name], self._plan.way_in, owner)
                 for name in self._primary
                 if self._vms[name].side is Side.NAT_VM2
             ]
