@@ -1,7 +1,7 @@
 """The rules of a routed POD, read off the values: who may open what, what goes on in the middle, what is told.
 
 Address plan: the article's networks with one alias a member (routed_pods.py).  What the rules do to packets is in
-test_failover.py.
+test_takeover.py.
 """
 
 import random
