@@ -316,8 +316,6 @@ def test_plan_without_a_standby_says_what_that_means(routed, run):
 @pytest.mark.parametrize(
     "command",
     [
-        ("trace", "routed", "fern/web", "management/mgmt"),
-        ("trace", "routed", "--all"),
         ("plan", "routed", "--markdown"),
         ("plan", "routed", "--svg", "x.svg"),
     ],

@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.wrong("--all traces every packet: it takes no FROM, no TO, no --steps and no --down")
     if not arguments.all and arguments.receiver is None:
         arguments.wrong("FROM and TO are missing; give both, or --all")
-    _, plan = load(arguments.stack, "trace")
+    _, plan = load(arguments.stack)
     if arguments.all:
         return _trace_all(plan, arguments)
     topology = expected_topology(plan)

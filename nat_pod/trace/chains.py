@@ -18,7 +18,7 @@ from netaddr import AddrFormatError
 from nat_pod.errors import UnknownRuleError
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import OPENING, Accept, Chain, Dnat, Drop, Goto, Match, Netmap, Rule, Ruleset, Snat, Table
-from nat_pod.trace.spans import LAST_ADDRESS, Header, Places, Span, number, numbers
+from nat_pod.trace.spans import LAST_ADDRESS, Header, Places, Segment, Span, number, numbers
 
 _STATES = frozenset(("NEW", "ESTABLISHED", "RELATED", "INVALID", "DNAT", "SNAT"))
 _HOOKS = (
@@ -96,7 +96,7 @@ class PreparedRules:
             return FALLS_THROUGH
         what: object = state
         if hook.looks_further:
-            what = (state, header.protocol, header.sport, header.dport, header.icmp_type)
+            what = (state, header.protocol, header.sport, header.dport, header.icmp_type, header.segment)
         if header.ends is not None:
             what = (what, hook.ends(*header.ends))
         key = (what, hook.sources.number(header.src.value), hook.destinations.number(header.dst.value))
@@ -165,6 +165,11 @@ class _Hook:
         return self._opened.number(opened_from), self._answered.number(answered_from)
 
 
+def behind(table: Table, builtin: str) -> list[Chain]:
+    """The chains that a packet can get into from a built-in chain."""
+    return _reached(table, next((hook.chain for hook in table.hooks if hook.builtin == builtin), None))
+
+
 def _reached(table: Table, entry: str | None) -> list[Chain]:
     """The chains that a packet can get into.  Raises UnknownRuleError for a jump into nowhere or back."""
     chains = {chain.name: chain for chain in table.chains}
@@ -221,7 +226,7 @@ class _Test:
             and (match.source_port is None or match.source_port == header.sport)
             and (match.destination_port is None or match.destination_port == header.dport)
             and (match.icmp_type is None or match.icmp_type == header.icmp_type)
-            and (match.tcp_flags is None or "ESTABLISHED" not in state)  # a new flow's is a SYN, its answer no longer
+            and (match.tcp_flags is None or header.segment is Segment.OPENS)
             and (not match.ctstate or not self.states.isdisjoint(state))
         )
 
@@ -265,7 +270,10 @@ class _Indexed:
                 (group.order[place] << group.shift) - 1 if place < len(group.order) else LAST_ADDRESS,
             )
         found.sort()
-        return next((index for index in found if self.tests[index].matches(header, state)), None)
+        for index in found:
+            if self.tests[index].matches(header, state):
+                return index
+        return None
 
 
 def _check_target(chain: str, rule: Rule, table: str, builtin: str) -> None:

@@ -19,13 +19,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
+from nat_pod.config.delivery import Delivery
 from nat_pod.names import MANAGEMENT, SSH, STRANGER, VROUTER, MemberName, Side
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.classes import Block, size, sweep, without
 from nat_pod.trace.counter_examples import BELIEVED_ERROR, ERROR_LOST, FOREIGN_ERROR, NO_GUARD, CounterExample
 from nat_pod.trace.decisions import AnsweredByNatVm, Conntracked
 from nat_pod.trace.flows import Flow
+from nat_pod.trace.open_ports import OpenPorts
 from nat_pod.trace.spans import UNREACHABLE, FlowKey, Places, address_text, number, numbers
 from nat_pod.trace.topology import VM_NAT, Topology, Vm
 from nat_pod.trace.walk import NOBODYS, Leg, Packet, Tracer
@@ -70,11 +73,12 @@ class _Group:
 class ErrorProver:
     """Collects flows that are traced, and then tries everybody's errors about them.
 
-    topology: with strangers, and whatever customers route.
+    topology: with strangers, and whatever customers route.  ports: what is let in one way only is noted there.
     """
 
-    def __init__(self, plan: PodPlan, topology: Topology) -> None:
+    def __init__(self, plan: PodPlan, topology: Topology, ports: OpenPorts) -> None:
         self.found: list[CounterExample] = []
+        self._ports = ports
         self._plan = plan
         self._writers = _writers(plan, topology)
         vnics = dict(topology.vnics)
@@ -183,7 +187,24 @@ class ErrorProver:
             if leg.reached is not None:
                 self._find(FOREIGN_ERROR, writer, block, to, leg, known.name)
             elif isinstance(leg.refusal, AnsweredByNatVm):
-                self._find(BELIEVED_ERROR, writer, block, to, leg, known.name)
+                if self._could_be_an_end(block, known):
+                    self._ports.one_way(writer, leg.refusal.vm.name, packet[2])
+                else:
+                    self._find(BELIEVED_ERROR, writer, block, to, leg, known.name)
+
+    def _could_be_an_end(self, sources: Block, known: _Known) -> bool:
+        """Whether these sources belong to a network of the flow, and nothing in a routed POD can tell that they do not.
+
+        There an LPG leads to every address that the VCN itself has, and a NAT VM knows management by its addresses.
+        """
+        match self._plan.delivery:
+            case Delivery.PRIVATE_IPS:
+                return False
+            case Delivery.ROUTES:
+                networks = [numbers(self._plan.realms[realm])[:2] for realm in known.realms]
+                return any(first <= sources[0] and sources[1] <= last for first, last in networks)
+            case _ as never:
+                assert_never(never)
 
     def _about_own(self, flow: Flow, packet: Packet) -> None:
         """Errors about a declared flow, from the networks of both its ends: they have to arrive at the other end."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from netaddr import IPNetwork
 
 from nat_pod.config.addressing import free_addresses
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SSH, STRANGER, MemberName, Side
+from nat_pod.config.delivery import Delivery
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, SSH, STRANGER, MemberName, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 
 
@@ -74,15 +76,16 @@ def stranger_addresses(plan: PodPlan) -> dict[MemberName, str]:
 def matrix(plan: PodPlan) -> Iterator[Flow]:
     """Every pair of a sender and an address in the POD, with who should answer, or that nobody may.
 
-    Senders: all members, and a stranger in each network.  Addresses: all that the NAT VM on the sender's side has;
-    there is no other way into the POD.  `why` is "declared", or what the refused pair is an example of.
+    Senders: all members, and a stranger in each network.  Addresses: all that somebody on the sender's side could call
+    in the POD; there is no other way into it.  `why` is "declared", or what the refused pair is an example of.
     """
     declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
     members = {slot.member: slot for slot in plan.slots}
+    called = {side: _called(plan, side) for side in SIDES}
     servers_at = {slot.nat_vm1 for slot in plan.servers}
     hosts_at = {slot.nat_vm1: slot.member.realm for slot in plan.slots}
     for sender, source in [*((name, slot.real) for name, slot in members.items()), *stranger_addresses(plan).items()]:
-        for destination in plan.addresses_on(sender.side):
+        for destination in called[sender.side]:
             receiver = declared.get((sender, destination))
             if receiver is not None:
                 why = "declared"
@@ -98,6 +101,19 @@ def matrix(plan: PodPlan) -> Iterator[Flow]:
                 if owner == sender.realm:
                     why = "customer to itself"
             yield Flow(sender=sender, source=source, destination=destination, receiver=receiver, why=why)
+
+
+def _called(plan: PodPlan, side: Side) -> tuple[str, ...]:
+    """What somebody on this side could call: the NAT VM's addresses, or all aliases and what the VCN itself has."""
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return plan.addresses_on(side)
+        case Delivery.ROUTES:
+            aliases = (slot.address(side) for slot in plan.slots)
+            vms = (address for each in SIDES for address in plan.addresses_on(each))
+            return (*aliases, *vms, *(balancer.address for balancer in plan.balancers))
+        case _ as never:
+            assert_never(never)
 
 
 def refused_flows(plan: PodPlan) -> list[Flow]:

@@ -23,7 +23,7 @@ from nat_pod.trace.decisions import (
     Owned,
     RefusedError,
 )
-from nat_pod.trace.spans import Addresses, FlowKey, Header, Places, Span, number, prefix_around
+from nat_pod.trace.spans import Addresses, FlowKey, Header, Places, Segment, Span, number, prefix_around
 from nat_pod.trace.topology import VM_HOST, VM_NAT, VM_ROUTER, Topology, Vm, Vnic
 
 _States = frozenset[str]
@@ -143,6 +143,9 @@ class Guests:
             made.append(Conntracked(True, known.src, known.dst))
             return self._forward(vm, header, _ESTABLISHED[known.translated], made), True
         made.append(Conntracked(False, header.src.value, header.dst.value))
+        if header.protocol == "tcp" and header.segment is Segment.ANSWERS:
+            # To a NAT VM that has not seen the SYN a SYN-ACK is INVALID, and is not translated.
+            return self._forward(vm, header, _INVALID, made), False
         original = header.key()
         state = _NEW
         verdict = self._verdict(vm, "nat", "PREROUTING", header, state)
@@ -156,11 +159,14 @@ class Guests:
             verdict.by.translate(header.src)
         made.append(Filtered("POSTROUTING", verdict, header.src.value, header.dst.value))
         self._track(vm, original, header)
-        return out, state is _NEW_DNAT
+        return out, state is _NEW_DNAT or header.src.value != original[1]
 
     def send(self, vm: Vm, header: Header, made: list[Decision]) -> None:
-        """A packet that a NAT VM writes itself, the first of a flow of its own."""
+        """A packet that a NAT VM writes itself: an answer, or the first of a flow of its own."""
         original = header.key()
+        if original in self._conntrack.get(vm.name, {}):
+            self._guard(vm, "OUTPUT", header, _ESTABLISHED[False, False], made)
+            return
         self._guard(vm, "OUTPUT", header, _NEW, made)
         verdict = self._verdict(vm, "nat", "POSTROUTING", header, _NEW)
         if verdict.by is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from nat_pod.config.delivery import Delivery
 from nat_pod.names import MANAGEMENT, SSH, MemberName, Side
 from nat_pod.plan.model import PodPlan
 from nat_pod.rules.netfilter import Accept, Goto, Rule, Ruleset
@@ -25,7 +26,7 @@ from nat_pod.trace.walk import ECHO_REQUEST, Leg, Packet, Tracer
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class WayIn:
-    """The ssh of `sender` is answered by the NAT VM `vm`, at these addresses."""
+    """Packets of `sender` are let in by the machine `vm`, at these addresses of its own."""
 
     sender: str
     vm: str
@@ -45,15 +46,22 @@ class OpenPorts:
         self._pieces = {name: _pieces(vm.rules) for name, vm in self._vms.items()}
         # What no port is open to: NAT VM, whether it came as it was sent, and the pieces of source and destination.
         self._refused: set[tuple[str, bool, int, int]] = set()
+        self._one_way: dict[tuple[str, str], set[int]] = {}
         self._answered: dict[tuple[str, str], set[int]] = {}
 
     @property
     def ways_in(self) -> tuple[WayIn, ...]:
         """Whose ssh is answered where."""
-        return tuple(
-            WayIn(sender=sender, vm=vm, addresses=tuple(map(address_text, sorted(addresses))))
-            for (sender, vm), addresses in self._answered.items()
-        )
+        return _ways(self._answered)
+
+    def one_way(self, sender: str, receiver: str, address: int) -> None:
+        """Packets of this sender get there, and the answer goes to somebody else."""
+        self._one_way.setdefault((sender, receiver), set()).add(address)
+
+    @property
+    def ways_of_no_return(self) -> tuple[WayIn, ...]:
+        """Whose forged packets are let in where, while the answer goes to somebody else."""
+        return _ways(self._one_way)
 
     def ask(self, tracer: Tracer, sender: MemberName, sources: Block, destinations: Block, leg: Leg) -> None:
         """A class of packets of this sender has met the fate of `leg`: ask at the other ports if INPUT dropped it."""
@@ -104,11 +112,16 @@ class OpenPorts:
         answered = False
         for source, destination, leg in sweep(sources, destinations, follow):
             refusal = leg.refusal
-            if not isinstance(refusal, AnsweredByNatVm):
+            if not isinstance(refusal, AnsweredByNatVm) or refusal.vm.name == sender:
                 continue
             answered = True
             if (to.protocol, to.dport) == ("tcp", SSH) and self._is_meant(sender, refusal.vm.side):
                 self._answered.setdefault((sender, refusal.vm.name), set()).add(destination[0])
+                continue
+            answer = tracer.answer(leg)
+            back = answer.refusal.vm.name if isinstance(answer.refusal, AnsweredByNatVm) else answer.reached
+            if back != sender:
+                self.one_way(sender, refusal.vm.name, destination[0])
                 continue
             port = f"ICMP type {to.icmp_type}" if to.protocol == "icmp" else f"{to.protocol.upper()} {to.dport}"
             self.found.append(
@@ -127,12 +140,21 @@ class OpenPorts:
         """Whether this sender's ssh is to be answered by the NAT VMs of this side."""
         match side:
             case Side.NAT_VM1:
-                return sender in {server.member for server in self._plan.servers} or (
+                # Only there an address of NAT VM2 leads to one of NAT VM1.
+                through = self._plan.servers if self._plan.delivery is Delivery.PRIVATE_IPS else ()
+                return sender in {server.member for server in through} or (
                     sender in self._vms and self._vms[sender].side is Side.NAT_VM2
                 )
             case Side.NAT_VM2:
                 return isinstance(sender, MemberName) and sender.realm == MANAGEMENT
         return False
+
+
+def _ways(found: dict[tuple[str, str], set[int]]) -> tuple[WayIn, ...]:
+    return tuple(
+        WayIn(sender=sender, vm=vm, addresses=tuple(map(address_text, sorted(addresses))))
+        for (sender, vm), addresses in found.items()
+    )
 
 
 def _from_to(source: int, destination: int, to: Packet) -> Packet:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -25,12 +25,13 @@ from typing import assert_never
 
 from netaddr import IPNetwork
 
+from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
 from nat_pod.names import ANYWHERE, MANAGEMENT, STRANGER, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import Chain, Drop, Goto, Match
-from nat_pod.trace.chains import RuleKey
+from nat_pod.trace.chains import RuleKey, behind
 from nat_pod.trace.classes import Block, size, sweep, without
 from nat_pod.trace.counter_examples import (
     CUSTOMER_TO_CUSTOMER,
@@ -50,12 +51,15 @@ from nat_pod.trace.errors import ErrorCount, ErrorProver
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import Flow, declared_flows, flow_between, matrix, refused_flows, stranger_addresses
 from nat_pod.trace.open_ports import OpenPorts, WayIn
-from nat_pod.trace.spans import address_text, number, numbers
-from nat_pod.trace.topology import Route, Topology
-from nat_pod.trace.walk import Leg, Packet, Tracer
+from nat_pod.trace.spans import Segment, address_text, number, numbers
+from nat_pod.trace.topology import VM_NAT, Route, Topology
+from nat_pod.trace.walk import Leg, Packet, Trace, Tracer
 
 PORT = 80
 _PROTOCOLS = ("icmp", "tcp", "udp")
+_SYN = Packet(src="", dst="", protocol="tcp", dport=PORT)
+_SEGMENT = replace(_SYN, segment=Segment.GOES_ON)
+_DATAGRAM = replace(_SYN, protocol="udp")
 
 
 class Protocols(StrEnum):
@@ -63,6 +67,7 @@ class Protocols(StrEnum):
 
     ALL = "every protocol and port"
     WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
+    IN_THREE = "every protocol and port: traced were SYNs, TCP segments of flows that go on, and UDP for all others"
     TRACED = "TCP port 80 only: rules look at protocols or ports"
 
 
@@ -98,6 +103,7 @@ class Proof:
     sweeps: tuple[Sweep, ...]
     errors: tuple[ErrorCount, ...]
     ways_in: tuple[WayIn, ...]
+    one_way: tuple[WayIn, ...]
     traced: int
     holds_for: Protocols
     counter_examples: tuple[CounterExample, ...]
@@ -109,6 +115,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     prover.declared_flows()
     counts = prover.members()
     sweeps = [done for realm in plan.realms if (done := prover.unknown(realm)) is not None]
+    prover.other_kinds()
     prover.refused_flows()
     errors = prover.errors.prove()
     prover.the_vms()
@@ -120,6 +127,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
         sweeps=tuple(sweeps),
         errors=errors,
         ways_in=prover.ports.ways_in,
+        one_way=prover.ports.ways_of_no_return,
         traced=prover.traced + sum(count.own + count.others + count.none for count in errors) + prover.ports.traced,
         holds_for=prover.holds_for(),
         counter_examples=tuple(
@@ -148,12 +156,14 @@ class _Prover:
         topology = _whatever_customers_route(topology, plan)
         self.topology = topology
         self.tracer = Tracer(topology)
+        self.kind = _SYN
+        self.down: set[str] = set()
         self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
         self.used: dict[str, frozenset[RuleKey]] = {}
         self.traced = 0
         self.found: list[CounterExample] = []
-        self.errors = ErrorProver(plan, topology)
         self.ports = OpenPorts(plan, topology)
+        self.errors = ErrorProver(plan, topology, self.ports)
 
     # --- what is declared ---------------------------------------------------------------------------------------
 
@@ -162,14 +172,7 @@ class _Prover:
         tracer = Tracer(self.topology)
         members = {slot.member: slot for slot in self.plan.slots}
         seen: dict[tuple[str, str], str] = {}
-        for flow in declared_flows(self.plan):
-            self.traced += 1
-            packet = _packet(flow.source, flow.destination)
-            traced = tracer.trace(flow.sender, packet, flow.receiver)
-            if traced.disposition is not Disposition.DELIVERED:
-                kind = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
-                self._packet(kind, flow, f"{traced.disposition}: {traced.why}")
-                continue
+        for flow, packet, traced in self._both_ways(tracer, declared_flows(self.plan), _SYN):
             self.errors.learn(flow, packet, tracer)
             match self.plan.source_nat:
                 case SourceNat.MASQUERADE:
@@ -178,7 +181,61 @@ class _Prover:
                     self._called_back(flow, members, traced.request.packet.src, seen)
                 case _ as never:
                     assert_never(never)
-        self.used = tracer.used
+        self._uses(tracer)
+
+    def _both_ways(self, tracer: Tracer, flows: Iterable[Flow], kind: Packet) -> Iterator[tuple[Flow, Packet, Trace]]:
+        """Those of the flows that arrive, each with its packet.  All have to."""
+        for flow in flows:
+            self.traced += 1
+            packet = replace(kind, src=flow.source, dst=flow.destination)
+            traced = tracer.trace(flow.sender, packet, flow.receiver)
+            if traced.disposition is Disposition.DELIVERED:
+                yield flow, packet, traced
+                continue
+            what = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
+            self._packet(what, flow, f"{traced.disposition}: {traced.why}")
+
+    def _uses(self, tracer: Tracer) -> None:
+        """Remember which rules the declared flows have met."""
+        for vm, used in tracer.used.items():
+            self.used[vm] = self.used.get(vm, frozenset()) | used
+
+    def other_kinds(self) -> None:
+        """In a routed POD: UDP, TCP segments of flows that go on, and both with each side's active NAT VM dead.
+
+        A segment passes for each pair of members that has a declared flow, whichever of the two opened it.
+        """
+        match self.plan.delivery:
+            case Delivery.PRIVATE_IPS:
+                return
+            case Delivery.ROUTES:
+                pass
+            case _ as never:
+                assert_never(never)
+        flows = declared_flows(self.plan)
+        members = {slot.member: slot for slot in self.plan.slots}
+        back = [flow_between(members[flow.receiver], members[flow.sender]) for flow in flows if flow.receiver]
+        either = list(dict.fromkeys([*(replace(flow, why="") for flow in flows), *back]))
+        active = {one.vm for balancer in self.plan.balancers for one in balancer.backends if not one.is_backup}
+        for kind, declared in ((_SYN, flows), (_DATAGRAM, flows), (_SEGMENT, either)):
+            self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared}
+            for self.down in [set(), active] if active else [set()]:
+                self.kind, self.tracer = kind, Tracer(self.topology, self.down)
+                for _ in self._both_ways(self.tracer, declared, kind):
+                    pass
+                self._uses(self.tracer)
+                if (self.down and self._standbys_are_alike()) or (kind is _SYN and not self.down):
+                    continue  # it has been swept
+                self.members()
+                for realm in self.plan.realms:
+                    self.unknown(realm)
+        self.kind, self.down, self.tracer = _SYN, set(), Tracer(self.topology)
+        self.declared = {(flow.sender, flow.destination): flow.receiver for flow in flows}
+
+    def _standbys_are_alike(self) -> bool:
+        """Whether the NAT VMs of each side run the same rules; then one of them shows what both refuse."""
+        vms = [vm for vm in self.topology.vms.values() if vm.kind == VM_NAT]
+        return all(vm.rules == other.rules for vm in vms for other in vms if vm.side is other.side)
 
     def _called_back(
         self, flow: Flow, members: dict[MemberName, SlotPlan], source: str, seen: dict[tuple[str, str], str]
@@ -234,7 +291,7 @@ class _Prover:
             return None
         vnic = f"{sender}-vnic-1"
         hostile = replace(self.topology.vnics[vnic], skip_source_dest_check=True)
-        self.tracer = Tracer(replace(self.topology, vnics={**self.topology.vnics, vnic: hostile}))
+        self.tracer = Tracer(replace(self.topology, vnics={**self.topology.vnics, vnic: hostile}), self.down)
         before, sources = self.traced, sum(map(size, self._sources(realm)))
         for block, to, leg in sweep(self._sources(realm), self._outside(realm), partial(self._request, sender)):
             self._judge(sender, block, to, leg)
@@ -263,7 +320,9 @@ class _Prover:
         for flow in refused_flows(self.plan):
             for protocol in _PROTOCOLS if flow.port is None else ("tcp",):
                 self.traced += 1
-                packet = replace(_packet(flow.source, flow.destination), protocol=protocol, dport=flow.port or PORT)
+                packet = replace(
+                    _SYN, src=flow.source, dst=flow.destination, protocol=protocol, dport=flow.port or PORT
+                )
                 leg = self.tracer.request(flow.sender, packet)
                 source, destination = number(flow.source), number(flow.destination)
                 self._judge(flow.sender, (source, source), (destination, destination), leg)
@@ -279,7 +338,8 @@ class _Prover:
 
     def _request(self, sender: MemberName, source: int, destination: int) -> Leg:
         self.traced += 1
-        return self.tracer.request(sender, _packet(address_text(source), address_text(destination)))
+        packet = replace(self.kind, src=address_text(source), dst=address_text(destination))
+        return self.tracer.request(sender, packet)
 
     def _judge(self, sender: MemberName, sources: Block, destinations: Block, leg: Leg) -> None:
         """Compare a class of packets with what is declared of its sender."""
@@ -292,6 +352,9 @@ class _Prover:
             receiver = self.topology.vms[leg.reached].member
             if leg.reached == VROUTER and sender.is_server:
                 return  # the vRouter's own address in the POD: management's own machine
+            if leg.reached == VROUTER and self.tracer.answer(leg).reached != sender:
+                self.ports.one_way(sender, VROUTER, destinations[0])
+                return
             if wanted is not None and packets == 1:
                 return  # traced, with its reply, among the declared flows
             among_customers = not sender.is_server and not (receiver is not None and receiver.is_server)
@@ -335,9 +398,17 @@ class _Prover:
         """For which protocols the traced TCP packets stand: by what the rules that a forwarded packet meets look at."""
         forward = [vm.rules.filter.hooked("FORWARD") for vm in self.topology.vms.values() if vm.rules is not None]
         met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
-        met += [rule for chain in forward if chain is not None for rule in chain.rules]
+        met += [
+            rule
+            for vm in self.topology.vms.values()
+            if vm.rules is not None
+            for chain in behind(vm.rules.filter, "FORWARD")
+            for rule in chain.rules
+        ]
         if all(rule.match.protocol is None for rule in met):
             return Protocols.ALL
+        if self.plan.delivery is Delivery.ROUTES and all(_is_one_of_three(rule.match) for rule in met):
+            return Protocols.IN_THREE
         alike = [
             [replace(rule, match=replace(rule.match, protocol=None)) for rule in met if rule.match.protocol == protocol]
             for protocol in _PROTOCOLS
@@ -358,6 +429,11 @@ class _Prover:
         self.found.append(CounterExample(kind=kind, sender=vm, source="", destination="", why=text))
 
 
+def _is_one_of_three(match: Match) -> bool:
+    """Whether a condition is the same for all SYNs, for all other TCP segments, and for all that is not TCP."""
+    return match.protocol in (None, "tcp") and match.source_port is match.destination_port is match.icmp_type is None
+
+
 def _refuses_others(forward: Chain | None) -> bool:
     """Whether a new, translated packet of a protocol that no rule names is dropped."""
     for rule in () if forward is None else forward.rules:
@@ -365,10 +441,6 @@ def _refuses_others(forward: Chain | None) -> bool:
         if rule.match.protocol is None and (not states or not {"NEW", "DNAT"}.isdisjoint(states)):
             return isinstance(rule.target, Drop)
     return False
-
-
-def _packet(source: str, destination: str) -> Packet:
-    return Packet(src=source, dst=destination, protocol="tcp", dport=PORT)
 
 
 def _covers(earlier: Match, later: Match) -> bool:

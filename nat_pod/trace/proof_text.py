@@ -10,7 +10,7 @@ from nat_pod.trace.proof import Proof
 from nat_pod.trace.trace_text import wrapped
 
 _MOST_SHOWN = 10  # of one kind; --json has them all
-_MOST_ADDRESSES = 3
+_MOST_NAMED = 3
 
 
 def proof_text(proof: Proof, stack: str, width: int) -> str:
@@ -37,9 +37,10 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
         ),
         "",
         "ssh that a NAT VM answers: TCP 22, to every address of the POD",
-        *_table(("from", "by", "at"), [(way.sender, way.vm, _addresses(way)) for way in proof.ways_in]),
+        *_table(("at", "of", "from"), _ways(proof.ways_in)),
         *([] if proof.ways_in else ["  nobody's"]),
         "",
+        *_one_way(proof),
     ]
     lines += wrapped(
         "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
@@ -64,9 +65,29 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
     return "\n".join([*lines, f"=> {len(proof.counter_examples)} counter-examples"])
 
 
-def _addresses(way: WayIn) -> str:
-    more = len(way.addresses) - _MOST_ADDRESSES
-    return ", ".join(way.addresses[:_MOST_ADDRESSES]) + (f" and {more} more" if more > 0 else "")
+def _one_way(proof: Proof) -> list[str]:
+    """What only OCI can prevent: nobody is answered, and a packet gets in all the same."""
+    if not proof.one_way:
+        return []
+    return [
+        "Let in, and answered to the owner of the source: only OCI can prevent it",
+        *_table(("at", "of", "from"), _ways(proof.one_way)),
+        "",
+    ]
+
+
+def _ways(ways: Sequence[WayIn]) -> list[tuple[str, str, str]]:
+    """A row for each machine and the addresses at which it lets the same senders in."""
+    senders: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for way in ways:
+        senders.setdefault((way.vm, way.addresses), []).append(way.sender)
+    return [(_some(addresses), vm, _some(names)) for (vm, addresses), names in senders.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def proof_dict(proof: Proof) -> dict[str, object]:
@@ -83,6 +104,7 @@ def proof_dict(proof: Proof) -> dict[str, object]:
         ],
         "errors": [{"realm": e.realm, "own": e.own, "others": e.others, "none": e.none} for e in proof.errors],
         "waysIn": [{"from": w.sender, "by": w.vm, "at": list(w.addresses)} for w in proof.ways_in],
+        "oneWay": [{"from": w.sender, "to": w.vm, "at": list(w.addresses)} for w in proof.one_way],
         "counterExamples": [
             {
                 "kind": one.kind,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 
 from netaddr import IPAddress, IPNetwork
@@ -75,6 +76,14 @@ class Span:
         return self._fixed or (self.low - self._moved, self.high - self._moved)
 
 
+class Segment(Enum):
+    """What a packet is in its flow.  Rules and conntrack look at it for TCP."""
+
+    OPENS = "the first of a flow: of TCP a SYN"
+    ANSWERS = "the first answer: of TCP a SYN-ACK"
+    GOES_ON = "of TCP a segment without SYN, which a NAT VM that takes over may meet first"
+
+
 FlowKey = tuple[str, int, int, int, int]
 """Protocol, source, destination and both ports."""
 
@@ -95,6 +104,7 @@ class Header:
     icmp_type: int | None
     about: FlowKey | None = None
     ends: tuple[int, int] | None = None
+    segment: Segment = Segment.OPENS
 
     @property
     def icmp_code(self) -> int:
@@ -104,7 +114,9 @@ class Header:
     def alone(self) -> Header:
         """The same header with intervals of its own, that nothing has narrowed yet."""
         src, dst = Span(self.src.value), Span(self.dst.value)
-        return Header(src, dst, self.protocol, self.sport, self.dport, self.icmp_type, self.about, self.ends)
+        return Header(
+            src, dst, self.protocol, self.sport, self.dport, self.icmp_type, self.about, self.ends, self.segment
+        )
 
     def key(self) -> FlowKey:
         """What conntrack knows a packet by."""

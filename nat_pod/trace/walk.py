@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 from nat_pod.errors import UnknownRuleError
 from nat_pod.trace.chains import PROTOCOLS, RuleKey
-from nat_pod.trace.decisions import Decision, Delivered, Looped, NotForwarding, Refusal, RefusedError
+from nat_pod.trace.decisions import AnsweredByNatVm, Decision, Delivered, Looped, NotForwarding, Refusal, RefusedError
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.explain import Hop, Step, hops, sentence, steps
 from nat_pod.trace.guest import Guests, Tracked
-from nat_pod.trace.spans import FlowKey, Header, Span, address_text, number
+from nat_pod.trace.spans import FlowKey, Header, Segment, Span, address_text, number
 from nat_pod.trace.topology import VM_NAT, Topology, Vm
 from nat_pod.trace.vcn import Vcns
 
@@ -45,6 +45,7 @@ class Packet:
     sport: int = _EPHEMERAL_PORT
     dport: int = _EPHEMERAL_PORT
     icmp_type: int | None = None
+    segment: Segment = Segment.OPENS
 
     def key(self) -> FlowKey:
         """What conntrack knows it by."""
@@ -60,6 +61,7 @@ class Packet:
             sport=self.dport,
             dport=self.sport,
             icmp_type=answered,
+            segment=Segment.ANSWERS if self.segment is Segment.OPENS else self.segment,
         )
 
 
@@ -179,7 +181,7 @@ class Tracer:
             reached, wanted = self._vms[request.reached].label, self._vms[expected].label
             astray = f"{reached} has that address too and answers, not {wanted}"
             return Trace(Disposition.WRONG_MACHINE, request, None, astray)
-        reply = self._leg(request.reached, request.packet.reply())
+        reply = self.answer(request)
         if reply.reached is None:
             return Trace(reply.disposition, request, reply)
         back = reply.packet
@@ -195,6 +197,13 @@ class Tracer:
         NOBODYS for an error about no flow.
         """
         return self._leg(sender, error, about)
+
+    def answer(self, request: Leg) -> Leg:
+        """What the machine that got the traced request sends back, a NAT VM too."""
+        got_it = request.refusal.vm.name if isinstance(request.refusal, AnsweredByNatVm) else request.reached
+        if got_it is None:
+            raise ValueError(f"nobody got {request.packet}")
+        return self._leg(got_it, request.packet.reply())
 
     def forget(self) -> None:
         """Forget all flows: no flow has passed the network yet."""
@@ -228,6 +237,7 @@ class Tracer:
             packet.dport,
             packet.icmp_type,
             about,
+            segment=packet.segment,
         )
         sent = (header.src.value, header.dst.value)
         made: list[Decision] = []
@@ -250,6 +260,7 @@ class Tracer:
                 sport=packet.sport,
                 dport=packet.dport,
                 icmp_type=packet.icmp_type,
+                segment=packet.segment,
             ),
             alike=(header.src.origin(), header.dst.origin()),
             untranslated=untranslated[-1] if untranslated else None,
