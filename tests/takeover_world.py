@@ -477,7 +477,27 @@ def told() -> dict:
     return heard
 
 
-SCENARIOS = {one.__name__: one for one in (takeover, to_and_fro, datagrams, ends_first, ack_then_syn, errors, told)}
+def counts() -> dict:
+    """What `nat-pod-agent status` counts for members and for what was refused, after known packets."""
+    World()
+    for number in range(3):
+        opened("u", number, "host", HOST, MGMT, socket.SOCK_DGRAM)
+    for number in range(10, 12):
+        opened("u", number, "server", HOST, MGMT, socket.SOCK_DGRAM)
+    stranger = "10.0.0.7"
+    netns.ip_batch(f"addr add {stranger}/32 dev lo\n", "cust")
+    for source, count in ((CALLED_ONLY, 4), (stranger, 5)):
+        for _ in range(count):
+            with netns.open_socket("cust", socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.bind((source, 0))
+                client.sendto(b"x", (ALIAS["mgmt", MGMT], PORT))
+    time.sleep(0.3)
+    return {vm: agent.counted(agent.read_saved(netns.save_rules(vm))) for vm in ("vm1a", "vm2a")}
+
+
+SCENARIOS = {
+    one.__name__: one for one in (takeover, to_and_fro, datagrams, ends_first, ack_then_syn, errors, told, counts)
+}
 
 if __name__ == "__main__":
     print(json.dumps(SCENARIOS[sys.argv[1]](**json.loads(sys.argv[2]))))

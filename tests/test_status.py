@@ -18,6 +18,7 @@ import pytest
 from conftest import REPOSITORY
 from test_lab import deployed, project
 
+from nat_pod.commands import status as command
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import sandbox
@@ -190,6 +191,12 @@ def test_where_all_is_well_there_are_no_findings_and_members_are_counted_where_t
         "customer1/vm2": (5, None, 0, Use()),
         "customer2/vm2": (0, None, 0, Use()),
     }
+
+
+def test_what_the_rules_of_a_routed_pod_refuse_is_shown_as_dropped_like_what_their_forward_chain_drops(plan):
+    chains = {"NATPOD-FORWARD": {"DROP": 7}, "NATPOD-REFUSED": {"DROP": 3}, "NATPOD-INPUT": {"DROP": 2}}
+    report = parsed(plan, "natVm1", counted={"members": {}, "chains": chains})
+    assert command._through(report) == 10
 
 
 OTHER = "0123456789abcdef"

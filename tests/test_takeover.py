@@ -125,3 +125,16 @@ def test_traceroute_shows_the_nat_vms_to_members_and_nothing_to_a_stranger():
         "server, new flows": [nat_vm2, alias_of_host],
         "stranger, new flows": ["-", "-"],
     }
+
+
+def test_members_and_refusals_are_counted_as_status_reads_them():
+    found = run("counts")
+    members, chains = found["vm1a"]["members"], found["vm1a"]["chains"]
+    assert members["customer1/vm1"] == {"goto": 3, "SNAT": 3, "DNAT": 2}
+    assert members["customer2/vm2"] == {"goto": 4, "SNAT": 0, "DNAT": 0}, "tried, and refused"
+    assert chains["NATPOD-REFUSED"] == {"DROP": 9}, "and a stranger's"
+    members, chains = found["vm2a"]["members"], found["vm2a"]["chains"]
+    assert {name: members["management/mgmt"][name] for name in ("goto", "SNAT", "DNAT")} == {
+        "goto": 2, "SNAT": 2, "DNAT": 3,
+    }  # fmt: skip
+    assert chains["NATPOD-REFUSED"] == {"DROP": 0}

@@ -25,7 +25,7 @@ from nat_pod.commands.stack import load
 from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import servers_first
 from nat_pod.plan.model import PodPlan
-from nat_pod.rules.guard import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS
+from nat_pod.rules.guard import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS, REFUSED
 from nat_pod.status.compare import NOT_LOOKED_AT, MemberUse, Status, compare
 from nat_pod.status.finding import duration
 from nat_pod.status.report import Repairs, VmReport, read_report
@@ -154,7 +154,7 @@ def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]
         "forwarding": report.forwarding,
         "vnics": [asdict(vnic) for vnic in report.vnics],
         "conntrack": report.conntrack,
-        "dropped": {"FORWARD": report.dropped(FORWARD), "INPUT": report.dropped(INPUT), "errors": _errors(report)},
+        "dropped": {"FORWARD": _through(report), "INPUT": report.dropped(INPUT), "errors": _errors(report)},
         "openFlows": report.open_flows,
         "staleFlows": report.stale,
         "fullest": None if report.fullest is None else asdict(report.fullest),
@@ -223,10 +223,15 @@ def _vm_rows(status: Status) -> list[list[object]]:
         row("rules of others", lambda _, report: len(report.foreign)),
         row("repairs", lambda _, report: repaired(report.repairs)),
         row("fragments lost", lambda _, report: report.fragments_lost),
-        row("dropped, sent through", lambda _, report: report.dropped(FORWARD)),
+        row("dropped, sent through", lambda _, report: _through(report)),
         row("dropped, sent to it", lambda _, report: report.dropped(INPUT)),
         row("dropped, ICMP errors", lambda _, report: _errors(report)),
     ]
+
+
+def _through(report: VmReport) -> int:
+    """What was to pass the VM and may not; a routed POD counts apart whom its rules refuse."""
+    return report.dropped(FORWARD) + report.dropped(REFUSED)
 
 
 def _errors(report: VmReport) -> int:

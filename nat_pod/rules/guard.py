@@ -26,6 +26,8 @@ INPUT = "NATPOD-INPUT"
 OUTPUT = "NATPOD-OUTPUT"
 ERRORS = "NATPOD-ERRORS"
 OWN_ERRORS = "NATPOD-OWN-ERRORS"
+REFUSED = "NATPOD-REFUSED"
+"""Where a routed POD's rules for who may lead what they refuse, to be counted in one place."""
 
 DHCP_SERVER, DHCP_CLIENT = 67, 68
 DHCP_FROM = "169.254.169.254/32"

@@ -36,7 +36,7 @@ from netaddr import IPNetwork
 from nat_pod.config.neighbours import Member
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.names import HEALTH_PORT, MANAGEMENT, NAT_VM2, SIDES, Side
-from nat_pod.rules.guard import ERRORS, about_own, from_all, guard, nat_table, ssh
+from nat_pod.rules.guard import ERRORS, REFUSED, about_own, from_all, guard, nat_table, ssh
 from nat_pod.rules.netfilter import (
     OPENING,
     Accept,
@@ -58,7 +58,6 @@ FROM_VM2 = "NATPOD-FROM-VM2"
 SERVERS = "NATPOD-SERVERS"
 HOSTS = "NATPOD-HOSTS"
 ANSWERS = "NATPOD-ANSWERS"
-REFUSED = "NATPOD-REFUSED"
 SOURCES = "NATPOD-SOURCES"
 # Families of chains; behind it stands the network of a branch of a long chain.
 SENDER = "NATPOD-C-"  # members as sources: who may
