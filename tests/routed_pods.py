@@ -7,7 +7,8 @@ from typing import Any
 from conftest import stack_mapping
 from netaddr import IPAddress
 
-from nat_pod.config.address_book import settle
+from nat_pod.config import any_config
+from nat_pod.config.address_book import as_written, settle
 from nat_pod.config.routed import read_draft
 
 ALIASES = {
@@ -51,3 +52,11 @@ def of_size(hosts: int, *, servers: int = 8, customers: int = 10, seed: int = 1,
     assert config is not None
     mapping["addresses"] = {str(name): str(entry.slot) for name, entry in settle(config).entries.items()}
     return mapping
+
+
+def allocated(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The mapping with the address book that `allocate` makes of it."""
+    config, problems, _ = any_config.draft(mapping, "x")
+    assert config is not None, problems
+    entries = settle(config).entries
+    return {**mapping, "addresses": {str(name): as_written(config, entry) for name, entry in entries.items()}}

@@ -9,16 +9,18 @@ import xml.etree.ElementTree as ET
 from itertools import combinations
 
 import pytest
+import routed_pods
 from conftest import REPOSITORY, stack_mapping
 from netaddr import IPAddress, IPNetwork
 
 from bench.pods import allocate, full_pod
 from nat_pod.commands.cli import main
+from nat_pod.commands.plan import picture as picture_of
+from nat_pod.config import any_config
 from nat_pod.config.model import PodConfig
 from nat_pod.names import SIDES
 from nat_pod.pages import mermaid
 from nat_pod.pages.columns import WIDTH
-from nat_pod.pages.drawing import draw
 from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -71,6 +73,24 @@ def crowd() -> dict:
     return mapping
 
 
+def routed_twenty() -> dict:
+    """The same as a routed POD, whose hosts' aliases are two blocks apart."""
+    mapping = twenty()
+    del mapping["sourceNat"]
+    mapping["natVm"]["shape"] = {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 4}
+    mapping = routed_pods.allocated({**mapping, "delivery": "routes", "addresses": {}})
+    last = next(reversed(mapping["addresses"]))
+    mapping["addresses"][last] = "198.18.254.254"
+    return mapping
+
+
+def routed_alone() -> dict:
+    """A routed POD without anybody yet, and without a standby."""
+    mapping = {**routed_pods.small(), "standby": False, "customers": {}, "addresses": {}}
+    mapping["management"]["servers"] = {}
+    return mapping
+
+
 MAPPINGS = {
     "dev": lambda: stack_mapping("dev"),
     "ten": lambda: stack_mapping("ten"),
@@ -78,12 +98,16 @@ MAPPINGS = {
     "twenty": twenty,
     "alone": alone,
     "crowd": crowd,
+    "routed": lambda: stack_mapping("routed"),
+    "routed twenty": routed_twenty,
+    "routed alone": routed_alone,
+    "routed without a standby": lambda: {**stack_mapping("routed"), "standby": False},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, PodPlan]:
-    return {name: plan_pod(PodConfig.from_mapping(make(), name), name) for name, make in MAPPINGS.items()}
+    return {name: plan_pod(any_config.read(make(), name), name) for name, make in MAPPINGS.items()}
 
 
 def flow(plan: PodPlan, *names: str) -> Journey | None:
@@ -111,12 +135,19 @@ PICTURES = [
     ("twenty", "ends"),
     ("alone", ()),
     ("crowd", "ends"),
+    ("routed", ()),
+    ("routed", "ends"),
+    ("routed", ("linden/app", "management/backup")),
+    ("routed twenty", ()),
+    ("routed twenty", "ends"),
+    ("routed alone", ()),
+    ("routed without a standby", ()),
 ]
 
 
 def picture(plans, name, names) -> ET.Element:
     plan = plans[name]
-    return ET.fromstring(draw(plan, name, flow(plan, *(ends(plan) if names == "ends" else names))))
+    return ET.fromstring(picture_of(plan, name, flow(plan, *(ends(plan) if names == "ends" else names))))
 
 
 @pytest.fixture(params=PICTURES, ids=lambda picture: f"{picture[0]} {' to '.join(picture[1])}")
@@ -235,6 +266,20 @@ def test_all_networks_of_a_small_pod_are_in_its_drawing(plans, small):
 def test_all_addresses_of_the_nat_vms_and_the_vrouter_are_in_a_small_drawing(small):
     parts = ["198.18.0.2, .3", "198.18.0.130, .131", "198.18.0.34", "198.18.0.66", "198.18.0.167"]
     assert [part for part in parts if part not in small] == []
+
+
+def test_the_drawing_of_a_routed_pod_has_its_machines_next_hops_and_route_tables(plans):
+    plan, words = plans["routed"], all_words(picture(plans, "routed", ()))
+    parts = [part for vm in plan.vms for part in (vm.key, vm.vnics[0].primary)]
+    parts += [part for balancer in plan.balancers for part in (balancer.address, f"next hop, all to {balancer.side}a")]
+    parts += [rule.destination for rules in plan.routes.values() for rule in rules if rule.customer is None]
+    parts += [plan.cidr, plan.vcn_cidr, "active, fault domain 1", "standby, fault domain 2"]
+    parts += ["servers' aliases 198.18.8.0/27 to NAT VM1", "hosts' aliases 198.18.10.0/26 to NAT VM2"]
+    assert [part for part in parts if part not in words] == []
+    alone = all_words(picture(plans, "routed without a standby", ()))
+    assert "next hop, fault domain 1" in alone
+    assert "balancer" not in alone
+    assert "standby," not in alone
 
 
 def test_each_customer_of_a_small_pod_has_an_lpg_at_both_ends(plans, small):
@@ -386,7 +431,7 @@ def run(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", "ten", "routed"])
 def test_plan_as_markdown_is_the_golden_one(run, golden, stack):
     status, out, err = run("plan", stack, "--markdown")
     assert (status, err, out.isascii()) == (0, "", True)
@@ -399,6 +444,7 @@ def test_plan_as_markdown_is_the_golden_one(run, golden, stack):
         ("../../docs/pod.svg", ["dev"]),  # README's picture
         ("plan-dev-case-6.svg", ["dev", "--flow", "management/mgmt", "customer1/vm2"]),
         ("plan-ten.svg", ["ten"]),
+        ("plan-routed.svg", ["routed", "--flow", "fern/web", "management/mgmt"]),
     ],
 )
 def test_the_drawing_of_plan_is_the_golden_one(run, golden, tmp_path, name, arguments):

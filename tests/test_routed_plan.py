@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, stack_mapping
 from netaddr import IPAddress, IPNetwork, IPSet
-from routed_pods import small
+from routed_pods import allocated, small
 
 from nat_pod.config import any_config
-from nat_pod.config.address_book import as_written, settle
 from nat_pod.errors import ConfigError
 from nat_pod.limits import NSG_RULES
 from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, SIDES, VROUTER
@@ -27,13 +26,6 @@ from nat_pod.rules import iptables
 
 def plan_of(mapping: dict[str, Any]) -> PodPlan:
     return plan_pod(any_config.read(mapping, "x"), "x")
-
-
-def allocated(mapping: dict[str, Any]) -> dict[str, Any]:
-    config, problems, _ = any_config.draft(mapping, "x")
-    assert config is not None, problems
-    entries = settle(config).entries
-    return {**mapping, "addresses": {str(name): as_written(config, entry) for name, entry in entries.items()}}
 
 
 def with_hosts(count: int, **changes: Any) -> dict[str, Any]:
@@ -311,21 +303,6 @@ def test_plan_without_a_standby_says_what_that_means(routed, run):
     assert "standby none: a NAT VM that stops takes every flow with it" in out
     assert "NAT VM1 198.18.11.194" in out
     assert "balancer" not in out
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("plan", "routed", "--markdown"),
-        ("plan", "routed", "--svg", "x.svg"),
-    ],
-)
-def test_what_does_not_know_routed_pods_says_so_in_a_sentence(routed, run, command):
-    status, out, err = run(*command)
-    assert (status, out) == (1, "")
-    assert err.endswith("does not know PODs with delivery: routes yet (nothing was done)\n")
-    assert err.count("\n") == 1
-    assert not (routed / "x.svg").exists()
 
 
 def test_the_article_has_no_lines_for_a_routed_pod(routed, run):

@@ -11,11 +11,11 @@ from nat_pod import limits
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.commands.plan_routed import routed_dict, routed_facts, routed_tables
 from nat_pod.commands.stack import load
-from nat_pod.config.delivery import Delivery, refuse_routed
+from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, natural, servers_first
-from nat_pod.pages import drawing, mermaid
+from nat_pod.pages import drawing, mermaid, routed_drawing
 from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.text import count, folded, markdown_table, table
@@ -37,8 +37,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.flow and not (arguments.markdown or arguments.svg):
         arguments.wrong("argument --flow: needs a picture: add --markdown or --svg FILE")
     _, plan = load(arguments.stack)
-    if arguments.markdown or arguments.svg:
-        refuse_routed(plan.delivery, "plan --markdown and --svg")
     if arguments.json:
         print_json(plan_dict(plan))
     elif arguments.markdown:
@@ -48,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
             pictures.append((f"From {flow.sender.member} to {flow.receiver.member}", mermaid.packets(flow)))
         print(plan_markdown(plan, arguments.stack, pictures))
     elif arguments.svg:
-        text = drawing.draw(plan, arguments.stack, _flow(plan, arguments.flow))
+        text = picture(plan, arguments.stack, _flow(plan, arguments.flow))
         try:
             arguments.svg.write_text(text, encoding="utf-8", errors="replace")  # a stack's name may be no UTF-8
         except OSError as error:
@@ -57,6 +55,17 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(plan_text(plan, arguments.stack))
     return OK
+
+
+def picture(plan: PodPlan, stack: str, flow: Journey | None) -> str:
+    """The drawing of `plan --svg`."""
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return drawing.draw(plan, stack, flow)
+        case Delivery.ROUTES:
+            return routed_drawing.draw(plan, stack, flow)
+        case _ as never:
+            assert_never(never)
 
 
 def _flow(plan: PodPlan, names: Sequence[str] | None) -> Journey | None:

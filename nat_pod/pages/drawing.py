@@ -21,15 +21,14 @@ from nat_pod.text import count
 
 def draw(plan: PodPlan, stack: str, flow: Journey | None) -> str:
     """The drawing as the text of an SVG file."""
-    return _Drawing(plan, stack, flow).svg()
+    return Drawing(plan, stack, flow, Layout(plan, flow)).svg()
 
 
-class _Drawing:
+class Drawing:
     """Rows get their places first, because lines lead to them.  Then everything is painted from back to front."""
 
-    def __init__(self, plan: PodPlan, stack: str, flow: Journey | None) -> None:
-        self.plan, self.stack, self.flow = plan, stack, flow
-        self.layout = Layout(plan, flow)
+    def __init__(self, plan: PodPlan, stack: str, flow: Journey | None, layout: Layout) -> None:
+        self.plan, self.stack, self.flow, self.layout = plan, stack, flow, layout
         self.paper = Paper()
         self.numbers: list[tuple[float, float, Stretch]] = []
         # The middle of the row of a member, a VNIC (by key), an LPG (by customer).
@@ -41,8 +40,9 @@ class _Drawing:
         middle = columns.TOP + max(48 + self.layout.vm_height() / 2, height / 2 - columns.CAPTION)
         paper = self.paper
         paper.box(columns.POD, columns.TOP, columns.POD_END - columns.POD, height, "pod", 10)
-        paper.text(columns.VM1, columns.TOP + 24, "VCN of the POD", "head")
-        paper.text(columns.VM2, columns.TOP + 24, self.plan.cidr, "mono")
+        what, cidr = self._head()
+        paper.text(columns.VM1, columns.TOP + 24, what, "head")
+        paper.text(columns.VM2, columns.TOP + 24, cidr, "mono")
         paper.box(columns.MANAGEMENT, columns.TOP, columns.END - columns.MANAGEMENT, height, "net", 10)
         self._customers(columns.TOP)
         top = middle - self.layout.vm_height() / 2
@@ -64,16 +64,23 @@ class _Drawing:
         return self._file(bottom + columns.MARGIN - 8)
 
     def _file(self, height: float) -> str:
-        plan = self.plan
-        capacity = plan.capacity
         what = (
             "" if self.flow is None else f", and the way from {self.flow.sender.member} to {self.flow.receiver.member}"
         )
-        about = f"source NAT {plan.source_nat}, {capacity.used} of {capacity.slots} slots used, 2 x {plan.shape}"
         head = Paper()
         head.text(columns.MARGIN, 42, f"NAT POD {fit(self.stack, 800, 20, bold=True)}", "title")
-        head.text(columns.MARGIN, 64, about, "quiet")
+        head.text(columns.MARGIN, 64, self._about(), "quiet")
         return document(f"NAT POD {self.stack}{what}", columns.WIDTH, height, [*head.parts, *self.paper.parts])
+
+    def _head(self) -> tuple[str, str]:
+        """What stands above the NAT VMs: words, and a range."""
+        return "VCN of the POD", self.plan.cidr
+
+    def _about(self) -> str:
+        """The line below the title."""
+        capacity = self.plan.capacity
+        used = f"{capacity.used} of {capacity.slots} slots used"
+        return f"source NAT {self.plan.source_nat}, {used}, 2 x {self.plan.shape}"
 
     def _customers(self, y: float) -> None:
         paper = self.paper
@@ -228,14 +235,19 @@ class _Drawing:
             self.numbers.append(((edge + columns.LPG_WIDTH + columns.POD) / 2, lpg + 3 * off, stretch))
         if stretch.start != left:
             points.reverse()
-        if isinstance(left, Side):  # beside the beginning of the line, which is level there
-            x, y = points[0] if isinstance(stretch.start, Side) else points[-2]
-            self.numbers.append((x + (20 if stretch.start == left else -20), y + 3.5 * off, stretch))
+        if isinstance(left, Side):
+            x, y = self._beside(stretch, points)
+            self.numbers.append((x, y + 3.5 * off, stretch))
         kind = "reply" if stretch.reply else "request"
         pen = [f"M{points[0][0]:g} {points[0][1]:g}"]
         for (x1, y1), (x2, y2) in pairwise(points):
             pen.append(f"L{x2:g} {y2:g}" if x1 == x2 or y1 == y2 else bend(x1, y1, x2, y2, off))
         self.paper.path("".join(pen), kind, kind)
+
+    def _beside(self, stretch: Stretch, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Where the number of a leg is: beside the beginning of its line, which is level there."""
+        x, y = points[0] if isinstance(stretch.start, Side) else points[-2]
+        return x + (20 if points[0][0] < points[-1][0] else -20), y
 
     def _at(self, machine: Machine, stretch: Stretch) -> str:
         """The row at which a leg begins or ends."""

@@ -37,7 +37,8 @@ class Layout:
         self.touched = set() if flow is None else {flow.sender.member, flow.receiver.member}
         self.held = {address: vnic.key for vm in plan.vms for vnic in vm.vnics for address in vnic.addresses}
         stretches = () if flow is None else flow.stretches
-        self.busy = {self.held[stretch.dst] for stretch in stretches if isinstance(stretch.end, Side)}
+        ends = (stretch.dst for stretch in stretches if isinstance(stretch.end, Side))
+        self.busy = {self.held[address] for address in ends if address in self.held}
         self.servers = self._realm(MANAGEMENT, _MOST_SERVERS)
         few = len(plan.slots) - self.servers.more - len(self.servers.members) <= _MOST_HOSTS
         self.customers = {name: self._realm(name, _MOST_HOSTS if few else 0) for name in plan.customer_cidrs}

@@ -6,8 +6,10 @@ Identifiers are numbers, never names: a host may be called `end`, which is a key
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import assert_never
 
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, natural
+from nat_pod.config.delivery import Delivery
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, Side, natural
 from nat_pod.pages.journey import Journey, Machine
 from nat_pod.plan.model import PodPlan, VnicPlan
 from nat_pod.text import count
@@ -21,9 +23,9 @@ def networks(plan: PodPlan, stack: str) -> str:
     lines = ["flowchart LR"]
     for number, (customer, cidr) in enumerate(plan.customer_cidrs.items()):
         lines += _network(f"c{number}", customer, cidr, f"h{number}", _members(plan, customer))
-    lines.append(f"  subgraph pod[{_label([f'POD {stack}: {plan.cidr}'])}]")
-    for vm in plan.vms:
-        lines.append(f"    {_IDS[vm.side]}[{_label([vm.side.prose, *_vnics(plan, vm.vnics)])}]")
+    lines.append(f"  subgraph pod[{_label(_pod(plan, stack))}]")
+    for side in SIDES:
+        lines.append(f"    {_IDS[side]}[{_label([side.prose, *_machines(plan, side)])}]")
     lines.append("  end")
     subnet = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
     lines.append(f"  vr([{_label(['vRouter', plan.vrouter_ip, f'in {subnet}'])}])")
@@ -31,6 +33,34 @@ def networks(plan: PodPlan, stack: str) -> str:
     lines += [f"  h{number} <-- LPG --> vm1" for number in range(len(plan.customer_cidrs))]
     lines += ["  vm1 <--> vm2", "  vm2 <--> vr", "  vr <--> s"]
     return "\n".join(lines)
+
+
+def _pod(plan: PodPlan, stack: str) -> list[str]:
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return [f"POD {stack}: {plan.cidr}"]
+        case Delivery.ROUTES:
+            return [f"POD {stack}: aliases of {plan.cidr}", f"VCN {plan.vcn_cidr}"]
+        case _ as never:
+            assert_never(never)
+
+
+def _machines(plan: PodPlan, side: Side) -> Iterator[str]:
+    """What a side is made of: the VNICs of its NAT VM, or its next hop and both NAT VMs."""
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            yield from _vnics(plan, plan.vnics_on(side))
+        case Delivery.ROUTES:
+            yield "translates hosts" if side is NAT_VM1 else "translates servers"
+            backups = set()
+            for balancer in plan.balancers:
+                backups |= {backend.vm for backend in balancer.backends if backend.is_backup}
+                if balancer.side is side:
+                    yield f"balancer {balancer.address}"
+            for vm in plan.vms_on(side):
+                yield f"{vm.key} {vm.vnics[0].primary}{', standby' if vm.key in backups else ''}"
+        case _ as never:
+            assert_never(never)
 
 
 def packets(flow: Journey) -> str:
