@@ -381,6 +381,27 @@ def test_a_dead_vm_is_replaced_before_the_one_that_works(standing: Pod, tmp_path
     assert pod.find(INSTANCE, "natVm1b") != before["natVm1b"]
 
 
+def test_vms_that_all_are_down_wait_for_nobody(standing: Pod, tmp_path: Path, cli: Path) -> None:
+    """A bootstrap that keeps them all from working is mended by the next one."""
+    pod = standing.copy(tmp_path / "pod", cli, release(tmp_path, 0))
+    unhealthy(pod, *VMS)
+    pod.engine.up()
+    pod.engine.expect_no_changes()
+
+
+def test_a_standby_that_somebody_terminated_comes_back(pod: Pod) -> None:
+    before = {vm: pod.find(INSTANCE, vm) for vm in VMS}
+    pod.region.delete(pod.find(INSTANCE, "natVm1b"))
+    with pytest.raises(EngineError, match=r"somebody terminated its VM: run `pulumi refresh`, then `pulumi up`"):
+        pod.engine.preview()
+    pod.engine.refresh()
+    preview = pod.engine.preview()
+    assert planned(preview) == {"create": ["natVm1b"], "replace": ["natVm1b"]}  # the VM, and its place in the balancer
+    pod.engine.up()
+    assert {vm for vm in VMS if pod.find(INSTANCE, vm) != before[vm]} == {"natVm1b"}
+    pod.engine.expect_no_changes()
+
+
 def test_one_vm_can_be_replaced_by_its_name_under_the_same_condition(standing: Pod, tmp_path: Path, cli: Path) -> None:
     pod = standing.copy(tmp_path / "pod", cli, release(tmp_path, 1.0))
     shutil.copy(REPOSITORY / "cloud-init" / "user-data.b64", pod.engine.directory / "cloud-init" / "user-data.b64")
