@@ -80,7 +80,7 @@ class Replacement:
         listed = await nlb.get_backends_output(**place, opts=self._scope.asking()).future()
         assert listed is not None
         health = {}
-        for backend in listed.backend_collections[0].items:
+        for backend in [one for collection in listed.backend_collections for one in collection.items]:
             answer = nlb.get_backend_health_output(**place, backend_name=backend.name, opts=self._scope.asking())
             found = await answer.future()
             assert found is not None
