@@ -305,6 +305,29 @@ def test_plan_without_a_standby_says_what_that_means(routed, run):
     assert "balancer" not in out
 
 
+def test_check_counts_the_balancers_of_all_pods_of_a_region(project, run):
+    text = (REPOSITORY / "Pulumi.routed.yaml").read_text(encoding="utf-8").replace("oc1..example", "oc1..aaaa")
+    second = text
+    for number in range(8, 12):
+        second = second.replace(f"198.18.{number}.", f"198.18.{number + 20}.")
+    (project / "Pulumi.north.yaml").write_text(text, encoding="utf-8")
+    (project / "Pulumi.south.yaml").write_text(second, encoding="utf-8")
+    status, out, _ = run("check", "north", "south")
+    assert status == 1
+    assert out.count("the PODs of its region (north, south) take 4 network load balancers together; ask Oracle") == 2
+    for changed in (
+        text.replace("standby: true", "standby: false"),
+        text.replace("standby: true", "balancerLimit: 4"),
+        text.replace("uk-london-1", "eu-frankfurt-1"),
+        text.replace("oc1..aaaa", "oc1..example"),
+    ):
+        (project / "Pulumi.north.yaml").write_text(changed, encoding="utf-8")
+        status, out, _ = run("check", "north", "south")
+        south = out.split("Pulumi.south.yaml")[1]
+        assert ("take 4" in south) == ("balancerLimit: 4" in changed)
+        assert "take 4" not in out.split("Pulumi.south.yaml")[0]
+
+
 def test_the_article_has_no_lines_for_a_routed_pod(routed, run):
     assert run("rules", "routed", "--vm", "natVm1", "--article") == (
         1,

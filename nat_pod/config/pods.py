@@ -14,7 +14,8 @@ from pathlib import Path
 from netaddr import IPNetwork
 
 from nat_pod.config.any_config import AnyConfig
-from nat_pod.config.placement import placement_problems
+from nat_pod.config.placement import REGION, placement_problems
+from nat_pod.config.routed import MORE_BALANCERS, RoutedConfig
 from nat_pod.config.stack_file import Stack, read_stack, stack_names
 from nat_pod.config.subnets import claimed_range
 from nat_pod.errors import ConfigError, NatPodError, Problem
@@ -80,6 +81,32 @@ def _read_pod(directory: Path, name: str) -> Pod:
 def claimed(pods: Mapping[str, Pod]) -> dict[str, IPNetwork | None]:
     """Each POD's range, None where it claims none, as examples do: what `config.ranges` computes with."""
     return {name: None if pod.example else pod.cidr for name, pod in pods.items()}
+
+
+def too_few_balancers(name: str, pods: Mapping[str, Pod]) -> list[Problem]:
+    """That all routed PODs of one region together need more network load balancers than it may have."""
+    needed = {other: config.balancers for other, config in _routed(pods, _region(pods[name])).items()}
+    config = _routed(pods, _region(pods[name])).get(name)
+    total = sum(needed.values())
+    if config is None or config.balancers == 0 or len(needed) == 1 or total <= config.balancer_limit:
+        return []
+    rule = (
+        f"the PODs of its region ({', '.join(needed)}) take {total} network load balancers together; {MORE_BALANCERS}"
+    )
+    return [Problem("nat-pod:balancerLimit", str(config.balancer_limit), rule)]
+
+
+def _region(pod: Pod) -> object:
+    return None if pod.stack is None else pod.stack.config.get(REGION)
+
+
+def _routed(pods: Mapping[str, Pod], region: object) -> dict[str, RoutedConfig]:
+    """The routed PODs of a region, examples apart."""
+    return {
+        name: pod.config
+        for name, pod in pods.items()
+        if not pod.example and _region(pod) == region and isinstance(pod.config, RoutedConfig)
+    }
 
 
 def range_unknown(pods: Mapping[str, Pod]) -> list[str]:

@@ -216,8 +216,11 @@ def _read_vcn(reader: Reader, value: object, cidr: IPNetwork) -> IPNetwork | Non
 
 
 def _too_few_balancers(needed: int) -> str:
-    return (
-        f"the standby takes {needed} network load balancers, one for each side; ask Oracle to raise the region's limit "
-        "of them (OCI Console: Limits, Quotas and Usage, service Network Load Balancer) and write the new one here, or "
-        "write standby: false"
-    )
+    return f"the standby takes {needed} network load balancers, one for each side; {MORE_BALANCERS}"
+
+
+MORE_BALANCERS = (
+    "ask Oracle to raise the region's limit of them (OCI Console: Limits, Quotas and Usage, service Network Load "
+    "Balancer) and write the new one here, or write standby: false"
+)
+"""What to do about a region that has too few."""
