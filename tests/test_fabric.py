@@ -5,16 +5,11 @@ from collections.abc import Iterator
 import pytest
 from small_networks import ANYTHING, add, change, needs_lab, network
 
-from nat_pod.lab.wire.fabric import (
-    dhcp_offer,
-    imds_document,
-    lay_cables,
-    read_drops,
-    vcn_namespace,
-    vm_namespace,
-)
+from nat_pod.lab.wire.fabric import dhcp_offer, imds_document, lay_cables
 from nat_pod.lab.wire.probe import HTTP, ICMP, UDP, Probe
+from nat_pod.lab.wire.router import read_drops
 from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.lab.wire.space import vcn_namespace, vm_namespace
 from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Lpg, Route, SecurityRule, Subnet, Topology, Vcn
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -30,20 +30,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nat_pod.lab.wire import boot, load, netns
-from nat_pod.lab.wire.fabric import (
-    IMDS_ADDRESS,
-    balancer_namespace,
-    dhcp_offer,
-    imds_document,
-    lay_cables,
-    read_drops,
-    vcn_namespace,
-    vm_namespace,
-)
+from nat_pod.lab.wire.fabric import dhcp_offer, imds_document, lay_cables
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.packets import Quoted
-from nat_pod.lab.wire.probe import Probe, Prober, Servers
+from nat_pod.lab.wire.probe import Probe, Prober
 from nat_pod.lab.wire.rewiring import rewire
+from nat_pod.lab.wire.router import read_drops
+from nat_pod.lab.wire.servers import Servers
+from nat_pod.lab.wire.space import IMDS_ADDRESS, balancer_namespace, vcn_namespace, vm_namespace
 from nat_pod.trace.topology import VM_NAT, Topology
 
 _TMPFS = "/run"

@@ -18,9 +18,9 @@ from contextlib import suppress
 from threading import RLock, Thread
 from typing import Any
 
-from nat_pod.lab.wire.fabric import vm_namespace
 from nat_pod.lab.wire.held_flow import RECORD, Direction, HeldFlow, Kind, Record
 from nat_pod.lab.wire.netns import LabError, open_socket
+from nat_pod.lab.wire.space import vm_namespace
 from nat_pod.trace.topology import VM_HOST, Topology
 
 PORT = 7  # echo

@@ -1,10 +1,9 @@
-"""Real packets: servers on every host, probes between them, captures on every NIC.
+"""Real packets: probes between hosts, and captures on every NIC that tell what became of them.
 
 One process does it all: a socket stays in the namespace it was created in (`netns.py`).
 
-- Every host answers HTTP on TCP port 80 and echoes UDP on port 9, both with `name=<vm> seen=<peer address>`, so the
-  far end itself says who it is and whom it saw.  A NAT VM gives the same answer on port 22.  ICMP is answered by the
-  host's kernel, so there a capture has to show both.
+- The far end itself says who it is and whom it saw (`servers.py`).  ICMP is answered by its kernel, so there a capture
+  has to show both.
 - Each probe carries its own token in its payload, and ICMP errors and echo replies carry it back.  NAT may change
   addresses, ports and even ICMP identifiers, so these cannot show which probe a packet belongs to.
 - TCP segments without payload are recognized by their sequence numbers, which NAT does not change.
@@ -13,21 +12,19 @@ One process does it all: a socket stays in the namespace it was created in (`net
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
 import re
 import selectors
 import socket
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from threading import Thread
 from typing import Any
 
-from nat_pod.lab.wire.fabric import Fabric, vm_namespace
+from nat_pod.lab.wire.capture import Tap
+from nat_pod.lab.wire.fabric import Fabric
 from nat_pod.lab.wire.netns import LabError, open_socket
 from nat_pod.lab.wire.packets import (
     ERRORS,
@@ -44,26 +41,15 @@ from nat_pod.lab.wire.packets import (
     Quoted,
     crafted,
     echo_request,
-    parse,
 )
-from nat_pod.names import SSH
-from nat_pod.trace.topology import VM_HOST, VM_NAT, Topology
+from nat_pod.lab.wire.space import vm_namespace
+from nat_pod.trace.topology import VM_HOST, Topology
 
 _IN_FLIGHT = 128  # probes at a time: a capture's buffer holds a few hundred packets
 _BURST = 8  # probes begun before the captures are emptied again
 _LINGER = 0.05  # seconds after the last answer for the packets that end its TCP connection
-_IDLE = 10.0  # seconds until a server gives up a connection that asks for nothing
 
 _ANSWER = re.compile(rb"name=(\S+) seen=(\S+)")
-
-# Numbers that Python's socket module does not have (linux/if_packet.h, asm-generic/socket.h, linux/in.h).
-_ETH_P_ALL = 0x0003  # ETH_P_IP would show what comes in, but not what goes out
-_SOL_PACKET = 263
-_PACKET_STATISTICS = 6
-_PACKET_HOST, _PACKET_OUTGOING = 0, 4
-_SO_ATTACH_FILTER = 26
-_SO_RCVBUFFORCE = 33
-_SO_TIMESTAMPNS = 35
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,131 +118,6 @@ class Answer:
         return cls(**{**values, "packets": packets})
 
 
-class Servers(Thread):
-    """HTTP and UDP echo on every host, and a listener in the place of a NAT VM's sshd, in one thread."""
-
-    def __init__(self, topology: Topology) -> None:
-        super().__init__(name="servers", daemon=True)
-        self._selector = selectors.DefaultSelector()
-        self._idle: dict[socket.socket, float] = {}
-        for vm in topology.vms.values():
-            space = vm_namespace(vm.name)
-            if vm.kind == VM_NAT:
-                # If nothing listened, a NAT VM without its guard would look just as closed as one with it.
-                self._listen(vm.name, SSH)
-            if vm.kind != VM_HOST:
-                continue
-            self._listen(vm.name, PORTS[HTTP])
-            # One socket for each address: a socket bound to all of them would answer from the first.
-            for address in (a for name in vm.vnics for a in topology.vnics[name].addresses):
-                udp = open_socket(space, socket.AF_INET, socket.SOCK_DGRAM)
-                udp.bind((address, PORTS[UDP]))
-                self._selector.register(udp, selectors.EVENT_READ, (self._echo, vm.name))
-
-    def _listen(self, name: str, port: int) -> None:
-        tcp = open_socket(vm_namespace(name), socket.AF_INET, socket.SOCK_STREAM)
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tcp.bind(("0.0.0.0", port))
-        tcp.listen(256)
-        self._selector.register(tcp, selectors.EVENT_READ, (self._accept, name))
-
-    def run(self) -> None:
-        """Serve until the process ends."""
-        while True:
-            for key, _ in self._selector.select(timeout=1):
-                serve, name = key.data
-                try:
-                    serve(key.fileobj, name)
-                except OSError:
-                    # The peer went away, or its ICMP error came in; the next one is not affected.
-                    if key.fileobj in self._idle:
-                        self._close(key.fileobj)
-            now = time.monotonic()
-            for connection in [c for c, since in self._idle.items() if now - since > _IDLE]:
-                self._close(connection)
-
-    def _accept(self, listener: socket.socket, name: str) -> None:
-        connection, _ = listener.accept()
-        connection.setblocking(False)
-        self._idle[connection] = time.monotonic()
-        self._selector.register(connection, selectors.EVENT_READ, (self._respond, name))
-
-    def _respond(self, connection: socket.socket, name: str) -> None:
-        """Answer whatever is asked: requests of ours and of curl fit into one segment."""
-        if connection.recv(4096):
-            body = f"name={name} seen={connection.getpeername()[0]}\n"
-            head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.send((head + body).encode())
-        self._close(connection)
-
-    def _echo(self, udp: socket.socket, name: str) -> None:
-        payload, peer = udp.recvfrom(4096)
-        udp.sendto(f"name={name} seen={peer[0]} ".encode() + payload, peer)
-
-    def _close(self, connection: socket.socket) -> None:
-        del self._idle[connection]
-        self._selector.unregister(connection)
-        connection.close()
-
-
-class _Tap:
-    """A capture on all NICs of one VM.
-
-    It stays open as long as the lab, because closing one takes the kernel 13 ms.  Between probes a filter that accepts
-    nothing keeps it empty.
-    """
-
-    def __init__(self, vm: str) -> None:
-        self.vm = vm
-        self._socket = open_socket(vm_namespace(vm), socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
-        self._filter(0)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
-        except PermissionError:
-            # Rootless: as large as an ordinary user may have it.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-        # An open socket with time stamps makes the kernel stamp packets when they cross, not when they are read.
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-
-    def fileno(self) -> int:
-        """For selectors."""
-        return self._socket.fileno()
-
-    def start(self) -> None:
-        """Begin to take packets."""
-        self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)  # reading resets
-        self._filter(0xFFFF)
-
-    def stop(self) -> Iterator[CapturedPacket]:
-        """Take no more and return the rest.  Raises LabError when packets were lost: the record has gaps."""
-        self._filter(0)
-        yield from self.packets()
-        _, lost = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
-        if lost:
-            raise LabError(f"the capture on {self.vm} lost {lost} packets; probe fewer flows at a time")
-
-    def packets(self) -> Iterator[CapturedPacket]:
-        """The packets that are waiting, if any."""
-        while True:
-            try:
-                data, ancillary, _, address = self._socket.recvmsg(2048, 64)
-            except BlockingIOError:
-                return
-            nic, ethertype, kind = address[:3]
-            if ethertype != 0x0800 or nic == "lo" or kind not in (_PACKET_HOST, _PACKET_OUTGOING):
-                continue
-            seconds, nanoseconds = struct.unpack("@ll", ancillary[0][2])
-            when = seconds * 1_000_000_000 + nanoseconds
-            packet = parse(data, when, self.vm, nic, "in" if kind == _PACKET_HOST else "out")
-            if packet is not None:
-                yield packet
-
-    def _filter(self, length: int) -> None:
-        """A one-line BPF program: take the first `length` bytes of each packet; 0 takes none."""
-        program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, length), 8)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
-
-
 @dataclass(kw_only=True)
 class _Attempt:
     """A flow on its way."""
@@ -281,7 +142,7 @@ class Prober:
 
     def __init__(self, topology: Topology, fabric: Fabric) -> None:
         self._hosts = {vm.name for vm in topology.vms.values() if vm.kind == VM_HOST}
-        self._taps = {name: _Tap(name) for name in fabric.vms}
+        self._taps = {name: Tap(name) for name in fabric.vms}
         self._numbers = itertools.count(int.from_bytes(os.urandom(2), "big"))
 
     def probe(self, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
@@ -315,7 +176,7 @@ class Prober:
 class _Round:
     """One call of `probe`."""
 
-    def __init__(self, hosts: set[str], taps: list[_Tap], numbers: Iterator[int]) -> None:
+    def __init__(self, hosts: set[str], taps: list[Tap], numbers: Iterator[int]) -> None:
         self.hosts = hosts
         self.taps = taps
         self.numbers = numbers
@@ -437,7 +298,7 @@ class _Round:
     def turn(self, seconds: float) -> None:
         """Wait for something to happen, and deal with all of it."""
         for key, _ in self.selector.select(seconds):
-            if isinstance(key.fileobj, _Tap):
+            if isinstance(key.fileobj, Tap):
                 self.take(key.fileobj.packets())
             elif isinstance(key.data, tuple):
                 read, attempt = key.data

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nat_pod.lab.wire.fabric import Fabric, Peering, Port, lay_cables
+from nat_pod.lab.wire.fabric import Fabric, Peering, lay_cables
 from nat_pod.lab.wire.netns import LabError
+from nat_pod.lab.wire.space import Port
 from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Topology
 
 
