@@ -10,9 +10,11 @@ from what iptables-save prints.  Nothing that the agent has kept of its own work
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 
 from nat_pod.plan.guest import SOURCES
 from nat_pod.rules import iptables
@@ -26,7 +28,7 @@ _WORDS = re.compile(rf'"[^"]*"|! -\S+|{OPENING}|[^ "]+')
 
 def fingerprint(rules: Ruleset) -> dict[str, str]:
     """{"TABLE CHAIN": what}, see above, for a NAT VM that runs these rules."""
-    found = guard()
+    found = {place: list(rules) for place, rules in _guard().items()}
     for table in rules.tables:
         for chain in table.chains:
             head = f"-A {chain.name} "
@@ -44,10 +46,11 @@ def fingerprint(rules: Ruleset) -> dict[str, str]:
 
 def guard_names() -> set[str]:
     """The names that the guard alone accounts for: they are the same under any document."""
-    return {f"{table} {chain}" for table, chain in guard() if chain.startswith(OWN_PREFIX) or table == "raw"}
+    return {f"{table} {chain}" for table, chain in _guard() if chain.startswith(OWN_PREFIX) or table == "raw"}
 
 
-def guard() -> dict[tuple[str, str], list[str]]:
+@functools.cache
+def _guard() -> Mapping[tuple[str, str], Sequence[str]]:
     """The rules of the agent's own guard, by table and chain, as its source has them."""
     source = (SOURCES / "nat_pod_agent.py").read_text(encoding="utf-8")
     text = next(
