@@ -34,7 +34,9 @@ from nat_pod.lab.region.kinds import (
     VNIC_ATTACHMENT,
 )
 from nat_pod.lab.region.region import Region
+from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.trace.diff import compare
 
 pytestmark = [pytest.mark.engine, pytest.mark.runs_commands]
 
@@ -86,10 +88,13 @@ class Pod:
                 self.config[f"nat-pod:{key}"] = value
         self.save()
 
-    def neighbours(self) -> None:
+    def plan(self) -> PodPlan:
+        """What the stack file as it is now asks for."""
         own = {key.removeprefix("nat-pod:"): value for key, value in self.config.items() if "nat-pod:" in key}
-        plan = plan_pod(PodConfig.from_mapping(own, self.engine.stack), self.engine.stack)
-        surroundings.build(plan, self.region, self.engine.outputs())
+        return plan_pod(PodConfig.from_mapping(own, self.engine.stack), self.engine.stack)
+
+    def neighbours(self) -> None:
+        surroundings.build(self.plan(), self.region, self.engine.outputs())
 
     def find(self, type_token: str, key: str) -> str:
         ocid = self.region.find(type_token, f"nat-pod-{self.engine.stack}-{key}")
@@ -494,6 +499,39 @@ def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
     assert pod.standing() == before
     assert pod.region.read(gateway)["peeringStatus"] == "PEERED"
     assert pod.region.read(gateway)["displayName"] == "nat-pod-dev-acme"
+    pod.engine.expect_no_changes()
+
+
+def test_renamed_host_is_another_note_in_the_rules_and_no_flow_ends(pod: Pod) -> None:
+    def rename(customers: Any) -> None:
+        customers["customer1"].update(hosts={"web": "10.0.0.100", "vm2": "10.0.0.130"}, hostsFormerly={"web": "vm1"})
+
+    before, old = pod.standing(), pod.plan()
+    pod.change(customers=rename, addresses=lambda book: book.update({"customer1/web": book.pop("customer1/vm1")}))
+    preview = pod.engine.preview()
+    assert preview.counts == documented("host renamed (`hostsFormerly`)")
+    assert_only_notes_differ(pod, before, old, preview)
+
+
+def test_renamed_server_is_another_note_in_the_rules_and_no_flow_ends(pod: Pod) -> None:
+    def rename(management: Any) -> None:
+        management.update(servers={"app": "10.0.0.100"}, serversFormerly={"app": "mgmt"})
+
+    before, old = pod.standing(), pod.plan()
+    pod.change(management=rename, addresses=lambda book: book.update({"management/app": book.pop("management/mgmt")}))
+    preview = pod.engine.preview()
+    assert preview.counts == documented("server renamed (`serversFormerly`)")
+    assert_only_notes_differ(pod, before, old, preview)
+
+
+def assert_only_notes_differ(pod: Pod, before: set[str], old: PodPlan, preview: Run) -> None:
+    difference = compare(old, pod.plan())
+    assert difference.before
+    assert (difference.ended, difference.gained, len(difference.renamed)) == (frozenset(), (), 1)
+    assert set().union(*paths(preview).values()) == {"metadata.nat-pod-rules"}
+    assert set(planned(preview)) == {"update"}
+    pod.engine.up()
+    assert pod.standing() == before
     pod.engine.expect_no_changes()
 
 
