@@ -4,9 +4,11 @@ The pure part (configuration, plan, rules, tracer) knows neither Pulumi nor the 
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,8 @@ STARTS_GIT = {"revisions"}  # `diff` asks git for the stack file at an earlier r
 STARTS_PROGRAMS = {"balancer", "boot", "engine", "holder", "imds", "language_host", "netns", "sandbox"}
 
 
-def imports(path: Path, *, only_at_import: bool = False) -> set[str]:
+@functools.cache
+def imports(path: Path, *, only_at_import: bool = False) -> frozenset[str]:
     """Full names of what a file imports: `nat_pod.names`, `pulumi`; of `from nat_pod import x` it is `nat_pod.x`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if only_at_import:
@@ -69,10 +72,10 @@ def imports(path: Path, *, only_at_import: bool = False) -> set[str]:
             assert node.level == 0, f"{path.name}: imports here name the whole module"
             inside = (PACKAGE.parent / str(node.module).replace(".", "/")).is_dir()
             names |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {str(node.module)}
-    return names
+    return frozenset(names)
 
 
-def tops(names: set[str]) -> set[str]:
+def tops(names: Iterable[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
