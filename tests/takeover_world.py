@@ -10,6 +10,7 @@ management 10.0.0.0/16 in `mgmt` (mgmt .100, patch .101).  customer2 may call pa
 """
 
 import json
+import os
 import select
 import socket
 import struct
@@ -495,8 +496,66 @@ def counts() -> dict:
     return {vm: agent.counted(agent.read_saved(netns.save_rules(vm))) for vm in ("vm1a", "vm2a")}
 
 
+def both_at_once(flows: int, rate: int, tcp: bool = False) -> dict:
+    """First packets of one flow from both its ends in the same moment, by two processes: how many get another port.
+
+    In each flow both ends send from one port number to the same one.
+    """
+    World()
+    protocol = socket.IPPROTO_TCP if tcp else socket.IPPROTO_UDP
+    for name in ("cust", "mgmt"):
+        netns.run(["iptables", "-A", "OUTPUT", "-p", "icmp", "-j", "DROP"], name)
+        netns.run(["iptables", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP"], name)
+    ends = {"cust": (HOST, ALIAS["mgmt", MGMT]), "mgmt": (MGMT, ALIAS["cust", HOST])}
+    sockets = {}
+    for name in ends:
+        sender = netns.open_socket(name, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        hears = netns.open_socket(name, socket.AF_INET, socket.SOCK_RAW, protocol)
+        hears.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+        hears.setblocking(False)
+        sockets[name] = (sender, hears)
+    begin = time.monotonic() + 1
+
+    def play(name: str) -> dict[str, int]:
+        source, destination = ends[name]
+        sender, hears = sockets[name]
+        wrong = heard = 0
+
+        def drain() -> None:
+            nonlocal wrong, heard
+            with suppress(BlockingIOError):
+                while True:
+                    sport, dport = struct.unpack_from("!HH", hears.recv(2000), 20)
+                    heard += 1
+                    wrong += sport != dport
+
+        for number in range(flows):
+            port = 1024 + number
+            if tcp:
+                body = segment(source, destination, port, port, SYN, 1000, 0)
+            else:
+                body = struct.pack("!HHHH", port, port, 8, 0)
+            made = packet(source, destination, protocol, body)
+            while time.monotonic() < begin + number / rate:
+                pass
+            sender.sendto(made, (destination, 0))
+            if number % 50 == 0:
+                drain()
+        time.sleep(0.5)
+        drain()
+        return {"heard": heard, "other port": wrong}
+
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.write(writing, json.dumps(play("mgmt")).encode())
+        os._exit(0)
+    here = play("cust")
+    return {"cust": here, "mgmt": json.loads(os.read(reading, 1000))}
+
+
 SCENARIOS = {
-    one.__name__: one for one in (takeover, to_and_fro, datagrams, ends_first, ack_then_syn, errors, told, counts)
+    one.__name__: one
+    for one in (takeover, to_and_fro, datagrams, ends_first, ack_then_syn, errors, told, counts, both_at_once)
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""The health answer of a booted routed POD, as its load balancers and everybody else meet it.
+
+Address plan: Pulumi.routed.yaml, 198.18.8.0/22; the VCN's own range is 198.18.11.192/26 (NAT VM1 .194 and .195, NAT VM2
+.202 and .203).
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import project_with, real_stack
+
+from nat_pod.lab.observe import observe
+from nat_pod.lab.surroundings import stand_up
+from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.plan.model import PodPlan
+
+pytestmark = pytest.mark.lab
+
+ASKS = """
+import http.client, sys
+try:
+    connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=1)
+    connection.request("GET", "/")
+    print(connection.getresponse().status)
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory) -> Iterator[tuple[PodPlan, Lab]]:
+    directory = project_with(tmp_path_factory.mktemp("health"), "routed", real_stack("routed"))
+    region, plan, _ = stand_up(directory, "routed")
+    with Lab(observe(region)) as lab:
+        yield plan, lab
+
+
+def addresses(plan: PodPlan) -> dict[str, str]:
+    return {vm.key: vm.vnics[0].primary for vm in plan.vms}
+
+
+def balancers(lab: Lab) -> dict[str, tuple[str | None, list[str]]]:
+    return {name: (one["active"], sorted(one["healthy"])) for name, one in lab.call("balancers").items()}
+
+
+def becomes(lab: Lab, expected: object) -> object:
+    """What the balancers make of the NAT VMs, as soon as it is this."""
+    end = time.monotonic() + 30
+    while (found := balancers(lab)) != expected and time.monotonic() < end:
+        time.sleep(0.2)
+    return found
+
+
+def test_all_four_are_fit_and_the_first_of_each_side_acts(pod):
+    plan, lab = pod
+    at = addresses(plan)
+    found = becomes(lab, expected := {
+        name: (at[f"{side}a"], sorted([at[f"{side}a"], at[f"{side}b"]]))
+        for side in ("natVm1", "natVm2")
+        for name in balancers(lab) if side in name
+    })  # fmt: skip
+    assert found == expected
+    assert len(found) == 2
+
+
+def test_nobody_else_is_answered_in_any_vcn(pod):
+    """LPGs reach the VCN's own range by local routing, so the NSGs and INPUT have to refuse."""
+    plan, lab = pod
+    asking = [f"{customer}/{next(s.member.short for s in plan.hosts if s.member.realm == customer)}"
+              for customer in plan.customer_cidrs]  # fmt: skip
+    asking += [plan.servers[0].member]
+    answers = {
+        (vm, key): lab.call("run", vm=vm, argv=[sys.executable, "-c", ASKS, address, "8198"])["stdout"].strip()
+        for vm in asking
+        for key, address in addresses(plan).items()
+    }
+    assert set(answers.values()) == {"TimeoutError"}, answers
+    # And beside it one that is answered: the other VM of the side is in the balancer's subnet.
+    at = addresses(plan)
+    run = lab.call("run", vm="natVm1a", argv=[sys.executable, "-c", ASKS, at["natVm1b"], "8198"])
+    assert run["stdout"].strip() == "200"
+
+
+def test_a_vm_that_does_not_forward_is_left_and_one_that_is_fit_again_stands_by(pod):
+    plan, lab = pod
+    at = addresses(plan)
+    (name,) = (name for name in balancers(lab) if "natVm1" in name)
+    other = {key: value for key, value in balancers(lab).items() if key != name}
+    lab.call("run", vm="natVm1a", argv=["sysctl", "-w", "net.ipv4.ip_forward=0"])
+    gone = {**other, name: (at["natVm1b"], [at["natVm1b"]])}
+    assert becomes(lab, gone) == gone
+    # The agent's next round puts it right, and who took over stays.
+    lab.call("poll", vm="natVm1a")
+    back = {**other, name: (at["natVm1b"], sorted([at["natVm1a"], at["natVm1b"]]))}
+    assert becomes(lab, back) == back
+
+
+def test_an_answer_that_somebody_stopped_is_back_after_a_round(pod):
+    plan, lab = pod
+    at = addresses(plan)
+
+    def asked(until: str) -> str:
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            command = [sys.executable, "-c", ASKS, at["natVm2b"], "8198"]
+            if (said := lab.call("run", vm="natVm2a", argv=command)["stdout"].strip()) == until:
+                break
+            time.sleep(0.2)
+        return said
+
+    lab.call("log_in", vm="natVm2b", argv=["systemctl", "stop", "nat-pod-health.service"])
+    assert asked("ConnectionRefusedError") == "ConnectionRefusedError"
+    lab.call("poll", vm="natVm2b")
+    assert asked("200") == "200"
