@@ -444,7 +444,7 @@ def test_plan_as_markdown_is_the_golden_one(run, golden, stack):
         ("../../docs/pod.svg", ["dev"]),  # README's picture
         ("plan-dev-case-6.svg", ["dev", "--flow", "management/mgmt", "customer1/vm2"]),
         ("plan-ten.svg", ["ten"]),
-        ("plan-routed.svg", ["routed", "--flow", "fern/web", "management/mgmt"]),
+        ("../../docs/routed.svg", ["routed", "--flow", "fern/web", "management/mgmt"]),
     ],
 )
 def test_the_drawing_of_plan_is_the_golden_one(run, golden, tmp_path, name, arguments):

@@ -364,14 +364,17 @@ def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[
             tables.append((title, _FLOW_HEADER, [_flow_row(group) for group in groups]))
     for name, moved in _slot_lists(difference):
         slots = sorted(moved, key=lambda slot: natural(slot.member))
-        rows = [[slot.member, slot.nat_vm1, slot.nat_vm2] for slot in slots]
-        tables.append((f"{_SLOT_TITLES[name]} ({len(slots)})", _SLOT_HEADER, rows))
+        header, rows = _SLOT_HEADER, [[slot.member, slot.nat_vm1, slot.nat_vm2] for slot in slots]
+        if all(slot.nat_vm1 == slot.nat_vm2 for slot in slots):  # a routed POD's: one alias each
+            header, rows = _ALIAS_HEADER, [[slot.member, slot.nat_vm1] for slot in slots]
+        tables.append((f"{_SLOT_TITLES[name]} ({len(slots)})", header, rows))
     return [entry for entry in tables if entry[2]]
 
 
 _FLOW_HEADER = ("member", "with", "flows", "others call it at", "others see it as")
 _REROUTED_HEADER = ("member", "with", "flows", "what changes")
-_SLOT_HEADER = ("member", "on NAT VM1", "on NAT VM2")
+_SLOT_HEADER: tuple[str, ...] = ("member", "on NAT VM1", "on NAT VM2")
+_ALIAS_HEADER = ("member", "alias")
 
 
 _SLOT_TITLES = {
