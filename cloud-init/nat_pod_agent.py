@@ -334,7 +334,7 @@ def unfold(text):
                 for real in order[bisect_left(order, first) : bisect_right(order, first | 0xFFFFFFFF & ~mask)]:
                     address, comment = known[real]
                     made.append("-s %s/32 %s %s" % (dotted(real), comment, found.group(2).replace("%", address, 1)))
-            for rule in made or [line]:
+            for rule in made or [re.sub(r"^(-[sd] (\S{1,18})) >(\S+)$", r"\1 -g \3\2", line)]:
                 rules.append("-A %s %s" % (chain, rule))
                 room -= len(rules[-1]) + 1
                 if room < 0:

@@ -388,6 +388,8 @@ COMMIT
 *nat
 :NATPOD-PRE
 -s 10.0.0.0/25 -g NATPOD-C-a
+-d 198.18.0.0/27 >NATPOD-V-
+-s 198.18.0.0/27 -m comment --comment "x" -g NATPOD-V-198.18.0.0/27
 :NATPOD-V-198.18.0.0/27
 -d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
 -d 198.18.0.4/32 -m comment --comment "a/vm3" -j DNAT --to-destination 10.0.0.103
@@ -414,6 +416,8 @@ COMMIT
 :NATPOD-H-a - [0:0]
 :NATPOD-SERVERS - [0:0]
 -A NATPOD-PRE -s 10.0.0.0/25 -g NATPOD-C-a
+-A NATPOD-PRE -d 198.18.0.0/27 -g NATPOD-V-198.18.0.0/27
+-A NATPOD-PRE -s 198.18.0.0/27 -m comment --comment "x" -g NATPOD-V-198.18.0.0/27
 -A NATPOD-V-198.18.0.0/27 -d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
 -A NATPOD-V-198.18.0.0/27 -d 198.18.0.4/32 -m comment --comment "a/vm3" -j DNAT --to-destination 10.0.0.103
 -A NATPOD-V-198.18.0.0/27 -d 198.18.0.9/32 -m comment --comment "a/vm4" -j DNAT --to-destination 10.0.0.120
@@ -445,6 +449,9 @@ def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_sam
         (SHORT.replace("10.0.0.96/27 % -g", "vm1 % -g"), "'vm1' is not an IPv4 address"),
         (SHORT.replace("--to-destination 10.0.0.103", "--to-destination 10.0.0.256"), "is not an IPv4 address"),
         (SHORT.replace("*nat\n:NATPOD-PRE\n", "*nat\n"), "chain NATPOD-FORWARD is not declared above"),
+        (SHORT.replace(">NATPOD-V-", ">NATPOD-X-"), "chain NATPOD-X-198.18.0.0/27 is not declared above"),
+        (SHORT.replace("-d 198.18.0.0/27 >", "-d 198.18.0.1/27 >"), "has bits set behind its prefix"),
+        (SHORT.replace(">NATPOD-V-", "> NATPOD-V-"), "'>' does not belong in table nat"),
         (SHORT + "-j DROP\n", r"\*nothing must stand here"),
         # Short things that would become long: 4 MB of them would be more memory than the VM has.
         (SHORT.replace(":NATPOD-C-a\n", f":NATPOD-{'a' * 1000}\n"), "does not match NATPOD-"),
@@ -456,7 +463,7 @@ def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_sam
 )  # fmt: skip
 def test_a_short_form_that_leaves_something_open_is_refused(short, reason):
     hooks = [["filter", "FORWARD", "NATPOD-FORWARD"]]
-    assert agent.Document(signed(rules=SHORT, hooks=hooks)).count() == 13
+    assert agent.Document(signed(rules=SHORT, hooks=hooks)).count() == 15
     with pytest.raises(agent.AgentError, match=reason):
         agent.Document(signed(rules=short, hooks=hooks))
 

@@ -182,6 +182,10 @@ def fold(rules_text: str) -> str:
         -A NATPOD-H-customer1 -s 10.0.0.100/32 -m comment --comment "customer1/vm1" -j SNAT --to-source 198.18.0.2
         -A NATPOD-H-customer1 -s 10.0.0.130/32 -m comment --comment "customer1/vm2" -j SNAT --to-source 198.18.0.3
 
+    And `-s 10.0.0.0/26 >NATPOD-H-` is the way into a branch of a long chain, whose name ends with its network:
+
+        -s 10.0.0.0/26 -g NATPOD-H-10.0.0.0/26
+
     A text that would not come back word for word stays as it is.
     """
     known = _Translations(rules_text)
@@ -198,7 +202,7 @@ def fold(rules_text: str) -> str:
             chains = {} if line.startswith("*") else chains
             out.append(line)
     lines = [line for part in out for line in ([part] if isinstance(part, str) else _fold_chain(part, known))]
-    short = "".join(f"{line}\n" for line in lines)
+    short = "".join(re.sub(r"^(-[sd] (\S+)) -g (\S+?)\2$", r"\1 >\3", line) + "\n" for line in lines)
     return short if unfold(short) == rules_text else rules_text
 
 
@@ -272,7 +276,7 @@ class _Translations:
         """The rules that a line stands for, or the line itself if it stands for no others."""
         found = re.match(r"-s (\S{1,18}) % (.*)", line)
         if found is None:
-            return [line]
+            return [re.sub(r"^(-[sd] (\S{1,18})) >(\S+)$", r"\1 -g \3\2", line)]
         rules = []
         for source in self.within(_network(found[1])):
             address, comment = self.known[source]
