@@ -299,7 +299,7 @@ class _Observer:
             return Vm(
                 name=name,
                 kind=VM_NAT,
-                side=_side(metadata[guest.VM_KEY]),
+                side=_side(metadata),
                 vnics=tuple(named),
                 rules=rules,
                 # The agent switches forwarding on once its rules are loaded.
@@ -319,8 +319,10 @@ def _is_nat_vm(vm: Inputs) -> bool:
     return guest.VM_KEY in (vm.get("metadata") or {})
 
 
-def _side(vm: str) -> Side | None:
-    return Side(vm) if vm in list(Side) else None
+def _side(metadata: dict[str, str]) -> Side | None:
+    """The side of a NAT VM; one that has no standby may be called by it."""
+    side = metadata.get(guest.SIDE_KEY, metadata[guest.VM_KEY])
+    return Side(side) if side in list(Side) else None
 
 
 def _member(name: str) -> MemberName | None:
@@ -335,7 +337,7 @@ def _rules(metadata: dict[str, str]) -> Ruleset | None:
     """The rules that the VM's agent would load from this metadata; None when it would refuse them."""
     try:
         document = guest.read_document(metadata.get(guest.RULES_KEY, ""))
-        if document.vm != metadata[guest.VM_KEY]:
+        if document.vm != metadata.get(guest.SIDE_KEY, metadata[guest.VM_KEY]):
             return None
         return iptables.parse(document.rules, document.hooks)
     except ValueError:
