@@ -40,6 +40,7 @@ COMMANDS = {
     "diff": ["diff", "full", "--base", "HEAD"],
     "import": ["import", "--vm1", "natVm1.save", "--vm2", "natVm2.save"],
     "trace --all": ["trace", "full", "--all"],
+    "move": ["move", "full", "routed"],
 }
 REPORT_TEXT = """\
 # How long each command takes on a full /21 POD

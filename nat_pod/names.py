@@ -16,8 +16,12 @@ from enum import StrEnum
 from typing import Self, assert_never
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
-_PARTS = re.compile(r"(\D*)(\d*)")
 """What a realm, a host and a server can be called."""
+
+STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""A stack's name that Pulumi accepts, and that no command line takes for an option."""
+
+_PARTS = re.compile(r"(\D*)(\d*)")
 
 NAMESPACE = "nat-pod"
 """Namespace of the stack file's keys: `nat-pod:cidr`."""

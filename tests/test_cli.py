@@ -31,6 +31,7 @@ COMMANDS = {
     "trace-case-6-steps": ["trace", "dev", "management/mgmt", "customer1/vm2", "--steps"],
     "trace-all": ["trace", "dev", "--all"],
     "allocate": ["allocate", "dev"],
+    "move": ["move", "dev", "routed"],
 }
 
 
@@ -54,6 +55,7 @@ HELP = [
     ["check"],
     ["pods"],
     ["new-pod"],
+    ["move"],
     ["allocate"],
     ["plan"],
     ["rules"],

@@ -82,6 +82,7 @@ def routed() -> dict:
     mapping["natVm"]["availabilityDomain"] = "nPod:UK-LONDON-1-AD-1"
     mapping["addresses"]["management/dns"] = "198.18.0.6"
     mapping["addresses"]["customer2/old"] = {"address": "198.18.2.7", "released": True}
+    mapping["movesFrom"] = "old"
     return {**mapping, "standby": True, "vcnCidr": "198.18.3.192/26", "balancerLimit": 3, "lpgLimit": 10}
 
 
@@ -184,6 +185,8 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
             case ("delivery",):
                 mapping.clear()
                 mapping.update(stack_mapping("dev") if value == "routes" else small())
+            case ("movesFrom",):
+                mapping["movesFrom"] = "older"
             case ("vcnCidr",):
                 mapping["vcnCidr"] = "198.18.1.0/26"
                 mapping["management"]["vrouter"] = "198.18.1.58"

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[list[str], bool]] = {
     "trace --steps": (["trace", "dev", "customer1/vm1", "management/mgmt", "--steps"], True),
     "diff": (["diff", "dev", "--base", "main"], True),
     "trace --all": (["trace", "dev", "--all"], True),
+    "move": (["move", "dev", "routed"], True),
 }
 
 
@@ -49,6 +50,7 @@ def output(tmp_path, monkeypatch) -> Callable[..., list[str]]:
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
         monkeypatch.setattr(sys, "stdout", stream)
+        (tmp_path / "Pulumi.routed.yaml").unlink(missing_ok=True)  # `move` says whether it wrote it
         assert main(COMMANDS[name][0]) in (0, 1)
         stream.flush()
         return raw.getvalue().decode(encoding).splitlines()

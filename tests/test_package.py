@@ -106,6 +106,7 @@ def test_inputs_are_the_stack_files_keys(schema: dict[str, Any]) -> None:
         "standby": "boolean?",
         "vcnCidr": "string?",
         "balancerLimit": "integer?",
+        "movesFrom": "string?",
         "addresses": "map(Slot)?",
     }
     declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]

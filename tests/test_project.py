@@ -30,6 +30,7 @@ OPTIONAL = {
     "standby": True,
     "vcnCidr": "",
     "balancerLimit": 3,
+    "movesFrom": "",
     "addresses": {},
 }
 TYPES = {
@@ -45,6 +46,7 @@ TYPES = {
     "standby": "boolean",
     "vcnCidr": "string",
     "balancerLimit": "integer",
+    "movesFrom": "string",
     "addresses": "object",
 }
 

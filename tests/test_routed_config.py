@@ -71,7 +71,7 @@ WEIRD = [None, True, 0, -1, 1.5, float("nan"), "", "x", "1.2.3.4", "\n", [], [No
 
 
 def test_any_value_in_any_place_is_refused_or_accepted_but_never_a_traceback():
-    base = {**small(), "standby": True, "vcnCidr": "198.18.3.192/26", "balancerLimit": 3}
+    base = {**small(), "standby": True, "vcnCidr": "198.18.3.192/26", "balancerLimit": 3, "movesFrom": "dev"}
     base["addresses"]["customer1/old"] = {"address": "198.18.2.9", "released": True}
     for path in paths_of(base):
         for value in WEIRD:
@@ -272,6 +272,7 @@ def test_what_only_the_project_file_says_of_the_other_delivery_is_not_the_stacks
         "standby": True,
         "vcnCidr": "",
         "balancerLimit": 3,
+        "movesFrom": "",
     }
     as_text = {key: str(value).lower() if isinstance(value, bool | int) else value for key, value in defaults.items()}
     for merged in (defaults, as_text):  # as a YAML file has them, and as the CLI hands them over

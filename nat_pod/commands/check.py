@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, stack_name
 from nat_pod.config.model import Capacity
-from nat_pod.config.pods import claimed, no_stacks, read_pods, too_few_balancers
+from nat_pod.config.pods import claimed, move_problems, no_stacks, partners, read_pods, too_few_balancers
 from nat_pod.config.ranges import overlaps
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError, Problem, Unsettled, shorten
@@ -36,7 +36,9 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in names:
         stack = every[name].stack
         if stack is not None:
-            findings[name] += stack.located([*overlaps(name, ranges), *too_few_balancers(name, every)])
+            beside = overlaps(name, ranges, partners(name, every))
+            more = [*too_few_balancers(name, every), *move_problems(name, every)]
+            findings[name] += stack.located([*beside, *more])
     used: dict[str, Capacity] = {}
     for name in names:
         pod = every[name]

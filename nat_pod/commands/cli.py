@@ -23,6 +23,7 @@ COMMANDS = {
     "check": "check",
     "pods": "pods",
     "new-pod": "new_pod",
+    "move": "move",
     "allocate": "allocate",
     "plan": "plan",
     "rules": "rules",

@@ -13,7 +13,7 @@ from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_par
 from nat_pod.commands.plan_routed import holds
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.any_config import AnyConfig
-from nat_pod.config.pods import Pod, claimed, no_stacks, range_unknown, read_pods
+from nat_pod.config.pods import Pod, claimed, move_problems, no_stacks, partners, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges, overlapping
 from nat_pod.config.stack_file import is_stack_name
 from nat_pod.errors import visible
@@ -43,15 +43,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def pods_dict(pods: Mapping[str, Pod]) -> dict[str, object]:
     """The form of `pods --json`."""
-    ranges = claimed(pods)
     return {
         "pods": {
             name: {
                 "cidr": None if pod.cidr is None else str(pod.cidr),
                 **_left(pod.config),
-                "overlaps": overlapping(name, ranges),
-                "problems": len(pod.problems),
+                "overlaps": _overlaps(name, pods),
+                "problems": _problems(name, pods),
                 "example": pod.example,
+                "movesFrom": pod.moves_from,
             }
             for name, pod in pods.items()
         },
@@ -80,15 +80,21 @@ def _free(pods: Mapping[str, Pod], prefix: int) -> dict[str, object]:
 
 def _wrong(pods: Mapping[str, Pod]) -> list[str]:
     """The PODs that have a problem, or share a range."""
-    ranges = claimed(pods)
-    return [name for name, pod in pods.items() if pod.problems or overlapping(name, ranges)]
+    return [name for name in pods if _problems(name, pods) or _overlaps(name, pods)]
+
+
+def _problems(name: str, pods: Mapping[str, Pod]) -> int:
+    return len(pods[name].problems) + len(move_problems(name, pods))
+
+
+def _overlaps(name: str, pods: Mapping[str, Pod]) -> list[str]:
+    return overlapping(name, claimed(pods), partners(name, pods))
 
 
 def pods_text(pods: Mapping[str, Pod]) -> str:
     """`pods` for people."""
-    ranges = claimed(pods)
     header = ["POD", "range", "slots used", "free", "customers", "LPGs left", "VNICs", ""]
-    lines = [table(header, [_row(pod, overlapping(name, ranges)) for name, pod in pods.items()], indent=""), ""]
+    lines = [table(header, [_row(name, pods) for name in pods], indent=""), ""]
     for prefix in PREFIXES:
         slots = default_layout(next(IPNetwork(limits.POD_SPACE).subnet(prefix)), limits.MAX_VNICS).capacity
         free = _free(pods, prefix)
@@ -108,10 +114,13 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
     return "\n".join(lines)
 
 
-def _row(pod: Pod, others: list[str]) -> list[object]:
+def _row(name: str, pods: Mapping[str, Pod]) -> list[object]:
+    pod, others, problems = pods[name], _overlaps(name, pods), _problems(name, pods)
     states = [f"overlaps {', '.join(others)}"] if others else []
-    states += [count(len(pod.problems), "problem")] if pod.problems else []
+    states += [count(problems, "problem")] if problems else []
     end = ("example, " if pod.example else "") + ("; ".join(states) or "fine")
+    if pod.moves_from is not None:
+        end += f", takes the place of {visible(pod.moves_from)}"
     start = [visible(pod.name), "-" if pod.cidr is None else str(pod.cidr)]
     if pod.config is None:
         return [*start, "-", "-", "-", "-", "-", end]

@@ -26,7 +26,7 @@ class Delivery(StrEnum):
 
 _DEFAULTS: dict[Delivery, dict[str, object]] = {
     Delivery.PRIVATE_IPS: {"sourceNat": "masquerade", "subnets": {}},
-    Delivery.ROUTES: {"standby": True, "vcnCidr": "", "balancerLimit": limits.BALANCERS_PER_REGION},
+    Delivery.ROUTES: {"standby": True, "vcnCidr": "", "balancerLimit": limits.BALANCERS_PER_REGION, "movesFrom": ""},
 }
 """The settings that one delivery alone has, with their defaults in `Pulumi.yaml`."""
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from netaddr import IPNetwork
 
 from nat_pod.config.any_config import AnyConfig
+from nat_pod.config.model import PodConfig
+from nat_pod.config.move import pair_problems
 from nat_pod.config.placement import REGION, placement_problems
 from nat_pod.config.routed import MORE_BALANCERS, RoutedConfig
 from nat_pod.config.stack_file import Stack, read_stack, stack_names
 from nat_pod.config.subnets import claimed_range
 from nat_pod.errors import ConfigError, NatPodError, Problem
+from nat_pod.names import NAMESPACE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,12 @@ class Pod:
     def example(self) -> bool:
         """Whether it is an example (`Stack.example`), which is checked alone and takes no range from anybody."""
         return self.stack is not None and self.stack.example
+
+    @cached_property
+    def moves_from(self) -> str | None:
+        """The POD whose place this one takes (`movesFrom`), as it is written: None without one."""
+        value = None if self.stack is None else self.stack.pod_config().get("movesFrom")
+        return value if isinstance(value, str) and value else None
 
     @cached_property
     def config(self) -> AnyConfig | None:
@@ -107,6 +116,30 @@ def _routed(pods: Mapping[str, Pod], region: object) -> dict[str, RoutedConfig]:
         for name, pod in pods.items()
         if not pod.example and _region(pod) == region and isinstance(pod.config, RoutedConfig)
     }
+
+
+def partners(name: str, pods: Mapping[str, Pod]) -> list[str]:
+    """The PODs that may share a POD's range: the one whose place it takes, and those that take its own."""
+    return [other for other, pod in pods.items() if pods[name].moves_from == other or pod.moves_from == name]
+
+
+def move_problems(name: str, pods: Mapping[str, Pod]) -> list[Problem]:
+    """What is wrong between a POD and the one whose place it takes; nothing while either has problems of its own."""
+    pod, former = pods[name], pods[name].moves_from
+    if former is None or not isinstance(pod.config, RoutedConfig):
+        return []
+    old = pods.get(former)
+    if old is None:
+        return [_moves_from(former, f"there is no Pulumi.{former}.yaml any more: the move is over, take this line out")]
+    if old.config is None:
+        return []
+    if not isinstance(old.config, PodConfig):
+        return [_moves_from(former, "has delivery: routes itself; only PODs of the article's delivery are moved")]
+    return pair_problems(pod.config, old.config, former)
+
+
+def _moves_from(former: str, rule: str) -> Problem:
+    return Problem(f"{NAMESPACE}:movesFrom", former, rule)
 
 
 def range_unknown(pods: Mapping[str, Pod]) -> list[str]:

@@ -5,7 +5,7 @@ A POD's range is None when its stack file names none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from netaddr import IPNetwork
 
@@ -14,15 +14,19 @@ from nat_pod.config.addressing import overlap
 from nat_pod.errors import Problem
 
 
-def overlapping(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[str]:
-    """The other PODs whose range has an address of this one's."""
+def overlapping(name: str, ranges: Mapping[str, IPNetwork | None], partners: Collection[str] = ()) -> list[str]:
+    """The other PODs whose range has an address of this one's.  partners: the PODs that may share its range."""
     mine = ranges[name]
     if mine is None:
         return []
-    return [other for other, cidr in ranges.items() if other != name and cidr is not None and overlap(mine, cidr)]
+    return [
+        other
+        for other, cidr in ranges.items()
+        if other not in (name, *partners) and cidr is not None and overlap(mine, cidr)
+    ]
 
 
-def overlaps(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[Problem]:
+def overlaps(name: str, ranges: Mapping[str, IPNetwork | None], partners: Collection[str] = ()) -> list[Problem]:
     """Ranges that a POD shares with others, where both would answer for the same unique addresses."""
     return [
         Problem(
@@ -30,7 +34,7 @@ def overlaps(name: str, ranges: Mapping[str, IPNetwork | None]) -> list[Problem]
             str(ranges[name]),
             f"overlaps {ranges[other]} of Pulumi.{other}.yaml; each POD has its own range",
         )
-        for other in overlapping(name, ranges)
+        for other in overlapping(name, ranges, partners)
     ]
 
 

@@ -34,7 +34,7 @@ from nat_pod.config.reader import Reader
 from nat_pod.config.renames import Networks, Renames
 from nat_pod.config.subnets import read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import SIDES, MemberName
+from nat_pod.names import SIDES, STACK_NAME, MemberName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class RoutedConfig:
 
     `cidr` is the whole range, and `vcn` the part of it that is the VCN's own; all else of it are aliases.  `book` has
     the alias of every member, and of nobody else.  `released` has the aliases that are kept back because somebody may
-    still send to them.
+    still send to them.  `moves_from` is the stack of the article's delivery that this POD takes the place of.
     """
 
     compartment_id: str
@@ -55,6 +55,7 @@ class RoutedConfig:
     standby: bool
     lpg_limit: int
     balancer_limit: int
+    moves_from: str | None
     book: dict[MemberName, IPAddress]
     released: dict[MemberName, IPAddress]
 
@@ -119,7 +120,7 @@ class RoutedConfig:
 
 
 _REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = ("delivery", "standby", "vcnCidr", "lpgLimit", "balancerLimit", "addresses")
+_OPTIONAL = ("delivery", "standby", "vcnCidr", "lpgLimit", "balancerLimit", "movesFrom", "addresses")
 SETTINGS = (*_REQUIRED, *_OPTIONAL)
 """The keys of a routed POD's stack file below `nat-pod:`."""
 
@@ -143,6 +144,7 @@ def read_draft(
     standby = reader.boolean("standby", root.get("standby", True))
     lpg_limit = reader.integer("lpgLimit", root.get("lpgLimit", limits.LPGS_PER_VCN), 1, limits.LPGS_PER_VCN_RAISED)
     balancer_limit = reader.integer("balancerLimit", root.get("balancerLimit", limits.BALANCERS_PER_REGION), 0, 1000)
+    moves_from = reader.text("movesFrom", root.get("movesFrom") or None, _MOVES_FROM_RULE, STACK_NAME)
     check_networks(reader, cidr, management, customers)
     if vcn is not None and management is not None:
         check_vrouter(reader, management.vrouter, VcnLayout(vcn).vrouter)
@@ -181,6 +183,7 @@ def read_draft(
         standby=standby,
         lpg_limit=lpg_limit,
         balancer_limit=balancer_limit,
+        moves_from=moves_from,
         book=book,
         released=released,
     )
@@ -190,6 +193,7 @@ def read_draft(
     return config, [], reader.unsettled
 
 
+_MOVES_FROM_RULE = "must be the name of the stack that this POD takes the place of, e.g. prod for Pulumi.prod.yaml"
 _SIZES = "must be a /16 to a /25: a /22 holds 960 aliases, a /21 1,984"
 
 

@@ -57,11 +57,11 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
         found.update(_leaves((name,) if namespace == NAMESPACE else (key,), value))
     if _SHAPE in found:
         found[(*_SHAPE, "shape")] = found.pop(_SHAPE)
-    # An alias may stand alone, and an empty vcnCidr is the default one.
+    # An alias may stand alone, and an empty vcnCidr or movesFrom says as little as none.
     return {
         (*path, "address") if len(path) == 2 and path[0] == "addresses" else path: value
         for path, value in found.items()
-        if (path, value) != (("vcnCidr",), "")
+        if value or path not in (("vcnCidr",), ("movesFrom",))
     }
 
 

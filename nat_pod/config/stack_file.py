@@ -21,9 +21,8 @@ from nat_pod.config.delivery import without_foreign_defaults
 from nat_pod.config.places import Places
 from nat_pod.config.revisions import BASE_BRANCHES, file_at
 from nat_pod.errors import ConfigError, NatPodError, Problem, SlotTwice, visible
-from nat_pod.names import NAMESPACE, natural
+from nat_pod.names import NAMESPACE, STACK_NAME, natural
 
-_STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _MADE_UP = re.compile(r"ocid1\.[a-z]+\.[^.]*\.[^.]*\.example")
 
 
@@ -124,7 +123,7 @@ def stack_names(directory: Path) -> list[str]:
 
 def is_stack_name(name: str) -> bool:
     """Whether Pulumi accepts it as a stack's name, and no command line takes it for an option."""
-    return _STACK_NAME.fullmatch(name) is not None
+    return STACK_NAME.fullmatch(name) is not None
 
 
 def read_stack(directory: Path, name: str) -> Stack:

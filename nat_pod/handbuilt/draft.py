@@ -16,13 +16,13 @@ from netaddr import IPNetwork
 from nat_pod.config.addressing import default_layout, overlap
 from nat_pod.config.model import read_draft
 from nat_pod.config.placement import FILL_IN, REGION
+from nat_pod.config.stack_text import stack_text
 from nat_pod.handbuilt.flows import SavedFlow
 from nat_pod.handbuilt.member_names import named
 from nat_pod.handbuilt.networks import FoundCustomer, find_customers, management_network, pod_range
 from nat_pod.handbuilt.numeric import as_network, dotted
 from nat_pod.handbuilt.reconstruct import Handbuilt
 from nat_pod.handbuilt.remarks import Remark, RemarkKind
-from nat_pod.handbuilt.stack_text import stack_text
 from nat_pod.limits import MAX_VNICS
 from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, MemberName, Side
 from nat_pod.text import count
@@ -72,7 +72,7 @@ class Draft:
 
     def text(self) -> str:
         """The stack file."""
-        return stack_text(_HEAD, FILL_IN, self.config, self.comments)
+        return stack_text(_HEAD, {"oci:region": FILL_IN}, self.config, self.comments)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -145,5 +145,8 @@ class NatPodArgs(TypedDict):
     balancerLimit: NotRequired[int]
     """With delivery routes: network load balancers that the region may have: 3 by default."""
 
+    movesFrom: NotRequired[str]
+    """The stack that this POD takes the place of, while both stand; nothing deployed depends on it."""
+
     addresses: NotRequired[dict[str, Slot]]
     """The address book by member (management/mgmt, customer1/vm1), as `python -m nat_pod allocate STACK` writes it."""

@@ -422,6 +422,10 @@ def _vcn(_: Changed, pods: _Pods) -> Verdict:
     return _replaced(pods, f": {moved}, which OCI may refuse halfway; a new POD is safer")
 
 
+def _moves_from(_: Changed, __: _Pods) -> Verdict:
+    return Verdict(Effect.NONE, "it says which other POD `check` holds this one against")
+
+
 def _limit(_: Changed, __: _Pods) -> Verdict:
     return Verdict(Effect.NONE, "it says what `check` allows; Oracle's limit stays what it is")
 
@@ -451,6 +455,7 @@ EFFECTS: dict[Path, _Row] = {
     ("delivery",): _delivery,
     ("standby",): _standby,
     ("vcnCidr",): _vcn,
+    ("movesFrom",): _moves_from,
     ("subnets", "natVm1"): _layout,
     ("subnets", "natVm2"): _layout,
     ("subnets", "vrouter"): _vrouter_subnet,

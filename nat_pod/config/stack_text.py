@@ -11,9 +11,21 @@ from nat_pod.names import NAMESPACE, SIDES
 _COMMENTS_BEGIN = 41  # column
 
 
-def stack_text(head: list[str], region: str, config: Mapping[str, object], comments: Mapping[str, str]) -> str:
-    """The stack file.  head: comment lines.  config: keys without `nat-pod:`.  comments: by path (`natVm.shape`)."""
-    lines = [*(f"# {line}" for line in head), "config:", f"  oci:region: {region}"]
+_ENTRY = {*SIDES, "address", "released"}
+"""The keys of an entry in the address book, which stays on one line."""
+
+
+def stack_text(
+    head: list[str], others: Mapping[str, object], config: Mapping[str, object], comments: Mapping[str, str]
+) -> str:
+    """The stack file.
+
+    head: comment lines.  others: keys of other namespaces (`oci:region`).  config: keys without `nat-pod:`.
+    comments: by path (`natVm.shape`).
+    """
+    lines = [*(f"# {line}" for line in head), "config:"]
+    for key, value in others.items():
+        lines += _lines(f"  {key}", key, value, comments)
     for key, value in config.items():
         lines += _lines(f"  {NAMESPACE}:{key}", key, value, comments)
     return "\n".join(lines) + "\n"
@@ -21,7 +33,7 @@ def stack_text(head: list[str], region: str, config: Mapping[str, object], comme
 
 def _lines(start: str, path: str, value: object, comments: Mapping[str, str]) -> Iterator[str]:
     comment = comments.get(path, "")
-    if isinstance(value, dict) and value and not set(value) <= set(SIDES):
+    if isinstance(value, dict) and value and not set(value) <= _ENTRY:
         indent = " " * (len(start) - len(start.lstrip()) + 2)
         yield _with_comment(f"{start}:", comment)
         for key, entry in value.items():
@@ -39,7 +51,9 @@ def _flow_style(value: object) -> str:
 
 
 def _scalar(value: object) -> str:
-    """A plain scalar, in quotes where YAML would take it for something else: a host called `on`."""
+    """A plain scalar; a string in quotes where YAML would take it for something else: a host called `on`."""
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
     text = str(value)
     return text if yaml.safe_load(text) == text else f'"{text}"'
 
