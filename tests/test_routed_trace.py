@@ -3,15 +3,17 @@
 Address plan: the article's networks with one alias a member (routed_pods.py); the example is Pulumi.routed.yaml.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import stack_mapping
+from conftest import REPOSITORY, stack_mapping
 from routed_pods import of_size, small
 from test_proof import edited, first
 from test_routed_rules import with_lists
 
+from nat_pod.commands.cli import main
 from nat_pod.config.any_config import read
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -123,6 +125,20 @@ def test_a_standby_that_does_not_run_the_same_rules_is_found(vm):
     assert NOT_DELIVERED in found(plan, refuses)
     lets_pass = edited(topology, vm, "NATPOD-FORWARD", first(Rule(Match(), Accept())))
     assert NO_GUARD in found(plan, lets_pass)
+
+
+def test_the_steps_show_what_the_balancer_chooses(tmp_path, monkeypatch, capsys):
+    shutil.copy(REPOSITORY / "Pulumi.routed.yaml", tmp_path)
+    shutil.copy(REPOSITORY / "Pulumi.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["trace", "routed", "fern/app", "management/mgmt", "--steps"]) == 0
+    steps = capsys.readouterr().out
+    assert "load balancer         to nat_vm1a; nat_vm1b stands by" in steps
+    assert "load balancer         to nat_vm2a; nat_vm2b stands by" in steps
+    assert main(["trace", "routed", "fern/app", "management/mgmt", "--down", "natVm1a", "--steps"]) == 0
+    assert "to nat_vm1b; nat_vm1a is down" in " ".join(capsys.readouterr().out.split())
+    assert main(["trace", "routed", "--all"]) == 0
+    assert "=> all as declared: no counter-example" in capsys.readouterr().out
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -111,9 +111,9 @@ class PreparedRules:
         return verdict
 
     def told_apart(self, builtin: str, opened_from: int, answered_from: int, destination: int) -> tuple[int, int, int]:
-        """Numbers for the ends of a flow and a destination; where they are equal, a guard takes them for equal."""
+        """Numbers for a flow's ends and the destination of an error about it; a guard takes what is equal for equal."""
         hook = self._hooks["filter", builtin]
-        return (*hook.ends(opened_from, answered_from), hook.destinations.number(destination))
+        return (*hook.ends(opened_from, answered_from), hook.errors_to.number(destination))
 
     def _walk(self, hook: _Hook, header: Header, state: frozenset[str]) -> Verdict:
         passed: list[str] = []
@@ -158,6 +158,13 @@ class _Hook:
         ends = [test.ends for test in tests if test.ends is not None]
         self._opened = Places(network for network, _ in ends if network is not None)
         self._answered = Places(network for _, network in ends if network is not None)
+        asked = [
+            test
+            for chain in _reached(table, self.entry, _an_error_may_match)
+            for rule, test in zip(chain.rules, indexed(table, chain.name).tests, strict=True)
+            if _an_error_may_match(rule)
+        ]
+        self.errors_to = Places(test.destination for test in asked if test.destination is not None)
         self.looks_further = any(test.beyond_state for test in tests)
 
     def ends(self, opened_from: int, answered_from: int) -> tuple[int, int]:
@@ -170,8 +177,16 @@ def behind(table: Table, builtin: str) -> list[Chain]:
     return _reached(table, next((hook.chain for hook in table.hooks if hook.builtin == builtin), None))
 
 
-def _reached(table: Table, entry: str | None) -> list[Chain]:
-    """The chains that a packet can get into.  Raises UnknownRuleError for a jump into nowhere or back."""
+def _an_error_may_match(rule: Rule) -> bool:
+    """Whether its states are those of an ICMP error about a flow that exists."""
+    return not rule.match.ctstate or not {"RELATED", "DNAT", "SNAT"}.isdisjoint(rule.match.ctstate)
+
+
+def _reached(table: Table, entry: str | None, by: Callable[[Rule], bool] = lambda _: True) -> list[Chain]:
+    """The chains that a packet can get into by these rules.
+
+    Raises UnknownRuleError for a jump into nowhere or back.
+    """
     chains = {chain.name: chain for chain in table.chains}
     done: dict[str, Chain] = {}
     ahead: list[tuple[str, tuple[str, ...]]] = [] if entry is None else [(entry, ())]
@@ -182,7 +197,7 @@ def _reached(table: Table, entry: str | None) -> list[Chain]:
         if name in above:
             raise UnknownRuleError(f"jump to chain {name} of {table.name}", "it leads round in a circle")
         done[name] = chains[name]
-        targets = {rule.target.chain for rule in chains[name].rules if isinstance(rule.target, Goto)}
+        targets = {rule.target.chain for rule in chains[name].rules if isinstance(rule.target, Goto) and by(rule)}
         ahead += [(target, (*above, name)) for target in sorted(targets)]
     return list(done.values())
 

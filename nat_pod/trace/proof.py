@@ -188,7 +188,11 @@ class _Prover:
         for flow in flows:
             self.traced += 1
             packet = _packet(kind, flow.source, flow.destination)
-            traced = tracer.trace(flow.sender, packet, flow.receiver)
+            if kind is _SEGMENT:  # the other way is a flow of its own here
+                leg = tracer.request(flow.sender, packet)
+                traced = Trace(leg.disposition, leg, None)
+            else:
+                traced = tracer.trace(flow.sender, packet, flow.receiver)
             if traced.disposition is Disposition.DELIVERED:
                 yield flow, packet, traced
                 continue
@@ -220,12 +224,15 @@ class _Prover:
         for kind, declared in ((_SYN, flows), (_DATAGRAM, flows), (_SEGMENT, either)):
             self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared}
             for self.down in [set(), active] if active else [set()]:
+                alike = bool(self.down) and self._standbys_are_alike()
+                if (kind is _SYN and not self.down) or (kind is _DATAGRAM and alike):
+                    continue  # they have been looked at, or can show nothing new
                 self.kind, self.tracer = kind, Tracer(self.topology, self.down)
                 for _ in self._both_ways(self.tracer, declared, kind):
                     pass
                 self._uses(self.tracer)
-                if (self.down and self._standbys_are_alike()) or (kind is _SYN and not self.down):
-                    continue  # it has been swept
+                if alike:
+                    continue
                 self.members()
                 for realm in self.plan.realms:
                     self.unknown(realm)
