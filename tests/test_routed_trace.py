@@ -20,6 +20,8 @@ from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.netfilter import OPENING, Accept, Drop, Match, Rule
 from nat_pod.trace.counter_examples import (
     CUSTOMER_TO_CUSTOMER,
+    ERROR_LOST,
+    FOREIGN_ERROR,
     NO_GUARD,
     NOT_DECLARED,
     NOT_DELIVERED,
@@ -195,6 +197,24 @@ def test_a_syn_ack_of_a_flow_that_the_nat_vm_has_not_seen_is_not_translated():
     assert (traced.disposition, traced.reply is not None) == (Disposition.NO_MAPPING, True)
     assert Tracer(astray).trace("customer1/vm1", replace(syn, segment=Segment.GOES_ON)).reply is not None
     assert Tracer(topology).trace("customer1/vm1", syn).disposition is Disposition.DELIVERED
+
+
+@pytest.mark.parametrize(("vm", "rules"), [("natVm1a", 6), ("natVm2a", 4)])
+def test_each_rule_that_lets_errors_pass_is_missed_by_a_declared_flow(vm, rules):
+    plan = planned(small())
+    topology = expected_topology(plan)
+    chain = topology.vms[vm].rules.filter.chain("NATPOD-ERRORS").rules
+    passing = [rule for rule in chain if isinstance(rule.target, Accept)]
+    assert len(passing) == rules
+    for gone in passing:
+        broken = edited(topology, vm, "NATPOD-ERRORS", lambda rules, gone=gone: [r for r in rules if r != gone])
+        assert found(plan, broken) == {ERROR_LOST}, gone
+
+
+def test_errors_that_pass_as_in_most_rule_sets_are_found():
+    plan = planned(small())
+    related = first(Rule(Match(ctstate=("ESTABLISHED", "RELATED")), Accept()))
+    assert FOREIGN_ERROR in found(plan, edited(expected_topology(plan), "natVm1a", "NATPOD-FORWARD", related))
 
 
 # --- the VCN's own addresses -----------------------------------------------------------------------------------------
