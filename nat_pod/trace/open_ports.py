@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from nat_pod.config.delivery import Delivery
 from nat_pod.names import MANAGEMENT, SSH, MemberName, Side
@@ -53,6 +54,30 @@ class OpenPorts:
     def ways_in(self) -> tuple[WayIn, ...]:
         """Whose ssh is answered where."""
         return _ways(self._answered)
+
+    def goes_one_way(self, tracer: Tracer, sender: str, sources: Block, leg: Leg) -> bool:
+        """Whether a routed POD lets such a packet in without answering its sender, whichever of these sources it has.
+
+        There an LPG leads to every address that the VCN itself has.  In the article's POD it does not, and nothing of
+        this kind gets in.
+        """
+        match self._plan.delivery:
+            case Delivery.PRIVATE_IPS:
+                return False
+            case Delivery.ROUTES:
+                pass
+            case _ as never:
+                assert_never(never)
+        tried = [sources[0]]
+        if isinstance(sender, MemberName):  # what it sends from its own network could come back
+            first, last, _ = numbers(self._plan.realms[sender.realm])
+            tried += [max(first, sources[0])] if first <= sources[1] and sources[0] <= last else []
+        for source in tried:
+            answer = tracer.answer(tracer.request(sender, _from_to(source, leg.sent[1], leg.packet)))
+            back = answer.refusal.vm.name if isinstance(answer.refusal, AnsweredByNatVm) else answer.reached
+            if back == sender:
+                return False
+        return True
 
     def one_way(self, sender: str, receiver: str, address: int) -> None:
         """Packets of this sender get there, and the answer goes to somebody else."""
@@ -118,9 +143,7 @@ class OpenPorts:
             if (to.protocol, to.dport) == ("tcp", SSH) and self._is_meant(sender, refusal.vm.side):
                 self._answered.setdefault((sender, refusal.vm.name), set()).add(destination[0])
                 continue
-            answer = tracer.answer(leg)
-            back = answer.refusal.vm.name if isinstance(answer.refusal, AnsweredByNatVm) else answer.reached
-            if back != sender:
+            if self.goes_one_way(tracer, sender, source, leg):
                 self.one_way(sender, refusal.vm.name, destination[0])
                 continue
             port = f"ICMP type {to.icmp_type}" if to.protocol == "icmp" else f"{to.protocol.upper()} {to.dport}"

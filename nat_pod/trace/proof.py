@@ -362,7 +362,7 @@ class _Prover:
             receiver = self.topology.vms[leg.reached].member
             if leg.reached == VROUTER and sender.is_server:
                 return  # the vRouter's own address in the POD: management's own machine
-            if leg.reached == VROUTER and self.tracer.answer(leg).reached != sender:
+            if leg.reached == VROUTER and self.ports.goes_one_way(self.tracer, sender, sources, leg):
                 self.ports.one_way(sender, VROUTER, destinations[0])
                 return
             if wanted is not None and packets == 1:
