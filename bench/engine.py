@@ -89,7 +89,7 @@ def main() -> int:
 def _compare(pod: Pod, cli: Path, *, floor_first: bool) -> None:
     """One round: POD and floor, one after the other."""
     floor, of_floor = _measure_floor(pod.resources, cli) if floor_first else (0, {})
-    pod.resources, of_pod = _measure(REPOSITORY, pod.config, cli)
+    pod.resources, of_pod = measure(REPOSITORY, pod.config, cli)
     if not floor_first:
         floor, of_floor = _measure_floor(pod.resources, cli)
     if floor != pod.resources:
@@ -100,10 +100,10 @@ def _compare(pod: Pod, cli: Path, *, floor_first: bool) -> None:
 
 
 def _measure_floor(resources: int, cli: Path) -> tuple[int, dict[str, float]]:
-    return _measure(FLOOR, {"oci:region": REGION, "nat-pod-floor:resources": resources}, cli)
+    return measure(FLOOR, {"oci:region": REGION, "nat-pod-floor:resources": resources}, cli)
 
 
-def _measure(directory: Path, config: dict[str, Any], cli: Path) -> tuple[int, dict[str, float]]:
+def measure(directory: Path, config: dict[str, Any], cli: Path) -> tuple[int, dict[str, float]]:
     """Number of resources, and the seconds that each step takes, from an empty region on."""
     with tempfile.TemporaryDirectory(prefix="nat-pod-bench-") as scratch:
         base = Path(scratch)
@@ -130,12 +130,16 @@ def _report(pods: list[Pod], rounds: int) -> str:
         for pod in pods
         for step, ratios in pod.ratios.items()
     ]
-    machine = (
+    return REPORT_TEXT.format(rows="\n".join(rows), rounds=rounds, machine=machine())
+
+
+def machine() -> str:
+    """What was measured on, and how busy it was."""
+    return (
         f"{processor()}, {os.cpu_count()} processors, load {os.getloadavg()[2]:.1f} over the last 15 minutes; "
         f"{platform.system()}, Python {platform.python_version()}, "
         f"pulumi {version('pulumi')}, pulumi-oci {version('pulumi-oci')}"
     )
-    return REPORT_TEXT.format(rows="\n".join(rows), rounds=rounds, machine=machine)
 
 
 def processor() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
+from nat_pod.config import routed
 from nat_pod.config.address_book import as_written, settle
 from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import ConfigError
@@ -75,6 +76,18 @@ def full_pod(
         customer["hosts"] = {host_name(host): str(first + offset) for host, offset in enumerate(at)}
     allocate(pod)
     return pod
+
+
+def routed_pod() -> dict[str, Any]:
+    """The members of `full_pod` in a /22, 435 of them, with `delivery: routes` and standbys."""
+    members = {key: value for key, value in full_pod(SLASH_22).items() if key != "addresses"}
+    management = {**members["management"], "vrouter": str(IPNetwork(SLASH_22)[-6])}
+    vm = {**members["natVm"], "shape": {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 8}}
+    pod = {**members, "management": management, "natVm": vm, "delivery": "routes"}
+    config, problems, _ = routed.read_draft(pod, "bench")
+    if config is None:
+        raise ConfigError("this POD of numbers", problems)
+    return {**pod, "addresses": {str(name): str(entry.slot) for name, entry in settle(config).entries.items()}}
 
 
 def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
