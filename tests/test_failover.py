@@ -57,8 +57,17 @@ def test_flows_that_end_do_so_in_each_way(plan):
     assert not {one.number for one in ending} & {one.number for one in held_flows(plan, tcp=500, udp=200)}
 
 
-def test_each_nat_vm_fails_and_each_takes_over(plan):
-    assert [(step.fail, step.hang, step.recover) for step in steps(plan)] == [
+def test_each_nat_vm_fails_and_each_takes_over_whoever_acts_at_first(plan):
+    turned = steps(plan, {"natVm1": "natVm1b", "natVm2": "natVm2a"})
+    assert [step.fail for step in turned if step.fail] == [
+        ("natVm1b",),
+        ("natVm2a",),
+        ("natVm1a", "natVm2b"),
+        ("natVm1b",),
+        ("natVm1a",),
+    ]
+    first = steps(plan, {"natVm1": "natVm1a", "natVm2": "natVm2a"})
+    assert [(step.fail, step.hang, step.recover) for step in first] == [
         (("natVm1a",), False, ()),
         (("natVm2a",), False, ()),
         ((), False, ("natVm1a", "natVm2a")),

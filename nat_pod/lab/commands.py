@@ -168,7 +168,7 @@ def _fail_over(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> l
     say(f"{len(flows)} flows are opened, and held while NAT VMs fail")
     outcomes = []
     with failover.Watched(key, plan, deployed, flows) as watched:
-        for number, step in enumerate(failover.steps(plan)):
+        for number, step in enumerate(failover.steps(plan, failover.acting(key, deployed))):
             say(step.what)
             outcomes.append(watched.step(step, ending=_HELD_APART if number < len(plan.balancers) else 0))
     return outcomes

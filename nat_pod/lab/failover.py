@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from types import TracebackType
@@ -204,11 +204,14 @@ def _mixed(groups: dict[tuple[Side, bool], list[Flow]], kinds: Sequence[_T]) -> 
 class Watched:
     """Flows that are open in a lab for the length of a `with` block; `step` lets something happen to them.
 
+    patience: seconds after the switch until a flow without an answer is lost.
     Raises NatPodError when they do not all open.
     """
 
-    def __init__(self, key: str, plan: PodPlan, deployed: Topology, flows: Sequence[Held]) -> None:
-        self._key, self._plan, self._deployed = key, plan, deployed
+    def __init__(
+        self, key: str, plan: PodPlan, deployed: Topology, flows: Sequence[Held], patience: float = PATIENCE
+    ) -> None:
+        self._key, self._plan, self._deployed, self._patience = key, plan, deployed, patience
         self._flows = list(flows)
 
     def __enter__(self) -> Watched:
@@ -241,7 +244,7 @@ class Watched:
             woken = [one.number for one in self._flows if one.kind is Kind.IDLE and one.by_server == by_server]
             _load(key, "wake", numbers=woken, by_server=by_server)
         going_on = [held for held in self._flows if held.goes_on]
-        report = _answered(key, going_on, PATIENCE)
+        report = _answered(key, going_on, self._patience)
         fates = [(held, _fate(self._plan, held, report)) for held in going_on]
         outcome = Outcome(
             what=step.what,
@@ -386,12 +389,16 @@ def _report(key: str) -> Report:
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
 
-def steps(plan: PodPlan) -> list[Step]:
+def steps(plan: PodPlan, active: Mapping[str, str]) -> list[Step]:
     """Every way to lose the NAT VMs of a POD whose sides have a standby each, so that each VM takes over once.
 
-    The last but one hangs when the first is back, which still has the connection table of before.
+    active: who acts at first, by load balancer.  The last VM hangs when its other one is back, which still has the
+    connection table of before.
     """
-    pairs = [[backend.vm for backend in balancer.backends] for balancer in plan.balancers]
+    pairs = [
+        sorted((backend.vm for backend in balancer.backends), key=lambda vm: vm not in active.values())
+        for balancer in plan.balancers
+    ]
     first, second = ([vms[number] for vms in pairs] for number in (0, 1))
     return [
         *(Step(what=f"{vm} off", fail=(vm,)) for vm in first),
