@@ -152,7 +152,8 @@ def rules_met(table: Table, builtin: str, source: str, destination: str) -> int:
         for rule in entered.rules:
             met += 1
             wanted = ((rule.match.source, source), (rule.match.destination, destination))
-            if all(network is None or address in IPNetwork(network) for network, address in wanted):
+            hit = all(network is None or address in IPNetwork(network) for network, address in wanted)
+            if hit and rule.match.bound is None:
                 chain = table.chain(rule.target.chain) if isinstance(rule.target, Goto) else None
                 break
     return met

@@ -245,6 +245,7 @@ def word(pattern):
 
 CHAIN = word(r"NATPOD-[A-Za-z0-9._/-]{1,21}")  # iptables takes 28 characters
 STATES = word(r"(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT)(,(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT))*")
+PORT = word(r"[0-9]{1,5}")
 COMMON = {
     "-A": CHAIN,
     "-g": CHAIN,
@@ -253,10 +254,21 @@ COMMON = {
     "--ctstate": STATES,
     "--comment": word(r'"[ !#-\[\]-~]{1,255}"|[A-Za-z0-9._:/][A-Za-z0-9._:/-]{0,254}'),
 }
-PORT = word(r"[0-9]{1,5}")
+# How many flows are too many; whether it makes sense is for the rehearsal.
+for option in (
+    "mode",
+    "probability",
+    "connlimit-above",
+    "connlimit-mask",
+    "set --name",
+    "rcheck --seconds",
+    "name",
+    "mask",
+):
+    COMMON["--" + option] = word(r"[A-Za-z0-9._-]{1,28}( --[a-z-]+)?")
 OPENING = "FIN,SYN,RST,ACK SYN"  # a segment that opens a connection: of these four flags SYN alone
 # What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
-# for a flow of which conntrack no longer knows the interface.
+# for a flow of which conntrack no longer knows the interface; and at a bound, which no flow that exists was above.
 OPTIONS = {
     "filter": dict(
         COMMON,
@@ -282,8 +294,11 @@ OPTIONS = {
         },
     ),
 }
-MODULES = ("conntrack", "comment", "tcp", "udp", "icmp")
-WORDS = re.compile(r'"[^"]*"|! -\S+|%s|[^ "]+' % OPENING)  # an option, its negation, or its whole value
+MODULES = ("conntrack", "comment", "tcp", "udp", "icmp", "statistic", "connlimit", "recent")
+# An option, its negation, or a whole value.  An option without one belongs to the option behind it, or to the value
+# before it.
+FLAGS = r"[^ \"]+ --(?:rsource|rdest|connlimit-[sd]addr)"
+WORDS = re.compile(r'"[^"]*"|! -\S+|--(?:set|rcheck) --\w+|%s|%s|[^ "]+' % (OPENING, FLAGS))
 TRANSLATES_TO = {"DNAT": "--to-destination", "SNAT": "--to-source", "NETMAP": "--to"}
 
 
@@ -335,7 +350,7 @@ def unfold(text):
                     address, comment = known[real]
                     made.append("-s %s/32 %s %s" % (dotted(real), comment, found.group(2).replace("%", address, 1)))
             for rule in made or [re.sub(r"^(-[sd] (\S{1,18})) >(\S+)$", r"\1 -g \3\2", line)]:
-                rules.append("-A %s %s" % (chain, rule))
+                rules.append("-A %s %s" % (chain, rule.replace("--name %", "--name " + chain)))
                 room -= len(rules[-1]) + 1
                 if room < 0:
                     raise AgentError("its rules have more than %d bytes" % DOCUMENT_LIMIT)
@@ -458,6 +473,8 @@ class Document:
                 if any(
                     not within(address, rule.get(option)) for address, option in ((source, "-s"), (destination, "-d"))
                 ):
+                    continue
+                if "--mask" in rule:
                     continue
                 if "--ctstate" in rule and not states & set(rule["--ctstate"].split(",")):
                     continue

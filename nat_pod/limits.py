@@ -53,6 +53,20 @@ METADATA_OVERHEAD_BYTES = 1_000
 FLOWS_PER_ADDRESS = 64_512
 """Ports 1024-65535: what one source address can have open at a time towards one server address and port."""
 
+CONNECTIONS_PER_GB = 131_072
+CONNECTIONS = 1_048_576
+"""Entries of a NAT VM's connection table, one for 8 kB of memory, and the most; `size_conntrack` of the agent."""
+
+BOUND_SHARE = 4
+"""A customer may have so large a part of a NAT VM's table open, a fourth; two of them leave room for all others."""
+
+BOUND_SAMPLE = 64
+"""One new flow in so many is counted (docs/decisions/connection-bound.md has the figures)."""
+
+BOUND_SECONDS = 60
+"""So long a customer's new flows are refused after a sample was above its bound.  A customer that opens flows more
+slowly than samples see gets past its bound by at most BOUND_SAMPLE flows in this time."""
+
 FLOWS_BEFORE_DROPS = 39_000
 """Where new flows begin to be lost: near the end the kernel looks for a free port only so often (bench/results.md)."""
 
@@ -103,6 +117,11 @@ def fixed_shapes() -> tuple[str, ...]:
 def max_ocpus(shape: str) -> int:
     """The most OCPUs a flex shape takes."""
     return _FLEX_SHAPES[shape][0]
+
+
+def connections(memory_gbs: int | None) -> int:
+    """Entries of a NAT VM's connection table.  memory_gbs: None for a fixed shape, the smallest of which has 15 GB."""
+    return CONNECTIONS if memory_gbs is None else min(CONNECTIONS, CONNECTIONS_PER_GB * memory_gbs)
 
 
 def vnic_limit(shape: str, ocpus: int | None) -> int:

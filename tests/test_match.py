@@ -14,7 +14,7 @@ from nat_pod.config.model import PodConfig
 from nat_pod.errors import UnknownRuleError
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.iptables import hooks, parse, render, render_rule
-from nat_pod.rules.netfilter import OPENING, Accept, Chain, Drop, Hook, Match, Rule, Ruleset, Table
+from nat_pod.rules.netfilter import OPENING, AboveBound, Accept, Chain, Drop, Hook, Match, Rule, Ruleset, Table
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.proof import _covers
@@ -34,6 +34,7 @@ MISSED: dict[str, Match] = {
     "ctstate": Match(ctstate=("INVALID",)),
     "opened_from": Match(opened_from="1.2.3.0/24"),
     "answered_from": Match(answered_from="1.2.3.0/24"),
+    "bound": Match(bound=AboveBound(name="NATPOD-customer1", above=252, sample=64)),
 }
 BARE = Match()
 

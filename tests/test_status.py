@@ -294,6 +294,14 @@ def test_one_thing_at_a_time_is_found_and_nothing_else(plan, vm, changes, expect
     assert findings(plan, vm, **changes) == [line.replace("GENERATION", generation) for line in expected]
 
 
+def test_a_customer_above_its_bound_is_found_by_its_name(plan):
+    chains = {"NATPOD-C-customer2": {"ACCEPT": 77}, "NATPOD-C-customer1": {}, "NATPOD-SERVERS": {"ACCEPT": 5}}
+    assert findings(plan, "natVm1", counted={"members": {}, "chains": chains}) == [
+        "customer2 had too many flows open: 77 packets of new flows were refused since it booted; "
+        "it may have 16128 to one server"
+    ]
+
+
 RULES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     "a chain with other rules": ({"nat NATPOD-POST": "0" * 12}, ["nat NATPOD-POST has others"]),
     "a chain that is gone": ({"nat NATPOD-POST": None}, ["nat NATPOD-POST is without them"]),

@@ -23,7 +23,8 @@ from nat_pod.rules.netfilter import OPENING, OWN_PREFIX, Ruleset
 CLOSED = "-j NATPOD-CLOSED"
 """The guard's last rule: a document's chains are entered before it."""
 
-_WORDS = re.compile(rf'"[^"]*"|! -\S+|{OPENING}|[^ "]+')
+_FLAGS = r"[^ \"]+ --(?:rsource|rdest|connlimit-[sd]addr)"
+_WORDS = re.compile(rf'"[^"]*"|! -\S+|--(?:set|rcheck) --\w+|{OPENING}|{_FLAGS}|[^ "]+')
 
 
 def fingerprint(rules: Ruleset) -> dict[str, str]:

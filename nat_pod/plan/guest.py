@@ -186,6 +186,8 @@ def fold(rules_text: str) -> str:
 
         -s 10.0.0.0/26 -g NATPOD-H-10.0.0.0/26
 
+    `--name %` is a mark with the name of the rule's own chain.
+
     A text that would not come back word for word stays as it is.
     """
     known = _Translations(rules_text)
@@ -197,7 +199,7 @@ def fold(rules_text: str) -> str:
             out += [f":{name}", chains.setdefault(name, [])]
         elif line.startswith("-A "):
             chain, _, rule = line[len("-A ") :].partition(" ")
-            chains.setdefault(chain, []).append(rule)
+            chains.setdefault(chain, []).append(rule.replace(f"--name {chain} ", "--name % "))
         else:
             chains = {} if line.startswith("*") else chains
             out.append(line)
@@ -234,7 +236,7 @@ def unfold(short: str) -> str:
     for line in short.split("\n"):
         if line.startswith("-") and not line.startswith("-A "):
             for rule in known.unfold(line):
-                rules.append(f"-A {chain} {rule}")
+                rules.append(f"-A {chain} {rule}".replace("--name %", f"--name {chain}"))
                 room -= len(rules[-1]) + 1
                 if room < 0:
                     raise ValueError(f"its rules have more than {DOCUMENT_LIMIT} bytes")

@@ -14,7 +14,7 @@ from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, MemberName, Side
-from nat_pod.rules.netfilter import Ruleset
+from nat_pod.rules.netfilter import AboveBound, Ruleset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +69,15 @@ class NatVmPlan:
     def nsg(self) -> str:
         """The key of the NSG that its VNICs are in: the side's."""
         return self.side
+
+    @property
+    def bounds(self) -> dict[str, tuple[str, ...]]:
+        """By chain that bounds the flows of a customer: how many it may have open, in words."""
+        return {
+            chain.name: tuple(str(bound) for rule in chain.rules if isinstance(bound := rule.match.bound, AboveBound))
+            for chain in self.rules.nat.chains
+            if any(rule.match.bound is not None for rule in chain.rules)
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,14 +43,17 @@ from netaddr import cidr_merge
 from nat_pod.config.addressing import Pair, Slot
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import CustomerConfig, Member
+from nat_pod.limits import BOUND_SAMPLE, BOUND_SECONDS, BOUND_SHARE, FLOWS_PER_ADDRESS, connections
 from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, Side
 from nat_pod.rules.guard import ERRORS, about_own, from_all, guard, nat_table, ssh
 from nat_pod.rules.netfilter import (
+    AboveBound,
     Accept,
     Chain,
     Dnat,
     Drop,
     Goto,
+    Marked,
     Match,
     Netmap,
     Rule,
@@ -162,13 +165,49 @@ def _customers_to_vm2(mappings: _Mappings) -> _Part:
         target = SERVERS if customer.servers is None else f"{SERVER}{customer.name}"
         top += _from(customer, chain)
         members = [Rule(Match(source=_host(host.address)), Goto(target), member=host.name) for host in hosts]
-        chains += _chain(chain, CUSTOMER, members)
+        first, *branches = _chain(chain, CUSTOMER, members)
+        chains += [Chain(chain, (*_bound(customer, mappings.config), *first.rules)), *branches]
         if customer.servers is not None:
             # Flat: two customers' branches would have the same names.
             chains.append(Chain(target, tuple(_server_rules(mappings, _allowed(mappings.servers, customer)))))
     if any(isinstance(rule.target, Goto) and rule.target.chain == SERVERS for chain in chains for rule in chain.rules):
         chains += _chain(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
     return _part(CUSTOMER, top, chains)
+
+
+def customer_bounds(config: PodConfig, customer: CustomerConfig) -> dict[bool, int]:
+    """How many flows a customer may have open: in all (False), and to one server (True) where all share its ports.
+
+    What the bounds to its servers keep it below anyway is not asked.
+    """
+    in_all = connections(config.nat_vm.memory_gbs) // BOUND_SHARE
+    match config.source_nat:
+        case SourceNat.STATIC:
+            return {False: in_all}
+        case SourceNat.MASQUERADE:
+            to_one = FLOWS_PER_ADDRESS // BOUND_SHARE
+            enough = to_one * len(_allowed(config.servers, customer)) <= in_all
+            return {True: to_one} if enough else {False: in_all, True: to_one}
+        case _ as never:
+            assert_never(never)
+
+
+def _bound(customer: CustomerConfig, config: PodConfig) -> list[Rule]:
+    """A customer that has too many flows open opens no more; those that it has live on.
+
+    What exceeds the bound leaves the nat table untranslated, and FORWARD drops it.  It is asked here because the
+    packet is in its customer's chain already: in the filter table finding the customer again would cost as much as
+    the bound itself.  Samples come first, so that a flood renews the mark.  NAT VM2 needs no such rules: what
+    customers open there has passed here.  See docs/decisions/connection-bound.md.
+    """
+    name, bounds = f"{CUSTOMER}{customer.name}", customer_bounds(config, customer)
+    above = [
+        AboveBound(name=name, above=most // BOUND_SAMPLE, sample=BOUND_SAMPLE, by_destination=by_destination)
+        for by_destination, most in bounds.items()
+    ]
+    marked = [Marked(name=name, seconds=BOUND_SECONDS, by_destination=by_destination) for by_destination in bounds]
+    matches = [*(Match(bound=bound) for bound in above), *(Match(bound=bound) for bound in marked)]
+    return [Rule(match, Accept()) for match in matches]
 
 
 def _from(customer: CustomerConfig, chain: str) -> list[Rule]:

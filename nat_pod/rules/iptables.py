@@ -26,12 +26,14 @@ from collections.abc import Sequence
 from nat_pod.rules.netfilter import (
     CHAIN_NAME_LIMIT,
     OWN_PREFIX,
+    AboveBound,
     Accept,
     Chain,
     Dnat,
     Drop,
     Goto,
     Hook,
+    Marked,
     Match,
     Netmap,
     Rule,
@@ -43,6 +45,13 @@ from nat_pod.rules.netfilter import (
 
 _MEMBER = re.compile(r"[A-Za-z0-9._-]{1,100}/[A-Za-z0-9._-]{1,100}")
 _NOTE = re.compile(r"[A-Za-z0-9 ._:,()>-]{1,200}")
+_RECENT = r"--name (?P<name>\S{1,28}) --mask (?P<mask>[0-9.]{7,15}) --\w{1,9} "
+_ABOVE = re.compile(
+    r"-m statistic --mode random --probability (?P<share>0\.0*[1-9][0-9]*) "
+    r"-m connlimit --connlimit-above (?P<above>[0-9]{1,9}) --connlimit-mask [0-9]{1,2} --connlimit-\w{1,9} "
+    rf"-m recent --set {_RECENT}"
+)
+_MARKED = re.compile(rf"-m recent --rcheck --seconds (?P<seconds>[0-9]{{1,9}}) {_RECENT}")
 _CHAIN = re.compile(rf"{OWN_PREFIX}[A-Za-z0-9./-]{{1,{CHAIN_NAME_LIMIT - len(OWN_PREFIX)}}}")
 
 
@@ -98,6 +107,8 @@ def render_rule(chain: str, rule: Rule) -> str:
         words.append(f"--ctorigsrc {match.opened_from}")
     if match.answered_from is not None:
         words.append(f"--ctreplsrc {match.answered_from}")
+    if match.bound is not None:
+        words.append(_bound_text(match.bound))
     if comment := _comment(rule):
         words.append(f'-m comment --comment "{comment}"')
     words.append(_target_text(rule.target))
@@ -124,8 +135,9 @@ def parse(text: str, own_hooks: Sequence[tuple[str, str, str]]) -> Ruleset:
                     raise ValueError("a chain of ours stands here once, as `:NATPOD-NAME - [0:0]`")
                 table[name] = []
             elif line.startswith("-A ") and table is not None:
-                words = shlex.split(line)
-                table[words[1]].append(_read_rule(words[2:]))
+                rest, bound = _take_bound(line)
+                words = shlex.split(rest)
+                table[words[1]].append(_read_rule(words[2:], bound))
             else:
                 raise ValueError("is none of *table, :chain, -A rule, COMMIT in its place")
         except (ValueError, KeyError, IndexError) as error:
@@ -164,6 +176,42 @@ def _read_comment(comment: str) -> tuple[str, str]:
     return (comment, "") if form is _MEMBER else ("", comment)
 
 
+def _bound_text(bound: AboveBound | Marked) -> str:
+    recent = "--mask 255.255.255.255 --rdest" if bound.by_destination else "--mask 0.0.0.0 --rsource"
+    match bound:
+        case AboveBound():
+            connlimit = "32 --connlimit-daddr" if bound.by_destination else "0 --connlimit-saddr"
+            return (
+                f"-m statistic --mode random --probability {1 / bound.sample:.11f} "
+                f"-m connlimit --connlimit-above {bound.above} --connlimit-mask {connlimit} "
+                f"-m recent --set --name {bound.name} {recent}"
+            )
+        case Marked():
+            return f"-m recent --rcheck --seconds {bound.seconds} --name {bound.name} {recent}"
+
+
+def _take_bound(line: str) -> tuple[str, AboveBound | Marked | None]:
+    """A line without its words about a bound, and what they say.  Raises ValueError for words in another form."""
+    found = _ABOVE.search(line) or _MARKED.search(line)
+    if found is None or '"' in line[: found.start()]:
+        return line, None
+    said = found.groupdict()
+    by_destination = said["mask"] != "0.0.0.0"
+    bound: AboveBound | Marked
+    if "seconds" in said:
+        bound = Marked(name=said["name"], seconds=int(said["seconds"]), by_destination=by_destination)
+    else:
+        bound = AboveBound(
+            name=said["name"],
+            above=int(said["above"]),
+            sample=round(1 / float(said["share"])),
+            by_destination=by_destination,
+        )
+    if found.group() != f"{_bound_text(bound)} ":
+        raise ValueError(f"{found.group()!r} is not how nat-pod writes a bound")
+    return line.replace(found.group(), "", 1), bound
+
+
 def _target_text(target: Target) -> str:
     match target:
         case Accept():
@@ -180,8 +228,8 @@ def _target_text(target: Target) -> str:
             return f"-j NETMAP --to {to}"
 
 
-def _read_rule(words: list[str]) -> Rule:
-    """The words behind `-A CHAIN`."""
+def _read_rule(words: list[str], bound: AboveBound | Marked | None) -> Rule:
+    """The words behind `-A CHAIN`, but for those about the bound."""
     values: dict[str, str] = {}
     modules = set()
     rest = list(words)
@@ -210,6 +258,7 @@ def _read_rule(words: list[str]) -> Rule:
         ctstate=tuple(ctstate.split(",")) if ctstate else (),
         opened_from=values.get("--ctorigsrc"),
         answered_from=values.get("--ctreplsrc"),
+        bound=bound,
     )
     member, note = _read_comment(values.get("--comment", ""))
     return Rule(match, _read_target(values), member=member, note=note)

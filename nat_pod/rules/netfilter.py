@@ -24,6 +24,33 @@ OPENING = "FIN,SYN,RST,ACK SYN"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AboveBound:
+    """A sample of new flows, one in `sample` by chance, that finds more than `above` of the sampled ones open.
+
+    The kernel counts by walking a list of the flows counted before; a sample keeps that list short.  A packet that
+    matches also sets the mark `name` (see `Marked`).  by_destination: each destination has its own count and mark.
+    """
+
+    name: str
+    above: int
+    sample: int
+    by_destination: bool = False
+
+    def __str__(self) -> str:
+        """`16128 to one server`, `262144 in all`."""
+        return f"{self.above * self.sample} {'to one server' if self.by_destination else 'in all'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marked:
+    """The mark `name` was set in the last `seconds`; by_destination: for the packet's own destination."""
+
+    name: str
+    seconds: int
+    by_destination: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
     """Conditions that must all hold.  Networks are canonical text, always with a prefix length ("10.0.0.100/32")."""
 
@@ -38,6 +65,7 @@ class Match:
     ctstate: tuple[str, ...] = ()  # any of INVALID NEW RELATED ESTABLISHED SNAT DNAT, in this order
     opened_from: str | None = None  # of the flow that the packet belongs to: who sent its first packet (--ctorigsrc)
     answered_from: str | None = None  # who answers that flow, behind the translation (--ctreplsrc)
+    bound: AboveBound | Marked | None = None  # whether too many flows are open
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def compare(
             )
         else:
             findings += _agent(report, vm, now) + _generation(report, vm) + _kernel(report, vm) + _vnics(report, vm)
-            findings += _use(report, vm)
+            findings += _use(report, vm) + _above_bound(report, vm)
     return Status(
         now=now,
         planned={vm.key: vm.generation for vm in plan.vms},
@@ -217,6 +217,20 @@ def _vnics(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         Finding(vm.key, f"a VNIC with {address} is attached, and not planned", "pulumi up --refresh, or detach it")
         for address in listed
     ]
+    return found
+
+
+def _above_bound(report: VmReport, vm: NatVmPlan) -> list[Finding]:
+    """Customers of whom new flows were refused, because they had too many open."""
+    found = []
+    for chain, most in vm.bounds.items():
+        refused = report.by_chain.get(chain, {}).get("ACCEPT", 0)
+        if refused:
+            what = (
+                f"{chain.removeprefix('NATPOD-C-')} had too many flows open: {refused} packets of new flows were "
+                f"refused since it booted; it may have {' and '.join(most)}"
+            )
+            found.append(Finding(vm.key, what, "see below which of its hosts has them, and ask its owner why"))
     return found
 
 

@@ -3,6 +3,10 @@
 Rules are looked up by prefix instead of being read one after the other.  A chain has one table per prefix length that
 its rules match, so a packet costs as many look-ups as the chain has prefix lengths, however many rules there are.
 
+A traced flow's customer is below its bound of open flows, so no rule for what is above it is met.  Such rules only take
+the translation away, and then the guard drops the packet: beyond its bound a customer reaches nobody whom it does not
+reach below it.
+
 What has no meaning here is refused before the first packet: guessing would make every prediction worthless.
 """
 
@@ -237,6 +241,7 @@ class _Test:
         match = self.rest
         return match is None or (
             match.in_interface is None  # lo, or it would have been refused; what comes off the wire is not from lo
+            and match.bound is None  # only for a customer that has too many flows open
             and (match.protocol is None or match.protocol == header.protocol)
             and (match.source_port is None or match.source_port == header.sport)
             and (match.destination_port is None or match.destination_port == header.dport)
@@ -296,7 +301,9 @@ def _check_target(chain: str, rule: Rule, table: str, builtin: str) -> None:
     match rule.target:
         case Goto():
             known = True
-        case Accept() | Drop():
+        case Accept():
+            known = (table == "filter") is (rule.match.bound is None)
+        case Drop():
             known = table == "filter"
         case Dnat():
             known = builtin == "PREROUTING"
@@ -341,7 +348,7 @@ def _test(chain: str, rule: Rule) -> _Test:
     return _Test(
         source=source,
         destination=destination,
-        rest=match if match.ctstate or beyond_state else None,
+        rest=match if match.ctstate or beyond_state or match.bound is not None else None,
         states=frozenset(match.ctstate),
         beyond_state=beyond_state,
         ends=None if (opened, answered) == (None, None) else (opened, answered),
@@ -362,6 +369,8 @@ def _check_match(chain: str, rule: Rule) -> None:
         raise UnknownRuleError(_line(chain, rule), "a port goes with tcp or udp, an ICMP type with icmp")
     if match.tcp_flags is not None and (match.tcp_flags != OPENING or match.protocol != "tcp"):
         raise UnknownRuleError(_line(chain, rule), f"of TCP flags it knows {OPENING}, which go with tcp")
+    if match.bound is not None and not isinstance(rule.target, Accept | Drop):
+        raise UnknownRuleError(_line(chain, rule), "what is above a bound is dropped, or in nat left untranslated")
 
 
 def _line(chain: str, rule: Rule) -> str:

@@ -29,7 +29,7 @@ from nat_pod.config.model import SourceNat
 from nat_pod.names import ANYWHERE, MANAGEMENT, STRANGER, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
-from nat_pod.rules.netfilter import Chain, Drop, Goto, Match
+from nat_pod.rules.netfilter import Accept, Chain, Drop, Goto, Match
 from nat_pod.trace.chains import RuleKey, behind
 from nat_pod.trace.classes import Block, size, sweep, without
 from nat_pod.trace.counter_examples import (
@@ -401,7 +401,7 @@ class _Prover:
                 hiding = next((earlier for earlier in chain.rules[:index] if _covers(earlier.match, rule.match)), None)
                 if hiding is not None:
                     self._rule(HIDDEN_RULE, vm, f"{text} (behind {render_rule(chain.name, hiding)})")
-                elif table == "nat" and not isinstance(rule.target, Goto):  # a branch lets nobody pass by itself
+                elif table == "nat" and not isinstance(rule.target, Goto | Accept):  # those let nobody pass
                     self._rule(DEAD_RULE, vm, text)
 
     def holds_for(self) -> Protocols:
@@ -466,7 +466,7 @@ def _covers(earlier: Match, later: Match) -> bool:
     def holds(network: str | None, inside: str | None) -> bool:
         return network is None or (inside is not None and IPNetwork(inside) in IPNetwork(network))
 
-    exact = ("in_interface", "protocol", "source_port", "destination_port", "icmp_type", "tcp_flags")
+    exact = ("in_interface", "protocol", "source_port", "destination_port", "icmp_type", "tcp_flags", "bound")
     return (
         holds(earlier.source, later.source)
         and holds(earlier.destination, later.destination)

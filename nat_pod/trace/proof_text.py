@@ -43,8 +43,9 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
         *_one_way(proof),
     ]
     lines += wrapped(
-        "One packet of each class that rules and network tell apart stands for all. Customers are taken to route "
-        "everything to the POD. Not looked at: sources in another customer's network, which only OCI can prevent. "
+        "One packet of each class that rules and network tell apart stands for all. Each customer is taken to route "
+        "everything to the POD, and to be below its bound of open flows. "
+        "Not looked at: sources in another customer's network, which only OCI can prevent. "
         f"Holds for {proof.holds_for}. An ICMP error is to arrive if it is about a flow of its writer's network, "
         "and no other is.",
         width,

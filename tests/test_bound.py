@@ -1,0 +1,128 @@
+"""A customer opens more flows than it may have: its bound holds, and nobody else notices.
+
+The bound is that of the compiler, with smaller numbers: so the kernel counts, marks and refuses by the same rules.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from conftest import REPOSITORY, project_with
+
+from nat_pod.lab.observe import observe
+from nat_pod.lab.surroundings import stand_up
+from nat_pod.lab.wire.packets import HTTP, ICMP, UDP
+from nat_pod.lab.wire.probe import Probe
+from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.rules import compiler
+
+pytestmark = pytest.mark.lab
+
+MOST, SAMPLE, SECONDS = 128, 2, 3
+OFFERED = 600
+SERVER = "198.18.0.2"  # mgmt, as customers know it
+
+# Flows that were there before, then the flood: as many handshakes as the bound lets through are kept for some seconds.
+FLOOD = f"""
+import json, select, socket, sys, time
+def opened():
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(("{SERVER}", 80))
+    return one
+before = [opened() for _ in range(5)]
+time.sleep(0.5)
+flood = []
+for _ in range({OFFERED}):
+    flood.append(opened())
+    time.sleep(0.002)
+time.sleep(1)
+waiting = select.poll()
+for one in flood:
+    waiting.register(one, select.POLLOUT)
+done = sum(bool(event & select.POLLOUT and not event & select.POLLERR) for _, event in waiting.poll(0))
+answers = 0
+for one in before:
+    one.setblocking(True)
+    one.settimeout(2)
+    one.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    answers += bool(one.recv(1))
+time.sleep(float(sys.argv[1]))
+print(json.dumps({{"done": done, "before": answers}}))
+"""
+
+
+@pytest.fixture(params=["masquerade", "static"])
+def policy(request, monkeypatch) -> str:
+    def bounds(config: object, customer: object) -> dict[bool, int]:
+        return {request.param == "masquerade": MOST}
+
+    monkeypatch.setattr(compiler, "customer_bounds", bounds)
+    monkeypatch.setattr(compiler, "BOUND_SAMPLE", SAMPLE)
+    monkeypatch.setattr(compiler, "BOUND_SECONDS", SECONDS)
+    return request.param
+
+
+@pytest.fixture
+def lab(policy, tmp_path) -> Iterator[Lab]:
+    stack = yaml.safe_load((REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8"))
+    stack["config"]["nat-pod:sourceNat"] = policy
+    region, _, _ = stand_up(project_with(tmp_path, "dev", yaml.safe_dump(stack)), "dev")
+    with Lab(observe(region)) as running:
+        yield running
+
+
+def flood(lab: Lab, found: dict, seconds: float) -> None:
+    done = lab.call("run", argv=["python3", "-c", FLOOD, str(seconds)], vm="customer2/vm2")
+    assert done["status"] == 0, done
+    found.update(json.loads(done["stdout"]))
+
+
+def arrived(lab: Lab, sender: str, count: int) -> dict[str, int]:
+    return {
+        protocol: sum(
+            answer.ok
+            for answer in lab.probe(
+                [Probe(source_vm=sender, destination=SERVER, protocol=protocol) for _ in range(count)], seconds=3
+            )
+        )
+        for protocol in (HTTP, UDP, ICMP)
+    }
+
+
+def test_a_customer_beyond_its_bound_starves_nobody_and_comes_back_by_itself(lab):
+    found: dict = {}
+    attack = threading.Thread(target=flood, args=(lab, found, 8))
+    attack.start()
+    time.sleep(4)
+    others, own = arrived(lab, "customer1/vm1", 20), arrived(lab, "customer2/vm2", 20)
+    attack.join()
+    assert others == {HTTP: 20, UDP: 20, ICMP: 20}
+    assert max(own.values()) < 20
+    assert MOST // 2 < found["done"] < 2 * MOST
+    assert found["before"] == 5, "what a customer has open lives on"
+    chain = "NATPOD-C-customer2"
+    rules = [
+        line for line in lab.call("rules", vm="natVm1").splitlines() if f"-A {chain} " in line and "-m recent" in line
+    ]
+    assert sum(int(line[1:].partition(":")[0]) for line in rules) > OFFERED // 2, "refusals are counted, by customer"
+    time.sleep(SECONDS + 1)
+    assert arrived(lab, "customer2/vm2", 20) == {HTTP: 20, UDP: 20, ICMP: 20}
+
+
+def test_without_the_bound_the_same_flood_gets_through(monkeypatch, lab_without_bound):
+    found: dict = {}
+    flood(lab_without_bound, found, 0)
+    assert found["done"] > 0.95 * OFFERED
+
+
+@pytest.fixture
+def lab_without_bound(monkeypatch, tmp_path) -> Iterator[Lab]:
+    monkeypatch.setattr(compiler, "_bound", lambda *_: [])
+    stack = (REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8")
+    region, _, _ = stand_up(project_with(tmp_path, "dev", stack), "dev")
+    with Lab(observe(region)) as running:
+        yield running
