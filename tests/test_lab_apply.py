@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from small_networks import add, change, needs_lab, network
+from test_balancer import network as balanced
 
 from nat_pod.errors import NatPodError
 from nat_pod.lab import apply, commands, tenancy
@@ -100,6 +101,12 @@ def test_a_vcn_that_comes_is_made_whole():
     assert new.batches["a"] == ""
 
 
+def test_a_network_with_a_load_balancer_is_refused():
+    for after, before in ((network(), balanced()), (balanced(), network())):
+        with pytest.raises(LabError, match="with load balancers cannot be changed in place"):
+            rewired(after, before)
+
+
 def test_a_router_that_would_change_is_refused():
     before = network()
     add(before, "gate", "a", "10.0.0.5", kind=VM_ROUTER)
@@ -147,6 +154,15 @@ WITHOUT_CUSTOMER2 = {
 }
 
 
+NEW_PAIR = {
+    "natVm1: [198.18.0.0/27, 198.18.0.32/27]": "natVm1: [198.18.0.0/27, 198.18.0.32/27, 198.18.1.0/27]",
+    "natVm2: [198.18.0.128/27, 198.18.0.64/27]": "natVm2: [198.18.0.128/27, 198.18.0.64/27, 198.18.1.32/27]",
+    "vm2: 10.0.0.130}": "vm2: 10.0.0.130, vm9: 10.0.0.9}",
+    "    customer1/vm2: {": "    customer1/vm9: {natVm1: 198.18.1.5, natVm2: 198.18.1.37}\n    customer1/vm2: {",
+}
+LOADED = r"{}: runs on; its agent: \d+ rules of generation {} loaded now; {} flows deleted that .*"
+
+
 def edit(directory: Path, changes: dict[str, str]) -> None:
     path = directory / "Pulumi.dev.yaml"
     text = path.read_text(encoding="utf-8")
@@ -159,10 +175,14 @@ def edit(directory: Path, changes: dict[str, str]) -> None:
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the project; no pulumi CLI."""
-    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py"):
-        shutil.copy(REPOSITORY / name, tmp_path / name)
     monkeypatch.setattr(tenancy, "find_cli", lambda: None)
-    return tmp_path
+    return project_copy(tmp_path)
+
+
+def project_copy(directory: Path) -> Path:
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py"):
+        shutil.copy(REPOSITORY / name, directory / name)
+    return directory
 
 
 def bring_up(directory: Path, first: str = "") -> None:
@@ -207,7 +227,9 @@ class TestApply:
         assert done.flows is not None
         assert {flow.fate for flow in done.flows} == {"held up"}
         assert [change.name for change in done.neighbours] == ["customer1/vm9"]
-        assert list(done.machines) == ["natVm1: runs on; its agent has read the new metadata", "customer1/vm9: new"]
+        natvm1, new = done.machines
+        assert re.fullmatch(LOADED.format("natVm1", done.generations["natVm1"][1], 0), natvm1)
+        assert new == "customer1/vm9: new"
         assert commands.check(up, "dev").passed
         text = apply.applied_text(done, "dev", preview=False)
         assert "Open TCP flows, one for each declared pair: 6 held up" in text
@@ -222,17 +244,113 @@ class TestApply:
             (False, True),
         }
         assert {"customer2/vm2: gone", "customer2/stranger: gone"} <= set(done.machines)
+        # The flow to customer2 and the one from there: what the agent ended is said.
+        assert re.fullmatch(LOADED.format("natVm1", done.generations["natVm1"][1], 2), done.machines[0])
         assert commands.check(up, "dev").passed
 
-    def test_what_cannot_be_is_refused_and_nothing_has_changed(self, up):
-        before = apply.topology_of(sandbox.lab_key("dev", up))
-        edit(up, {"    cidr: 10.0.0.0/16": "    cidr: 10.0.0.0/17"})
-        with pytest.raises(NatPodError, match=r"nothing was changed.*lab down dev && python -m nat_pod lab up dev"):
-            commands.apply(up, "dev")
-        assert apply.topology_of(sandbox.lab_key("dev", up)) == before
-        edit(up, {"    cidr: 10.0.0.0/17": "    cidr: 10.0.0.0/16"})
+    def test_vnics_come_and_go_under_open_flows(self, up):
+        """A new pair is attached to VMs that run, serves its host, and goes again; nobody else's flow notices."""
+        old = (up / "Pulumi.dev.yaml").read_text(encoding="utf-8")
+        edit(up, NEW_PAIR)
+        done = commands.apply(up, "dev", watch=True)
+        assert {change.name for change in done.pod if change.type.endswith("VnicAttachment")} == {
+            "nat-pod-dev-natVm1-vnic-3",
+            "nat-pod-dev-natVm2-vnic-3",
+        }
+        assert done.flows is not None
+        assert (len(done.flows), {flow.fate for flow in done.flows}) == (6, {"held up"})
         assert commands.check(up, "dev").passed
-        assert commands.apply(up, "dev").pod == ()
+        (up / "Pulumi.dev.yaml").write_text(old, encoding="utf-8")
+        done = commands.apply(up, "dev", watch=True)
+        assert done.flows is not None
+        assert [flow.sender for flow in done.flows if flow.fate == "held up"] == [
+            flow.sender for flow in done.flows if "customer1/vm9" not in (flow.sender, flow.receiver)
+        ]
+        assert commands.check(up, "dev").passed
+
+    def test_a_failure_midway_takes_the_lab_down_and_says_so(self, up, monkeypatch):
+        """The namespaces change, and then an address is one that the kernel does not take."""
+        packed = apply.packed_topology
+
+        def spoilt(topology: Topology) -> str:
+            vnic = topology.vnics["natVm1-vnic-1"]
+            return packed(
+                replace(topology, vnics=topology.vnics | {vnic.name: replace(vnic, addresses=(*vnic.addresses, "x"))})
+            )
+
+        monkeypatch.setattr(apply, "packed_topology", spoilt)
+        edit(up, GROWN)
+        with pytest.raises(
+            NatPodError, match=r'(?s)"x/32".*could not be changed in place and is down; run: .* lab up dev'
+        ):
+            commands.apply(up, "dev")
+        assert sandbox.find(sandbox.lab_key("dev", up)) is None
+        with pytest.raises(NatPodError, match="the lab of dev is not up"):
+            commands.apply(up, "dev")
+
+
+REFUSED = {
+    "another network of management": (
+        {"    cidr: 10.0.0.0/16": "    cidr: 10.0.0.0/17"},
+        r"nothing was changed.*lab down dev && python -m nat_pod lab up dev",
+    ),
+    "another region": (
+        {"uk-london-1": "uk-cardiff-1"},
+        "the lab is in uk-london-1, and the stack file in uk-cardiff-1; run: python -m nat_pod lab down dev",
+    ),
+    "another address of the vRouter": (
+        {"vrouter: 198.18.0.167": "vrouter: 198.18.0.168"},
+        r"cannot be updated in place .*\n.*nothing was changed",
+    ),
+    "a mistake": ({"mgmt: 10.0.0.100": "mgmt: 10.9.0.100"}, r'mgmt: "10\.9\.0\.100": is outside'),
+}
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A lab that all refusals have in common."""
+    directory = project_copy(tmp_path_factory.mktemp("standing"))
+    bring_up(directory, "tenancy.find_cli = lambda: None; ")
+    yield directory
+    commands.down(directory, "dev")
+
+
+@pytest.mark.lab
+@needs_lab
+@pytest.mark.runs_commands
+class TestRefused:
+    """Each beside what is applied, in one lab: it stays as it is."""
+
+    @pytest.fixture
+    def unchanged(self, standing: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        monkeypatch.setattr(tenancy, "find_cli", lambda: None)
+        text, before = (standing / "Pulumi.dev.yaml").read_text(encoding="utf-8"), topology(standing)
+        yield standing
+        (standing / "Pulumi.dev.yaml").write_text(text, encoding="utf-8")
+        assert topology(standing) == before
+        assert commands.apply(standing, "dev").pod == ()
+
+    @pytest.mark.parametrize(("edits", "reason"), REFUSED.values(), ids=REFUSED.keys())
+    def test_what_cannot_be_changes_nothing(self, unchanged, edits, reason):
+        edit(unchanged, edits)
+        with pytest.raises(NatPodError, match=reason):
+            commands.apply(unchanged, "dev")
+
+    def test_while_a_nat_vm_is_away_the_lab_stays(self, unchanged):
+        commands.fail(unchanged, "dev", "natVm1", hang=True)
+        edit(unchanged, GROWN)
+        with pytest.raises(
+            NatPodError, match=r"^natVm1 hangs \(nothing was changed\); run: .* lab recover dev natVm1$"
+        ):
+            commands.apply(unchanged, "dev")
+        commands.recover(unchanged, "dev", "natVm1")
+
+    def test_it_is_as_it_was(self, unchanged):
+        assert commands.check(unchanged, "dev").passed
+
+
+def topology(directory: Path) -> Topology:
+    return apply.topology_of(sandbox.lab_key("dev", directory))
 
 
 @pytest.mark.lab

@@ -87,6 +87,8 @@ def apply(
     kept, standing = sandbox.call(key, "kept"), topology_of(key)
     if not kept:
         raise NatPodError(f"this lab was built without the state that a change starts from; {start_again(stack)}")
+    for vm, how in sandbox.call(key, "status")["down"].items():
+        raise NatPodError(f"{vm} {how} (nothing was changed); run: python -m nat_pod lab recover {stack} {vm}")
     with scratch_folder() as folder:
         tenancy = Tenancy.unpacked(folder, directory, stack, kept)
         flows = tenancy.declared() if watch else []

@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -56,6 +57,8 @@ _NO_RULES = "".join(
         ("filter", "INPUT FORWARD OUTPUT"),
     )
 )
+# The line that the agent writes when it has loaded a document, with the number of flows that it ended.
+_LOADED = re.compile(r"nat-pod: (\d+ rules of generation .*?)\r?$", re.MULTILINE)
 _COMPLAINT = 3000  # characters of a boot's output in an error message
 
 
@@ -111,8 +114,6 @@ class Operations:
         topology: as `topology` gives it.  After an error the lab is neither the one nor the other.
         """
         after: Topology = pickle.loads(base64.b64decode(topology))
-        if self._topology.balancers or after.balancers:
-            raise LabError("a lab with load balancers cannot be changed in place; bring it up anew with `lab up`")
         for vm in self._down:
             self._up(vm)
         with self._turn:
@@ -353,10 +354,7 @@ class Operations:
             if vm.name in booted:
                 did.append(f"{vm.name}: a new VM, booted from its user_data; it knows no flow of before")
             elif document != imds_document(before, before.vms[vm.name]):
-                _write(self._disk(vm.name) / "imds.json", document)
-                said = self.poll(vm.name)
-                trouble = f", and its agent complains: {said['stderr'].strip()[-300:]}" if said["status"] else ""
-                did.append(f"{vm.name}: runs on; its agent has read the new metadata{trouble}")
+                did.append(f"{vm.name}: runs on; {self._told(vm.name, document)}")
         for words, names in (
             ("gone", [name for name in change.gone_vms if name not in after.vms]),
             ("new", [name for name in change.new_vms if name not in before.vms]),
@@ -364,6 +362,20 @@ class Operations:
         ):
             did += [f"{name}: {words}" for name in names]
         return did
+
+    def _told(self, vm: str, document: dict[str, object]) -> str:
+        """Give a NAT VM that runs its new metadata; returns what its agent did with it, in the agent's own words.
+
+        By the console, which has the words of whichever round saw the metadata first.
+        """
+        console = self._disk(vm) / "root" / boot.CONSOLE.relative_to("/")
+        before = console.stat().st_size
+        _write(self._disk(vm) / "imds.json", document)
+        said = self.poll(vm)
+        if said["status"]:
+            return f"its agent complains: {said['stderr'].strip()[-300:]}"
+        loaded = _LOADED.findall(console.read_bytes()[before:].decode(errors="replace"))
+        return f"its agent: {loaded[-1]}" if loaded else "its agent has read the new metadata, and its rules stay"
 
     def _power_off(self, name: str) -> None:
         """End every process of a machine, and take its disk away."""

@@ -37,6 +37,8 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
 
     Raises LabError where that cannot be done in place.
     """
+    if before.balancers or after.balancers:
+        raise LabError("a lab with load balancers cannot be changed in place")
     fabric = lay_cables(after, standing)
     ends: list[Port | Peering] = [*standing.ports.values(), *standing.peerings.values()]
     new_ends: list[Port | Peering] = [*fabric.ports.values(), *fabric.peerings.values()]
