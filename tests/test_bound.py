@@ -4,6 +4,7 @@ The bound is that of the compiler, with smaller numbers: so the kernel counts, m
 """
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -126,3 +127,45 @@ def lab_without_bound(monkeypatch, tmp_path) -> Iterator[Lab]:
     region, _, _ = stand_up(project_with(tmp_path, "dev", stack), "dev")
     with Lab(observe(region)) as running:
         yield running
+
+
+# Established connections, made by hand until the table has no room: nf_conntrack_max holds for each namespace.
+FILL = f"""
+import socket, struct, sys
+sys.path.insert(0, {str(REPOSITORY / "cloud-init")!r})
+from nat_pod_agent import attribute, conntrack
+NESTED = 0x8000
+def ends(kind, source, destination, ports):
+    addresses = attribute(1 | NESTED, attribute(1, source) + attribute(2, destination))
+    protocol = attribute(1, b"\\x06") + attribute(2, ports[:2]) + attribute(3, ports[2:])
+    return attribute(kind | NESTED, addresses + attribute(2 | NESTED, protocol))
+rest = attribute(3, struct.pack("!I", 14)) + attribute(7, struct.pack("!I", 3600))  # assured; for an hour
+rest += attribute(4 | NESTED, attribute(1 | NESTED, attribute(1, b"\\x03")))  # established
+room = int(open("/proc/sys/net/netfilter/nf_conntrack_max").read())
+channel, far = conntrack(), socket.inet_aton("11.0.0.0")
+for number in range(room + 1000):
+    near, port = struct.pack("!I", 0x0C000000 + number // 60000), 1024 + number % 60000
+    body = struct.pack("=BBH", 2, 0, 0)
+    body += ends(1, near, far, struct.pack("!HH", port, 80)) + ends(2, far, near, struct.pack("!HH", 80, port)) + rest
+    channel.send(struct.pack("=IHHII", 16 + len(body), 0x100, 0x605, number, 0) + body)
+    channel.recv(4096)
+print(room)
+"""
+
+
+def test_a_full_table_does_not_keep_the_document_out_that_is_the_cure(tmp_path):
+    stack = yaml.safe_load((REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8"))
+    for folder in ("now", "cure"):
+        (tmp_path / folder).mkdir()
+    region, _, _ = stand_up(project_with(tmp_path / "now", "dev", yaml.safe_dump(stack)), "dev")
+    stack["config"]["nat-pod:sourceNat"] = "static"
+    _, cure, _ = stand_up(project_with(tmp_path / "cure", "dev", yaml.safe_dump(stack)), "dev")
+    with Lab(observe(region)) as lab:
+        assert arrived(lab, "customer1/vm1", 5) == {HTTP: 5, UDP: 5, ICMP: 5}
+        filled = lab.call("run", argv=[sys.executable, "-c", FILL], vm="natVm1")
+        assert filled["status"] == 0, filled
+        assert arrived(lab, "customer1/vm1", 5) == {HTTP: 0, UDP: 0, ICMP: 0}
+        assert "-j NETMAP" not in lab.call("rules", vm="natVm1")
+        lab.call("metadata", vm="natVm1", metadata=cure.vm("natVm1").metadata)
+        done = lab.call("poll", vm="natVm1")
+        assert "-j NETMAP" in lab.call("rules", vm="natVm1"), done
