@@ -21,7 +21,7 @@ demo: packages venv
 	@$(RUN) -m nat_pod lab demo dev
 
 test: packages venv
-	@$(RUN) -m pytest
+	@tools/all-tests
 
 quick: venv
 	@$(RUN) -m pytest -m "not lab and not engine and not sweep"

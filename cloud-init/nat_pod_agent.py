@@ -265,7 +265,8 @@ for option in (
     "name",
     "mask",
 ):
-    COMMON["--" + option] = word(r"[A-Za-z0-9._-]{1,28}( --[a-z-]+)?")
+    # No dash in front: `--probability -g` would be read as two options where iptables reads one.
+    COMMON["--" + option] = word(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,27}( --[a-z-]+)?")
 OPENING = "FIN,SYN,RST,ACK SYN"  # a segment that opens a connection: of these four flags SYN alone
 # What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
 # for a flow of which conntrack no longer knows the interface; and at a bound, which no flow that exists was above.

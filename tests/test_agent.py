@@ -455,6 +455,10 @@ def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_sam
         (SHORT + "-j DROP\n", r"\*nothing must stand here"),
         # Short things that would become long: 4 MB of them would be more memory than the VM has.
         (SHORT.replace(":NATPOD-C-a\n", f":NATPOD-{'a' * 1000}\n"), "does not match NATPOD-"),
+        (
+            SHORT.replace(":NATPOD-C-a\n", ":NATPOD-C-a\n-m statistic --mode random --probability -g -j DROP\n"),
+            "'-g' does not match",
+        ),
         (SHORT.replace('"a/vm1"', f'"{"a" * 100}"'), "not a list of options and values"),
         (SHORT.replace("--to-source %", "--to-source %%"), "is not an IPv4 address"),
         (SHORT.replace(":NATPOD-SERVERS\n", "-s 0.0.0.0/0 % -j ACCEPT\n" * 20_000 + ":NATPOD-SERVERS\n"),
