@@ -300,7 +300,7 @@ def test_rules_and_forwarding_come_before_the_network_and_no_order_is_broken(box
 def test_a_vm_that_has_lost_its_rules_forwards_nothing(box):
     box.power_off()
     box.site.imds(up=False)
-    box.path("var/lib/nat-pod/rules").write_text("2:damaged")
+    box.path("var/lib/nat-pod/rules").write_text("3:damaged")
     box.power_on()
     assert "saved rules: it cannot be unpacked" in status(box)["error"]
     assert setting(box, "net.ipv4.ip_forward") == "0"
