@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import tarfile
+from http import HTTPStatus
 from pathlib import Path
 
 from nat_pod.errors import NatPodError
@@ -113,6 +114,8 @@ def delete_all(region: Region, ocids: list[str]) -> None:
             try:
                 region.delete(ocid)
             except OciError as error:
+                if error.status == HTTPStatus.NOT_FOUND:
+                    continue  # it went with another one, as a private IP does with its VNIC
                 left.append(ocid)
                 why = error
         if len(left) == len(ocids):
