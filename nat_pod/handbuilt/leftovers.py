@@ -67,9 +67,20 @@ def _of_others(vm: SavedVm) -> Iterator[Remark]:
                 yield Remark(kind=RemarkKind.OTHERS, vm=vm.side, at=rule, why=why)
 
 
+def _bounds_flows(rule: SavedRule) -> bool:
+    """Whether it leaves packets untranslated where too many flows are open, as nat-pod's own rules do."""
+    return rule.action is Action.ACCEPT and ("-m connlimit" in rule.narrow or "-m recent" in rule.narrow)
+
+
 def _conditions(vm: SavedVm) -> Iterator[Remark]:
     """Rules with conditions that no mapping has."""
+    bounds = [rule for rule in vm.rules if _bounds_flows(rule)]
+    if bounds:
+        why = f"{count(len(bounds), 'rule')} that bound how many flows are open, not read; nat-pod brings its own bound"
+        yield Remark(kind=RemarkKind.OTHERS, vm=vm.side, why=why)
     for rule in vm.rules:
+        if _bounds_flows(rule):
+            continue
         if rule.narrow and rule.action in _OF_DESTINATIONS:
             why = f"applies to `{rule.narrow}` only; a mapping is for all traffic of an address"
             yield Remark(kind=RemarkKind.PARTIAL, vm=vm.side, at=rule, why=why)
