@@ -177,7 +177,7 @@ class _Names:
                 f"pulumi up --stack {new}",
             ),
             see=(f"python -m nat_pod status {new}: no finding",),
-            back=(f"pulumi destroy --stack {new}",),
+            back=(f"pulumi destroy --run-program --stack {new}",),
         )
 
     def vrouter(self) -> Step:
