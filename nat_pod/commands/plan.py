@@ -9,12 +9,12 @@ from typing import assert_never
 
 from nat_pod import limits
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
-from nat_pod.commands.plan_routed import routed_dict, routed_facts, routed_tables
+from nat_pod.commands.plan_routed import neighbours_table, routed_dict, routed_facts, routed_tables
 from nat_pod.commands.stack import load
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
-from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, natural, servers_first
+from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, servers_first
 from nat_pod.pages import drawing, mermaid, routed_drawing
 from nat_pod.pages.journey import Journey, first_flow, journey
 from nat_pod.plan.model import PodPlan, SlotPlan
@@ -226,7 +226,6 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
         return routed_tables(plan)
     subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
     slots = sorted(plan.slots, key=lambda slot: servers_first(slot.member))
-    neighbours = sorted(plan.neighbours, key=lambda name: (name == MANAGEMENT, natural(name)))
     return [
         (
             "VNICs (source/destination check off)",
@@ -251,15 +250,7 @@ def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]
                 for rule in plan.routes[key]
             ],
         ),
-        (
-            "Routes that the neighbours add",
-            ["in the VCN of", "destination", "target"],
-            [
-                [name, destination, "the vRouter" if name == MANAGEMENT else "its LPG to the POD"]
-                for name in neighbours
-                for destination in plan.neighbours[name]
-            ],
-        ),
+        neighbours_table(plan),
     ]
 
 

@@ -9,7 +9,7 @@ from netaddr import IPNetwork
 from nat_pod import limits
 from nat_pod.config import aliases
 from nat_pod.config.aliases import default_vcn
-from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, Side, natural, servers_first
+from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, natural, servers_first
 from nat_pod.plan.model import BalancerPlan, PodPlan, RouteRulePlan, SlotPlan
 
 
@@ -75,7 +75,6 @@ def _question(balancer: BalancerPlan) -> str:
 def routed_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Title, header, rows."""
     subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
-    neighbours = sorted(plan.neighbours, key=lambda name: (name == MANAGEMENT, natural(name)))
     return [
         (
             "NAT VMs (source/destination check off)",
@@ -110,16 +109,21 @@ def routed_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str
                 for rule in plan.routes[key]
             ],
         ),
-        (
-            "Routes that the neighbours add",
-            ["in the VCN of", "destination", "target"],
-            [
-                [name, destination, "the vRouter" if name == MANAGEMENT else "its LPG to the POD"]
-                for name in neighbours
-                for destination in plan.neighbours[name]
-            ],
-        ),
+        neighbours_table(plan),
     ]
+
+
+def neighbours_table(plan: PodPlan) -> tuple[str, Sequence[str], list[list[str]]]:
+    """What others add to their route tables, in either delivery: management's last."""
+    return (
+        "Routes that the neighbours add",
+        ["in the VCN of", "destination", "target"],
+        [
+            [name, destination, "the vRouter" if name == MANAGEMENT else "its LPG to the POD"]
+            for name in sorted(plan.neighbours, key=lambda name: (name == MANAGEMENT, natural(name)))
+            for destination in plan.neighbours[name]
+        ],
+    )
 
 
 _TABLES = {
@@ -152,11 +156,6 @@ def _what_and_target(plan: PodPlan, rule: RouteRulePlan, aliases_of: str) -> tup
         return "the customer", f"LPG of {rule.customer}"
     if rule.private_ip == plan.vrouter_ip:
         return MANAGEMENT, f"vRouter {rule.private_ip}"
-    side = next(side for side in SIDES if rule.private_ip == next_hop(plan, side))
+    side = next(side for side in SIDES if rule.private_ip == plan.next_hop(side))
     hop = f"{side.prose}'s balancer" if plan.balancers else side.prose
     return aliases_of, f"{hop} {rule.private_ip}"
-
-
-def next_hop(plan: PodPlan, side: Side) -> str:
-    """Where routes to a side lead: to its balancer, or to its only NAT VM."""
-    return next((one.address for one in plan.balancers if one.side is side), plan.primary(side))

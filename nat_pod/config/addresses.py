@@ -10,7 +10,7 @@ from netaddr import IPNetwork
 from nat_pod import limits
 from nat_pod.config.addressing import Layout, Slot, default_layout
 from nat_pod.config.nat_vm import NatVmConfig, vnic_rule
-from nat_pod.config.neighbours import Written
+from nat_pod.config.neighbours import Written, written_members
 from nat_pod.config.reader import Reader
 from nat_pod.config.renames import Networks, Renames, look_alikes
 from nat_pod.errors import Problem, SlotTwice, Unsettled
@@ -25,6 +25,34 @@ class Members:
     renames: Renames
     now: Networks
     earlier: Callable[[], Networks | None]
+
+    @classmethod
+    def read(
+        cls, root: Mapping[str, object], renames: Renames, earlier: Callable[[], Mapping[str, object] | None]
+    ) -> Members:
+        """Those of a configuration.  earlier: looks up the same file on the base branch."""
+
+        def networks() -> Networks | None:
+            base = earlier()
+            return None if base is None else Networks.read(base)
+
+        return cls(written=written_members(root), renames=renames, now=Networks.read(root), earlier=networks)
+
+
+def book_lines(reader: Reader, value: object, what: str) -> Iterator[tuple[str, MemberName, object]]:
+    """The lines of an address book: path, member, and what stands there.  what: `slots` or `aliases`."""
+    if value is not None and not isinstance(value, Mapping):
+        rule = f"must be a mapping of members to {what}; take it out and let it be written for you"
+        reader.add("addresses", value, rule, f"python -m nat_pod allocate {reader.stack}")
+        return
+    for key, entry in (value or {}).items():
+        path = f'addresses["{key}"]'
+        try:
+            name = MemberName.parse(str(key))
+        except ValueError as error:
+            reader.add(path, None, str(error))
+        else:
+            yield path, name, entry
 
 
 def read_book(
@@ -42,19 +70,9 @@ def read_book(
     book: dict[MemberName, Slot] = {}
     released: dict[MemberName, Slot] = {}
     command = f"python -m nat_pod allocate {reader.stack}"
-    if value is not None and not isinstance(value, Mapping):
-        rule = "must be a mapping of members to slots; take it out and let it be written for you"
-        reader.add("addresses", value, rule, command)
-        value = {}
     owners: dict[tuple[Slot, bool], MemberName] = {}
     listed = set()
-    for key, entry in (value or {}).items():
-        path = f'addresses["{key}"]'
-        try:
-            name = MemberName.parse(str(key))
-        except ValueError as error:
-            reader.add(path, None, str(error))
-            continue
+    for path, name, entry in book_lines(reader, value, "slots"):
         listed.add(name)
         read = _read_entry(reader, path, entry, layout, nat_vm, command)
         if read is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config.addresses import Members, unsettled
+from nat_pod.config.addresses import Members, book_lines, unsettled
 from nat_pod.config.aliases import block_of
 from nat_pod.config.reader import Reader
 from nat_pod.errors import SlotTwice
@@ -27,20 +27,10 @@ def read_aliases(
     book: dict[MemberName, IPAddress] = {}
     released: dict[MemberName, IPAddress] = {}
     command = f"python -m nat_pod allocate {reader.stack}"
-    if value is not None and not isinstance(value, Mapping):
-        rule = "must be a mapping of members to aliases; take it out and let it be written for you"
-        reader.add("addresses", value, rule, command)
-        value = {}
     owner: dict[IPAddress, MemberName] = {}
     blocks: dict[IPNetwork, MemberName] = {}
     listed = set()
-    for key, entry in (value or {}).items():
-        path = f'addresses["{key}"]'
-        try:
-            name = MemberName.parse(str(key))
-        except ValueError as error:
-            reader.add(path, None, str(error))
-            continue
+    for path, name, entry in book_lines(reader, value, "aliases"):
         listed.add(name)
         place, alias, gone = _entry(reader, path, entry, command)
         if alias is None:

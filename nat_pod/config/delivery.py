@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from nat_pod import limits
+from nat_pod.config.reader import Reader
 from nat_pod.errors import NatPodError
 
 
@@ -55,6 +56,15 @@ def foreign(delivery: Delivery) -> dict[str, str]:
             }
         case _ as never:
             assert_never(never)
+
+
+def without_foreign(reader: Reader, mapping: Mapping[str, object], delivery: Delivery) -> dict[str, object]:
+    """A configuration without the settings that its delivery does not have; the reader gets those that are written."""
+    unknown = foreign(delivery)
+    for key, why in unknown.items():
+        if mapping.get(key) is not None:
+            reader.add(key, mapping[key], why)
+    return {key: value for key, value in mapping.items() if key not in unknown}
 
 
 def refuse_routed(delivery: Delivery, who: str) -> None:

@@ -20,20 +20,18 @@ from nat_pod import limits
 from nat_pod.config.addresses import Members, other_range, read_book
 from nat_pod.config.addressing import Layout, Pair, Slot
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
-from nat_pod.config.delivery import Delivery, foreign
+from nat_pod.config.delivery import Delivery, without_foreign
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
     CustomerConfig,
     ManagementConfig,
-    Member,
-    members_of,
+    Neighbours,
     read_customers,
     read_management,
     renames_of,
     written_members,
 )
 from nat_pod.config.reader import Reader
-from nat_pod.config.renames import Networks, Renames
 from nat_pod.config.subnets import read_layout, read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import MemberName, Side
@@ -61,7 +59,7 @@ class Capacity:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PodConfig:
+class PodConfig(Neighbours):
     """A POD's configuration, without contradictions.
 
     `book` has the slot of every member, and of nobody else.  `released` has the slots that are kept back because
@@ -91,26 +89,6 @@ class PodConfig:
         if problems or unsettled or config is None:
             raise ConfigError(f"Pulumi.{stack}.yaml", problems + unsettled)
         return config
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """Servers first, then hosts by customer, in the order of their names."""
-        return members_of(self.management, self.customers)
-
-    @property
-    def servers(self) -> tuple[Member, ...]:
-        """Management's members."""
-        return tuple(member for member in self.members if member.name.is_server)
-
-    @property
-    def hosts(self) -> tuple[Member, ...]:
-        """The customers' members."""
-        return tuple(member for member in self.members if not member.name.is_server)
-
-    @property
-    def renames(self) -> Renames:
-        """Who was called otherwise before."""
-        return renames_of(self.management, self.customers)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -151,12 +129,9 @@ def read_draft(
     slot and slots without a member.
     """
     reader = Reader(stack)
-    routed = foreign(Delivery.PRIVATE_IPS)
-    for key, why in routed.items():
-        if mapping.get(key) is not None:
-            reader.add(key, mapping[key], why)
-    known = {key: value for key, value in mapping.items() if key not in routed}
-    root = reader.section("", known, required=_REQUIRED, optional=_OPTIONAL)
+    root = reader.section(
+        "", without_foreign(reader, mapping, Delivery.PRIVATE_IPS), required=_REQUIRED, optional=_OPTIONAL
+    )
     compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
     cidr = read_pod_cidr(reader, root.get("cidr"))
     nat_vm = read_nat_vm(reader, root.get("natVm"))
@@ -177,12 +152,7 @@ def read_draft(
     book: dict[MemberName, Slot] = {}
     released: dict[MemberName, Slot] = {}
     if layout is not None and former is None:
-        changes = Members(
-            written=written_members(root),
-            renames=renames_of(management, customers or ()),
-            now=Networks.read(root),
-            earlier=lambda: None if (base := earlier()) is None else Networks.read(base),
-        )
+        changes = Members.read(root, renames_of(management, customers or ()), earlier)
         book, released = read_book(reader, root.get("addresses"), layout, changes, nat_vm)
     if (
         reader.problems

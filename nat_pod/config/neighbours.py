@@ -230,16 +230,6 @@ def written_members(root: Mapping[str, object]) -> Written:
     )
 
 
-def members_of(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> tuple[Member, ...]:
-    """Servers first, then hosts by customer, in the order of their names."""
-    realms = {MANAGEMENT: management.servers, **{customer.name: customer.hosts for customer in customers}}
-    return tuple(
-        Member(MemberName(realm, name), address)
-        for realm, members in realms.items()
-        for name, address in members.items()
-    )
-
-
 def may_reach(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> dict[str, tuple[MemberName, ...]]:
     """By customer: the servers that its hosts may open flows to."""
     return {
@@ -262,6 +252,39 @@ def renames_of(management: ManagementConfig | None, customers: Iterable[Customer
         for name, former in renamed.items()
     }
     return Renames(names, members)
+
+
+class Neighbours:
+    """What a POD's configuration says of its members, whichever its delivery is."""
+
+    __slots__ = ()
+    management: ManagementConfig
+    customers: tuple[CustomerConfig, ...]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Servers first, then hosts by customer, in the order of their names."""
+        realms = {MANAGEMENT: self.management.servers, **{one.name: one.hosts for one in self.customers}}
+        return tuple(
+            Member(MemberName(realm, name), address)
+            for realm, members in realms.items()
+            for name, address in members.items()
+        )
+
+    @property
+    def servers(self) -> tuple[Member, ...]:
+        """Management's members."""
+        return tuple(member for member in self.members if member.name.is_server)
+
+    @property
+    def hosts(self) -> tuple[Member, ...]:
+        """The customers' members."""
+        return tuple(member for member in self.members if not member.name.is_server)
+
+    @property
+    def renames(self) -> Renames:
+        """Who was called otherwise before."""
+        return renames_of(self.management, self.customers)
 
 
 def is_customer_name(text: str) -> bool:

@@ -17,28 +17,26 @@ from nat_pod.config.addresses import Members
 from nat_pod.config.alias_book import read_aliases
 from nat_pod.config.aliases import VcnLayout, default_vcn, merged
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
-from nat_pod.config.delivery import Delivery, foreign
+from nat_pod.config.delivery import Delivery, without_foreign
 from nat_pod.config.model import Capacity
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
     CustomerConfig,
     ManagementConfig,
-    Member,
-    members_of,
+    Neighbours,
     read_customers,
     read_management,
     renames_of,
     written_members,
 )
 from nat_pod.config.reader import Reader
-from nat_pod.config.renames import Networks, Renames
 from nat_pod.config.subnets import read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import SIDES, STACK_NAME, MemberName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoutedConfig:
+class RoutedConfig(Neighbours):
     """A routed POD's configuration, without contradictions.
 
     `cidr` is the whole range, and `vcn` the part of it that is the VCN's own; all else of it are aliases.  `book` has
@@ -66,26 +64,6 @@ class RoutedConfig:
         if problems or unsettled or config is None:
             raise ConfigError(f"Pulumi.{stack}.yaml", problems + unsettled)
         return config
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """Servers first, then hosts by customer, in the order of their names."""
-        return members_of(self.management, self.customers)
-
-    @property
-    def servers(self) -> tuple[Member, ...]:
-        """Management's members."""
-        return tuple(member for member in self.members if member.name.is_server)
-
-    @property
-    def hosts(self) -> tuple[Member, ...]:
-        """The customers' members."""
-        return tuple(member for member in self.members if not member.name.is_server)
-
-    @property
-    def renames(self) -> Renames:
-        """Who was called otherwise before."""
-        return renames_of(self.management, self.customers)
 
     @property
     def layout(self) -> VcnLayout:
@@ -130,11 +108,7 @@ def read_draft(
 ) -> tuple[RoutedConfig | None, list[Problem], list[Problem]]:
     """Read a configuration whose address book may lag behind its members; see `model.read_draft`."""
     reader = Reader(stack)
-    for key, why in foreign(Delivery.ROUTES).items():
-        if mapping.get(key) is not None:
-            reader.add(key, mapping[key], why)
-    known = {key: value for key, value in mapping.items() if key not in foreign(Delivery.ROUTES)}
-    root = reader.section("", known, required=_REQUIRED, optional=_OPTIONAL)
+    root = reader.section("", without_foreign(reader, mapping, Delivery.ROUTES), required=_REQUIRED, optional=_OPTIONAL)
     compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
     cidr = read_pod_cidr(reader, root.get("cidr"), _SIZES)
     vcn = None if cidr is None else _read_vcn(reader, root.get("vcnCidr"), cidr)
@@ -153,12 +127,7 @@ def read_draft(
     book: dict[MemberName, IPAddress] = {}
     released: dict[MemberName, IPAddress] = {}
     if cidr is not None and vcn is not None:
-        changes = Members(
-            written=written_members(root),
-            renames=renames_of(management, customers or ()),
-            now=Networks.read(root),
-            earlier=lambda: None if (base := earlier()) is None else Networks.read(base),
-        )
+        changes = Members.read(root, renames_of(management, customers or ()), earlier)
         book, released = read_aliases(reader, root.get("addresses"), cidr, vcn, changes)
     if (
         reader.problems

@@ -89,7 +89,7 @@ class NatPod(pulumi.ComponentResource):
             case Delivery.ROUTES:
                 vms, balancers = _by_routes(scope, network, domain)
                 self.balancer_ids = {side: balancer.resource.id for side, balancer in balancers.items()}
-                self.next_hops = {side: _next_hop(plan, side) for side in SIDES}
+                self.next_hops = {side: plan.next_hop(side) for side in SIDES}
             case _ as never:
                 assert_never(never)
 
@@ -200,11 +200,6 @@ def _only(vm: NatVmPlan, found: list[str]) -> str:
         address = vm.vnics[0].primary
         raise pulumi.RunError(f"No private IP {address} on {vm.key}'s VNIC at the moment; run `pulumi up` again.")
     return found[0]
-
-
-def _next_hop(plan: PodPlan, side: Side) -> str:
-    """The address that routes to a side lead to: its balancer's, or its only NAT VM's."""
-    return next((one.address for one in plan.balancers if one.side is side), plan.primary(side))
 
 
 def _make_standbys_first(plan: PodPlan, vms: NatVms, balancers: Mapping[Side, Balancer]) -> None:

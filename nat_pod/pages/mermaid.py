@@ -52,11 +52,11 @@ def _machines(plan: PodPlan, side: Side) -> Iterator[str]:
             yield from _vnics(plan, plan.vnics_on(side))
         case Delivery.ROUTES:
             yield "translates hosts" if side is NAT_VM1 else "translates servers"
+            balancer = plan.balancer_on(side)
             backups = set()
-            for balancer in plan.balancers:
-                backups |= {backend.vm for backend in balancer.backends if backend.is_backup}
-                if balancer.side is side:
-                    yield f"balancer {balancer.address}"
+            if balancer is not None:
+                backups = {backend.vm for backend in balancer.backends if backend.is_backup}
+                yield f"balancer {balancer.address}"
             for vm in plan.vms_on(side):
                 yield f"{vm.key} {vm.vnics[0].primary}{', standby' if vm.key in backups else ''}"
         case _ as never:

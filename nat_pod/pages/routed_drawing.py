@@ -54,7 +54,7 @@ class _RoutedDrawing(Drawing):
         whom = "hosts" if side == NAT_VM1 else "servers"
         paper.text(x + 12, top + 36, f"translates {whom}, {vms[0].rules.rule_count()} rules", "quiet")
         line = top + columns.VM_HEADER
-        balancer = next((one for one in self.plan.balancers if one.side is side), None)
+        balancer = self.plan.balancer_on(side)
         if balancer is not None:
             self._row(side, x, line, ("balancer", balancer.address), _sends_to(balancer))
             line += columns.VNIC

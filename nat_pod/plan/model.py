@@ -243,6 +243,15 @@ class PodPlan:
         """The NAT VMs of one side."""
         return tuple(vm for vm in self.vms if vm.side is side)
 
+    def balancer_on(self, side: Side) -> BalancerPlan | None:
+        """The load balancer before one side's NAT VMs; None where nobody stands by."""
+        return next((balancer for balancer in self.balancers if balancer.side is side), None)
+
+    def next_hop(self, side: Side) -> str:
+        """The address that a routed POD's routes to a side lead to: its balancer's, or its only NAT VM's."""
+        balancer = self.balancer_on(side)
+        return self.primary(side) if balancer is None else balancer.address
+
     def vnics_on(self, side: Side) -> tuple[VnicPlan, ...]:
         """The VNICs of one side's NAT VMs, in attach order."""
         return tuple(vnic for vm in self.vms_on(side) for vnic in vm.vnics)

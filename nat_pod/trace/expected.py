@@ -123,9 +123,10 @@ def _balancer(plan: BalancerPlan, security: tuple[SecurityRule, ...]) -> Balance
             timeout_millis=plan.check.timeout_ms,
             retries=plan.check.retries,
         ),
-        instant_failover=True,
-        tcp_reset=False,
-        prefers_active=True,
+        is_fail_open=plan.fail_open,
+        instant_failover=plan.instant_failover,
+        tcp_reset=plan.tcp_reset,
+        prefers_active=plan.prefers_active,
     )
 
 
