@@ -384,7 +384,7 @@ class Document:
         except (ValueError, OSError, RecursionError) as error:
             raise AgentError("it cannot be unpacked: %s" % error) from None
         if not isinstance(body, dict) or set(body) | {"health"} != {"vm", "generation", "health", "hooks", "rules"}:
-            raise AgentError("it does not have exactly the keys vm, generation, hooks and rules, and perhaps health")
+            raise AgentError("its keys are not vm, generation, hooks, rules and perhaps health")
         self.generation = body.pop("generation")
         plain = json.dumps(body, sort_keys=True, separators=(",", ":"))
         if self.generation != hashlib.sha256(plain.encode()).hexdigest()[:16]:
@@ -1105,6 +1105,7 @@ def finish(vm, wanted, behind, vnics, problems, notes, mended):
     due = changed or not 0 <= time.time() - old.get("reported", 0) < REPORT_SECONDS
     since = dict(old.get("since", {}), **dict.fromkeys(changed, now))
     state.update(time=now, since=since, reported=time.time() if due else old["reported"], uptime=time.monotonic())
+    state["passed"] = passed(old, now)
     text = json.dumps(state, sort_keys=True)
     save(STATUS, text)
     if due:
@@ -1115,6 +1116,13 @@ def finish(vm, wanted, behind, vnics, problems, notes, mended):
 def utc():
     """The time, as text."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def passed(old, now):
+    """Packets forwarded since boot, and when a round last found more of them: of a side's two VMs only one has any."""
+    count = ip_counter("ForwDatagrams")
+    before = old.get("passed") or {"count": count, "last": None}
+    return before if count == before["count"] else {"count": count, "last": now}
 
 
 def report():
@@ -1130,7 +1138,8 @@ def report():
     foreign  others' rules that a packet may meet, the first 50
     unread   what could not be looked at
     settings sysctl values that are not ours
-    fragments  see `fragments`
+    fragments  packets since boot of which not all fragments came, or for which there was no room
+    health   what its balancer is answered (`unfit`), and `by` whom it was asked within two minutes; None without one
     """
     links = interfaces()
     up = {address: link["mtu"] for link in links if "LOWER_UP" in link["flags"] for address in ipv4(link)}
@@ -1146,8 +1155,8 @@ def report():
         unread.append(str(problem))
     others = foreign(live) + other_rules(unread)
     found.update(now=utc(), conntrack=conntrack_use(), counted=counted(live), rules=fingerprint(live), unread=unread)
-    found.update(foreign=others[:50] + ["and %d more" % (len(others) - 50)] * (len(others) > 50), fragments=fragments())
-    found["settings"] = wrong_settings(SETTINGS) + wrong_settings(FORWARDING)
+    found.update(foreign=others[:50] + ["and %d more" % (len(others) - 50)] * (len(others) > 50))
+    found.update(fragments=ip_counter("ReasmFails"), settings=wrong_settings(SETTINGS) + wrong_settings(FORWARDING))
     return found
 
 
@@ -1173,21 +1182,23 @@ def other_rules(unread):
     return found
 
 
-def fragments():
-    """Packets since boot of which not all fragments came, or for which there was no room."""
+def ip_counter(name):
+    """One of the kernel's counters of IPv4 packets since boot."""
     rows = [line.split() for line in (load("/proc/net/snmp") or "").splitlines() if line.startswith("Ip: ")]
-    return sum(int(row[rows[0].index("ReasmFails")]) for row in rows[1:])
+    return sum(int(row[rows[0].index(name)]) for row in rows[1:])
 
 
 def passing(document, own):
     """The part of a report that comes from the flows through the VM."""
-    ends, ports, stale = {"from": {}, "to": {}}, {}, 0
+    ends, ports, stale, door, asking = {"from": {}, "to": {}}, {}, 0, load(DOOR), set()
     for flow, original, reply in flows():
+        proto = attributes(attributes(flow[TUPLE_REPLY])[TUPLE_PROTO])
+        port = int.from_bytes(proto.get(SOURCE_PORT, b""), "big")
+        if door == "%s %d" % (dotted(reply[0]), port):
+            asking.add(dotted(original[0]))  # the kernel remembers a connection that has ended for two minutes
         if original[0] in own or reply[0] in own:
             continue
         stale += bool(document) and not document.gives(original, reply, own)
-        proto = attributes(attributes(flow[TUPLE_REPLY])[TUPLE_PROTO])
-        port = int.from_bytes(proto.get(SOURCE_PORT, b""), "big")
         full = (reply[1], reply[0], proto[PROTOCOL][0], port)
         ports[full] = ports.get(full, 0) + 1
         carried = [attributes(flow.get(way, b"")) for way in COUNTERS]
@@ -1201,7 +1212,8 @@ def passing(document, own):
         source, server, protocol, port = full = max(ports, key=ports.get)
         fullest = {"source": dotted(source), "destination": dotted(server), "protocol": protocol, "port": port}
         fullest["flows"] = ports[full]
-    return {"open": ends, "fullest": fullest, "stale": stale}
+    health = door and {"unfit": unfit(), "by": sorted(asking)}
+    return {"open": ends, "fullest": fullest, "stale": stale, "health": health}
 
 
 def conntrack_use():

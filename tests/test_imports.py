@@ -32,7 +32,7 @@ ALLOWED = {
     "oci": {"config", "errors", "limits", "names", "plan"},
     "component": {"oci"},
     "trace": {"config", "errors", "names", "plan", "rules"},
-    "status": {"errors", "limits", "names", "plan"},
+    "status": {"config", "errors", "limits", "names", "plan"},
     "handbuilt": {"config", "errors", "limits", "names", "text"},
     "pages": {"config", "errors", "names", "plan", "text", "trace"},
     "lab.region": {"config", "errors", "limits", "names"},

@@ -99,6 +99,8 @@ def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
         "settings": [],
         "repairs": {"count": 0},
         "fragments": 2,
+        "passed": {"count": 40, "last": "2025-06-15T15:06:33Z"},
+        "health": None,
     } | changes
 
 
@@ -169,6 +171,9 @@ WRONG_SHAPES = [
     ("rules", []), ("foreign", 1), ("unread", 1), ("settings", 1), ("repairs", []),
     ("repairs", {"count": 1}), ("repairs", {"count": 1, "last": "x", "what": ""}), ("fragments", []),
     ("fragments", "x"),    ("vnics", [{"address": "x", "interface": None, "up": True, "mtu": "y"}]),
+    ("passed", None), ("passed", {"count": "x", "last": None}), ("passed", {"count": 1, "last": 7}),
+    ("health", 1), ("health", {"unfit": None}), ("health", {"unfit": 7, "by": []}),
+    ("health", {"unfit": None, "by": "198.18.3.193"}), ("health", {"unfit": None, "by": [7]}),
     ("stale", "x"), ("stale", float("inf")), ("fullest", 1), ("fullest", {"flows": 1}), ("fullest", fullest("x")),
 ]  # fmt: skip
 
@@ -353,6 +358,13 @@ def test_vnics_are_told_apart(plan):
             "natVm2": parsed(plan, "natVm2"),
         }
         assert [finding.what for finding in compare(plan, reports, NOW).findings] == expected
+
+
+def test_with_static_the_ports_are_one_hosts_and_no_policy_has_more(dev):
+    plan = plan_pod(PodConfig.from_mapping({**dev, "sourceNat": "static"}, "dev"), "dev")
+    reports = {"natVm1": parsed(plan, "natVm1", fullest=fullest(51610)), "natVm2": parsed(plan, "natVm2")}
+    (found,) = compare(plan, reports, NOW).findings
+    assert found.next == "they are all of one member: see below which, and ask its owner why"
 
 
 def test_the_stacks_outputs_tell_what_is_deployed(plan):

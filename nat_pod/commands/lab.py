@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.errors import NatPodError
-from nat_pod.names import SIDES
 
 
 def add(commands: Subparsers) -> None:
@@ -121,8 +121,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     return OK if commands.demo(Path.cwd(), arguments.stack) else FINDINGS
 
 
-def reports(stack: str) -> dict[str, str]:
-    """What `nat-pod-agent status` prints on the NAT VMs of the stack's lab.  Raises NatPodError when it is not up."""
+def reports(stack: str, vms: Iterable[str]) -> dict[str, str | NatPodError]:
+    """What `nat-pod-agent status` prints on these NAT VMs of the stack's lab, or why one of them cannot be asked.
+
+    Raises NatPodError when the lab is not up.
+    """
     from nat_pod.lab.wire import sandbox
 
     key = sandbox.lab_key(stack)
@@ -131,5 +134,12 @@ def reports(stack: str) -> dict[str, str]:
             f"there is no --report, and the lab of {stack} is not up; run: python -m nat_pod lab up {stack}\n"
             f"or give what the NAT VMs of the tenancy report: python -m nat_pod status --help"
         )
-    answers = {vm: sandbox.call(key, "log_in", vm=vm, argv=["nat-pod-agent", "status"]) for vm in SIDES}
-    return {vm: answer["stdout"] + answer["stderr"] for vm, answer in answers.items()}
+
+    def asked(vm: str) -> str | NatPodError:
+        try:
+            answer = sandbox.call(key, "log_in", vm=vm, argv=["nat-pod-agent", "status"])
+        except NatPodError as error:
+            return error  # it is powered off, or hangs
+        return str(answer["stdout"] + answer["stderr"])
+
+    return {vm: asked(vm) for vm in vms}

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from nat_pod.config.any_config import AnyConfig
-from nat_pod.config.delivery import refuse_routed
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import ConfigError
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 
 
-def load(stack: str, refused_by: str = "") -> tuple[AnyConfig, PodPlan]:
+def load(stack: str) -> tuple[AnyConfig, PodPlan]:
     """Its config and its plan.
 
-    refused_by: the command, where it knows nothing of routed PODs yet.  Raises ConfigError with every problem of the
-    stack file, NatPodError when there is no such file.
+    Raises ConfigError with every problem of the stack file, NatPodError when there is no such file.
     """
     read = read_stack(Path.cwd(), stack)
     config = read.checked()
@@ -24,6 +22,4 @@ def load(stack: str, refused_by: str = "") -> tuple[AnyConfig, PodPlan]:
         plan = plan_pod(config, stack)
     except ConfigError as error:
         raise ConfigError(error.source, read.located(error.problems)) from None
-    if refused_by:
-        refuse_routed(plan.delivery, refused_by)
     return config, plan

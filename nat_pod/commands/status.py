@@ -1,4 +1,4 @@
-"""`status`: what both NAT VMs run and count, against the stack file."""
+"""`status`: what the NAT VMs run and count, against the stack file."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import servers_first
 from nat_pod.plan.model import PodPlan
 from nat_pod.rules.guard import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS, REFUSED
-from nat_pod.status.compare import NOT_LOOKED_AT, MemberUse, Status, compare
+from nat_pod.status.compare import MemberUse, Status, compare
 from nat_pod.status.finding import duration
-from nat_pod.status.report import Repairs, VmReport, read_report
+from nat_pod.status.report import Health, Repairs, VmReport, read_report
+from nat_pod.status.standby import pair_text
 from nat_pod.text import count, table, wrapped
 
 _HOW_TO_FETCH = """\
@@ -41,13 +42,14 @@ Or by ssh, where it reaches the VM; it is as of now:
   ssh opc@198.18.0.130 sudo nat-pod-agent status > two.json
 Then:
   python -m nat_pod status dev --report natVm1=one.log --report natVm2=two.json
+A routed POD's NAT VMs are natVm1a, natVm1b, natVm2a and natVm2b.
 
-Exit status 0: both run what the stack file says; 1: findings"""
+Exit status 0: all run what the stack file says; 1: findings"""
 
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    parser = add_parser(commands, "status", "compare what both NAT VMs run and count with the stack file", _run)
+    parser = add_parser(commands, "status", "compare what the NAT VMs run and count with the stack file", _run)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _HOW_TO_FETCH
     add_stack(parser)
@@ -71,9 +73,9 @@ def _report_source(text: str) -> tuple[str, str]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _, plan = load(arguments.stack, "status")
+    _, plan = load(arguments.stack)
     deployed = None if arguments.outputs is None else _deployed_generations(plan, arguments.outputs)
-    texts = _given(plan, arguments) or reports(arguments.stack)
+    texts = _given(plan, arguments) or reports(arguments.stack, [vm.key for vm in plan.vms])
     compared = compare(plan, {vm.key: _report_of(vm.key, texts.get(vm.key)) for vm in plan.vms}, time.time(), deployed)
     if arguments.json:
         print_json(status_dict(compared))
@@ -82,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return FINDINGS if compared.findings else OK
 
 
-def _given(plan: PodPlan, arguments: argparse.Namespace) -> dict[str, str]:
+def _given(plan: PodPlan, arguments: argparse.Namespace) -> dict[str, str | NatPodError]:
     """The texts that --report names, by VM."""
     files = dict(arguments.report)
     names = [vm.key for vm in plan.vms]
@@ -94,10 +96,12 @@ def _given(plan: PodPlan, arguments: argparse.Namespace) -> dict[str, str]:
     return {vm: read_text(file) for vm, file in files.items()}
 
 
-def _report_of(vm: str, text: str | None) -> VmReport | str:
+def _report_of(vm: str, text: str | NatPodError | None) -> VmReport | str:
     """A VM's report, or why there is none."""
     if text is None:
         return "none was given"
+    if isinstance(text, NatPodError):
+        return str(text)
     try:
         found = read_report(text)
     except ValueError as error:
@@ -134,7 +138,8 @@ def status_dict(status: Status) -> dict[str, object]:
             }
             for member in status.members
         },
-        "notLookedAt": list(NOT_LOOKED_AT),
+        "sides": {pair.side: {"natVms": list(pair.vms), "active": list(pair.active)} for pair in status.pairs},
+        "notLookedAt": list(status.not_looked_at),
     }
 
 
@@ -163,23 +168,31 @@ def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]
         "changedSettings": list(report.settings),
         "repairs": {"count": report.repairs.count, "last": ago(report.repairs.last), "what": report.repairs.what},
         "fragmentsLost": report.fragments_lost,
+        "forwarded": {"packets": report.passed.packets, "lastSecondsAgo": ago(report.passed.last)},
+        "health": None if report.health is None else _health_dict(report.health),
     }
 
 
+def _health_dict(health: Health) -> dict[str, object]:
+    return {"unfit": health.unfit, "askedBy": list(health.asked_by)}
+
+
 def status_text(status: Status, stack: str) -> str:
-    """`status` for people: what is wrong first, then both VMs side by side, then the flows of each member."""
-    verdict = "both NAT VMs run what the stack file says"
+    """`status` for people: what is wrong first, then the VMs side by side, then the flows of each member."""
+    verdict = f"{'both' if len(status.reports) == 2 else 'all'} NAT VMs run what the stack file says"
     if status.findings:
         verdict = f"{count(len(status.findings), 'finding')}"
     lines = [f"POD {stack}: {verdict}"]
     for finding in status.findings:
         lines += [wrapped(f"{finding.vm}: {finding.what}"), f"      next: {finding.next}"]
+    if status.pairs:
+        lines += ["", *(wrapped(pair_text(pair, status.now)) for pair in status.pairs)]
     lines += ["", table(["", *status.reports], _vm_rows(status)), ""]
     for vm, report in status.reports.items():
         if report is not None and report.fullest is not None:
             used = f"{report.fullest.flows} of {limits.FLOWS_PER_ADDRESS} ports"
             lines.append(wrapped(f"{vm}, fullest: {used}, {report.fullest}"))
-        lines += [wrapped(f"{vm}, note: {note}") for note in (report.notes if report is not None else ())]
+    lines += [wrapped(f"{', '.join(vms)}, note: {note}") for note, vms in _notes(status).items()]
     header = ["member", "tried", "opened", "received", "open now", "packets", "bytes"]
     title = "Flows by member since its NAT VM booted, and those open now"
     return "\n".join(
@@ -195,7 +208,7 @@ def status_text(status: Status, stack: str) -> str:
                 ],
             ),
             "",
-            wrapped(f"Not looked at: {'; '.join(NOT_LOOKED_AT)}."),
+            wrapped(f"Not looked at: {'; '.join(status.not_looked_at)}."),
         ]
     )
 
@@ -210,7 +223,16 @@ def _vm_rows(status: Status) -> list[list[object]]:
     def repaired(repairs: Repairs) -> object:
         return repairs.count if repairs.last is None else f"{repairs.count}, last {ago(repairs.last)}"
 
+    def fit(health: Health | None) -> str:
+        return "-" if health is None else "yes" if health.unfit is None else "NO"
+
+    standby = [
+        row("fit, by its own answer", lambda _, report: fit(report.health)),
+        row("asked by", lambda _, report: ", ".join(report.health.asked_by if report.health else ()) or "nobody"),
+        row("forwarded", lambda _, report: ago(report.passed.last)),
+    ]
     return [
+        *(standby if status.pairs else ()),
         row("generation", lambda _, report: report.applied or "none"),
         row("applied", lambda _, report: ago(report.since.get("applied"))),
         row("last round", lambda _, report: ago(report.round)),
@@ -227,6 +249,15 @@ def _vm_rows(status: Status) -> list[list[object]]:
         row("dropped, sent to it", lambda _, report: report.dropped(INPUT)),
         row("dropped, ICMP errors", lambda _, report: _errors(report)),
     ]
+
+
+def _notes(status: Status) -> dict[str, list[str]]:
+    """The VMs that say a note, by note: VMs of one image say the same."""
+    found: dict[str, list[str]] = {}
+    for vm, report in status.reports.items():
+        for note in report.notes if report is not None else ():
+            found.setdefault(note, []).append(vm)
+    return found
 
 
 def _through(report: VmReport) -> int:

@@ -12,7 +12,6 @@ from typing import assert_never
 
 from nat_pod import limits
 from nat_pod.config.reader import Reader
-from nat_pod.errors import NatPodError
 
 
 class Delivery(StrEnum):
@@ -65,17 +64,6 @@ def without_foreign(reader: Reader, mapping: Mapping[str, object], delivery: Del
         if mapping.get(key) is not None:
             reader.add(key, mapping[key], why)
     return {key: value for key, value in mapping.items() if key not in unknown}
-
-
-def refuse_routed(delivery: Delivery, who: str) -> None:
-    """Raises NatPodError for a POD of `delivery: routes`, of which `who` knows nothing yet."""
-    match delivery:
-        case Delivery.PRIVATE_IPS:
-            return
-        case Delivery.ROUTES:
-            raise NatPodError(f"{who}: does not know PODs with delivery: routes yet (nothing was done)")
-        case _ as never:
-            assert_never(never)
 
 
 def written(value: object) -> Delivery:

@@ -370,20 +370,42 @@ def without_comments(text: str) -> str:
 
 
 def without_docstrings(source: str) -> str:
-    """A Python source without docstrings and comments, indented by one blank per level, for the same reasons."""
+    """A Python source without docstrings and comments, for the same reasons.
+
+    It is indented by one blank per level, and what stands in brackets is on one line.
+    """
+    lines = source.splitlines()
     drop: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             docstring = node.body[0]
-            if len(node.body) > 1:  # a body must not become empty
-                drop.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-    lines = source.splitlines()
+            rows = range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1)
+            drop.update(rows)
+            if len(node.body) == 1:  # a body must not become empty
+                lines[rows[0] - 1] = " " * docstring.col_offset + "pass"
+                drop.remove(rows[0])
+    goes_on: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         row, column = token.start
-        if token.type == tokenize.COMMENT and column:
+        if token.line.startswith("#!"):
+            continue
+        if token.type == tokenize.COMMENT:
             lines[row - 1] = lines[row - 1][:column].rstrip()
-    kept = (line for count, line in enumerate(lines, 1) if count not in drop)
-    return "".join(" " * ((len(line) - len(line.lstrip())) // 4) + line.lstrip() + "\n" for line in kept)
+        if token.type == tokenize.NL and lines[row - 1].strip():  # between brackets, where it means nothing
+            goes_on.add(row)
+    text = ""
+    for row, line in enumerate(lines, 1):
+        if row in drop or not line:
+            continue
+        words = line.lstrip()
+        if not text or text.endswith("\n"):
+            text += " " * ((len(line) - len(words)) // 4) + words
+        elif words[0] in ")]}":
+            text = text.removesuffix(",") + words
+        else:
+            text += words if text[-1] in "([{" else f" {words}"
+        text += "" if row in goes_on else "\n"
+    return text
 
 
 def unpack_user_data(value: str) -> str:

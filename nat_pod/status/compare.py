@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import assert_never
 
+from nat_pod.config.model import SourceNat
 from nat_pod.limits import FLOWS_PER_ADDRESS
 from nat_pod.names import MemberName
 from nat_pod.plan.fingerprint import fingerprint, guard_names
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
+from nat_pod.status import standby
 from nat_pod.status.finding import JOURNAL, ROUND_SECONDS, SILENT_SECONDS, Finding, duration, some
 from nat_pod.status.report import Use, VmReport
+from nat_pod.status.standby import Pair, pairs
 
 OLD_SECONDS = 1000
 """The agent writes a report to the console every 900 seconds when nothing changes; an older one is not its latest."""
@@ -75,6 +79,8 @@ class Status:
     reports: dict[str, VmReport | None]
     members: tuple[MemberUse, ...]
     findings: tuple[Finding, ...]
+    pairs: tuple[Pair, ...]
+    not_looked_at: tuple[str, ...]
 
 
 def compare(
@@ -95,14 +101,25 @@ def compare(
             )
         else:
             findings += _agent(report, vm, now) + _generation(report, vm) + _kernel(report, vm) + _vnics(report, vm)
-            findings += _use(report, vm) + _above_bound(report, vm)
+            findings += _use(report, vm, plan.source_nat) + _above_bound(report, vm)
+    findings += standby.findings(plan, read)
+    sides = pairs(plan, read)
     return Status(
         now=now,
         planned={vm.key: vm.generation for vm in plan.vms},
         vnics_planned={vm.key: len(vm.vnics) for vm in plan.vms},
         reports=read,
-        members=tuple(_member(slot, [read[vm.key] for vm in plan.vms_on(slot.member.side)]) for slot in plan.slots),
+        members=tuple(
+            _member(
+                slot,
+                [read[vm.key] for vm in plan.vms_on(slot.member.side)],
+                [read[vm] for pair in sides if pair.side is slot.member.side for vm in pair.active],
+            )
+            for slot in plan.slots
+        ),
         findings=tuple(findings),
+        pairs=sides,
+        not_looked_at=NOT_LOOKED_AT + (standby.NOT_LOOKED_AT if plan.balancers else ()),
     )
 
 
@@ -234,7 +251,7 @@ def _above_bound(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     return found
 
 
-def _use(report: VmReport, vm: NatVmPlan) -> list[Finding]:
+def _use(report: VmReport, vm: NatVmPlan, policy: SourceNat) -> list[Finding]:
     """What overflows, or is about to."""
     found = []
     count, most = report.conntrack.get("count", 0), report.conntrack.get("max", 0)
@@ -252,21 +269,37 @@ def _use(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         found.append(Finding(vm.key, what, "on the VM: nstat -az 'IpReasm*'; if they grow, see who sends fragments"))
     if report.fullest is not None and report.fullest.flows >= FULL * FLOWS_PER_ADDRESS:
         what = f"{report.fullest.flows} of {FLOWS_PER_ADDRESS} ports are in use: {report.fullest}"
-        found.append(Finding(vm.key, what, "sourceNat: static, which has that many for each host"))
+        found.append(Finding(vm.key, what, _more_ports(policy)))
     if report.stale:
         what = f"{report.stale} open flows are translated in a way that its rules no longer give"
         found.append(Finding(vm.key, what, "on the VM: rm /run/nat-pod/loaded.json; its next round ends them"))
     return found
 
 
-def _member(slot: SlotPlan, reports: Iterable[VmReport | None]) -> MemberUse:
-    """What the NAT VMs on a member's side count for it, together."""
+def _more_ports(policy: SourceNat) -> str:
+    """What to do about an address whose ports are nearly used up."""
+    match policy:
+        case SourceNat.MASQUERADE:
+            return "sourceNat: static, which has that many for each host"
+        case SourceNat.STATIC:
+            return "they are all of one member: see below which, and ask its owner why"
+        case _ as never:
+            assert_never(never)
+
+
+def _member(slot: SlotPlan, reports: Iterable[VmReport | None], active: Iterable[VmReport | None]) -> MemberUse:
+    """What the NAT VMs on a member's side count for it, together.
+
+    A VM that is no longer active keeps the entries of the flows that the active one has taken over, so what is open
+    now is counted on that one alone, where it is known.
+    """
     heard = [report for report in reports if report is not None]
     if not heard:
         return MemberUse(name=slot.member)
     counted = [report.by_member.get(slot.member, {}) for report in heard]
     opened = [own["SNAT"] for own in counted if "SNAT" in own]
-    ends = [ends.get(slot.real, Use()) for report in heard for ends in (report.sent, report.received)]
+    counting = [report for report in active if report is not None] or heard
+    ends = [ends.get(slot.real, Use()) for report in counting for ends in (report.sent, report.received)]
     return MemberUse(
         name=slot.member,
         tried=sum(own.get("goto", 0) for own in counted),

@@ -61,6 +61,22 @@ class Repairs:
     what: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Packets that the VM has forwarded since it booted, and when a round of its agent last found more of them."""
+
+    packets: int = 0
+    last: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the VM answers its balancer: why it is not fit, None if it is; and who asked within the last two minutes."""
+
+    unfit: str | None
+    asked_by: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fullest:
     """The translated source that has most flows to one address, protocol and port, and how many.
@@ -90,7 +106,7 @@ class VmReport:
     `sent` has what passes now by the sender's address before the translation, `received` by the receiver's behind it.
     `rules` is what the kernel has of ours (nat_pod/plan/fingerprint.py), `foreign` rules of others that a
     packet may meet, `unread` what could not be looked at, `settings` the sysctl values that are not ours.
-    `fragments_lost` counts packets that could not be put together.
+    `fragments_lost` counts packets that could not be put together.  `health` is None where no balancer asks.
     """
 
     vm: str | None
@@ -116,6 +132,8 @@ class VmReport:
     settings: tuple[str, ...]
     repairs: Repairs
     fragments_lost: int
+    passed: Passed
+    health: Health | None
 
     @property
     def open_flows(self) -> int:
@@ -191,7 +209,20 @@ def _trusting(found: object) -> VmReport:
         settings=_lines(found["settings"]),
         repairs=_repairs(found["repairs"]),
         fragments_lost=_count(found["fragments"]),
+        passed=_passed(found["passed"]),
+        health=None if found["health"] is None else _health(found["health"]),
     )
+
+
+def _passed(found: Mapping[str, object]) -> Passed:
+    last = found["last"]
+    return Passed(_count(found["count"]), None if last is None else _seconds(last))
+
+
+def _health(found: Mapping[str, Any]) -> Health:
+    if not isinstance(found["by"], list):
+        raise TypeError(f"{shorten(found['by'])} is not a list of addresses")
+    return Health(_text(found["unfit"]), tuple(map(_words, found["by"][:_MOST_LINES])))
 
 
 def _rules(found: Mapping[str, object]) -> dict[str, str]:
