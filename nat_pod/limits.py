@@ -28,8 +28,9 @@ POD_PREFIXES = range(16, 26)
 VCN_PREFIXES = range(16, 31)
 """A VCN's CIDR is a /16 to a /30 (OCI API, CreateVcn)."""
 
-VCN_OF_ROUTED_POD_PREFIXES = range(25, 28)
-"""A /27 has the three /29s of a routed POD's VCN; a /25 leaves room for what may come."""
+VCN_OF_ROUTED_POD_PREFIXES = range(24, 28)
+"""A routed POD's VCN has a /29 for each customer gateway, NAT VM2 and the vRouter: a /27 has room for two gateways, a
+/26 for 6, a /25 for 14 and a /24 for 30."""
 
 LPGS_PER_VCN = 10
 LPGS_PER_VCN_RAISED = 20

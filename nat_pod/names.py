@@ -21,6 +21,7 @@ NAME = re.compile(r"[a-z][a-z0-9-]*")
 STACK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """A stack's name that Pulumi accepts, and that no command line takes for an option."""
 
+_ROLE = re.compile(r"(natVm1|natVm2)(?:-([2-9]|[1-9][0-9]))?")
 _PARTS = re.compile(r"(\D*)(\d*)")
 
 NAMESPACE = "nat-pod"
@@ -71,6 +72,52 @@ class Side(StrEnum):
                 return Side.NAT_VM1
             case _ as never:
                 assert_never(never)
+
+
+class Role(str):
+    """What a NAT VM does in a POD: `natVm1`, `natVm2`, or with several customer gateways `natVm1-2`, `natVm1-3`.
+
+    The NAT VMs of a role have a subnet, an NSG, a route table, a next hop and a rule document together.  NAT VM2 is one
+    role.  NAT VM1 is one for each customer gateway, since customers who overlap each other need different ones; the
+    first gateway's has the side's own name.  It is a string, as the names of members are, and equal to its side where
+    it is the side's only one.
+    """
+
+    __slots__ = ("number", "side")
+
+    side: Side
+    number: int
+    """Of the gateway, from 1; of NAT VM2 always 1."""
+
+    def __new__(cls, side: Side, number: int = 1) -> Self:
+        """The n-th role of a side."""
+        role = super().__new__(cls, side if number == 1 else f"{side}-{number}")
+        role.side, role.number = side, number
+        return role
+
+    def __getnewargs__(self) -> tuple[Side, int]:  # type: ignore[override] # what copies are made of
+        return self.side, self.number
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The role with this name, None for what is none."""
+        found = _ROLE.fullmatch(text)
+        return None if found is None else cls(Side(found[1]), int(found[2] or 1))
+
+    @property
+    def prose(self) -> str:
+        """Its NAT VM in a sentence: `NAT VM1`, `NAT VM1-2`."""
+        return self.side.prose if self.number == 1 else f"{self.side.prose}-{self.number}"
+
+    @property
+    def transit(self) -> str:
+        """The key of the security rules that let its NAT VMs and NAT VM2 talk: `transit`, `transit-2`."""
+        return TRANSIT if self.number == 1 else f"{TRANSIT}-{self.number}"
+
+    @property
+    def lpgs(self) -> str:
+        """The key of the route table of its customers' LPGs: `lpgs`, `lpgs-2`."""
+        return LPGS if self.number == 1 else f"{LPGS}-{self.number}"
 
 
 class MemberName(str):
@@ -127,11 +174,14 @@ class MemberName(str):
 NAT_VM1 = Side.NAT_VM1
 NAT_VM2 = Side.NAT_VM2
 SIDES = tuple(Side)
+GATEWAY = Role(NAT_VM1)
+"""The first customer gateway, and in most PODs the only one."""
+INNER = Role(NAT_VM2)
+"""What faces management, whatever the number of gateways."""
 
 VROUTER = "vrouter"
 LPGS = "lpgs"
-ROUTE_TABLES = (*SIDES, LPGS)
-"""One for each side's subnets, and one that all LPGs have."""
+TRANSIT = "transit"
 
 ANYWHERE = "0.0.0.0/0"
 SSH = 22

@@ -60,3 +60,18 @@ def allocated(mapping: dict[str, Any]) -> dict[str, Any]:
     assert config is not None, problems
     entries = settle(config).entries
     return {**mapping, "addresses": {str(name): as_written(config, entry) for name, entry in entries.items()}}
+
+
+def one_gateway(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Pulumi.routed.yaml with maple in a network of its own, and so with a single customer gateway.
+
+    mapping: with or without `nat-pod:` before each key.
+    """
+    mapping = copy.deepcopy(mapping)
+    prefix = "nat-pod:" if "nat-pod:gateways" in mapping else ""
+    del mapping[f"{prefix}gateways"]
+    maple = mapping[f"{prefix}customers"]["maple"]
+    maple["cidr"] = "10.0.3.0/24"
+    maple["hosts"] = {name: address.replace("10.0.0.", "10.0.3.") for name, address in maple["hosts"].items()}
+    mapping[f"{prefix}addresses"] |= {f"maple/{name}": f"198.18.10.{31 + at}" for at, name in enumerate(maple["hosts"])}
+    return mapping

@@ -56,13 +56,13 @@ class World:
             netns.ip_batch("link set lo up\n", name)
         self._wire(loose, be_liberal)
         config = RoutedConfig.from_mapping(with_lists(), "dev")
-        for side, rules in compile_routed(config).items():
-            document = agent.Document(rule_document(side, hooks(rules), render(rules))[0])
+        for role, rules in compile_routed(config).items():
+            document = agent.Document(rule_document(role, hooks(rules), render(rules))[0])
             text = agent.transaction(document, {})
             kept = [line for line in text.splitlines() if not drop or drop not in line]
-            assert side is Side.NAT_VM2 or not drop or len(kept) == len(text.splitlines()) - 1
+            assert role.side is Side.NAT_VM2 or not drop or len(kept) == len(text.splitlines()) - 1
             for vm in VMS:
-                if vm.startswith("vm1") == (side is Side.NAT_VM1):
+                if vm.startswith("vm1") == (role.side is Side.NAT_VM1):
                     netns.run(["iptables-restore", "--noflush", "--counters"], vm, stdin="\n".join(kept) + "\n")
 
     def _wire(self, loose: int, be_liberal: int) -> None:
@@ -496,10 +496,11 @@ def counts() -> dict:
     return {vm: agent.counted(agent.read_saved(netns.save_rules(vm))) for vm in ("vm1a", "vm2a")}
 
 
-def both_at_once(flows: int, rate: int, tcp: bool = False) -> dict:
+def both_at_once(flows: int, rate: int, tcp: bool = False, tries: int = 1) -> dict:
     """First packets of one flow from both its ends in the same moment, by two processes: how many get another port.
 
-    In each flow both ends send from one port number to the same one.
+    In each flow both ends send from one port number to the same one.  tries: how often each first packet is sent, as
+    TCP does with a SYN that nobody answers; `heard` counts the flows of which one arrived.
     """
     World()
     protocol = socket.IPPROTO_TCP if tcp else socket.IPPROTO_UDP
@@ -519,18 +520,18 @@ def both_at_once(flows: int, rate: int, tcp: bool = False) -> dict:
     def play(name: str) -> dict[str, int]:
         source, destination = ends[name]
         sender, hears = sockets[name]
-        wrong = heard = 0
+        wrong, heard = 0, set()
 
         def drain() -> None:
-            nonlocal wrong, heard
+            nonlocal wrong
             with suppress(BlockingIOError):
                 while True:
                     sport, dport = struct.unpack_from("!HH", hears.recv(2000), 20)
-                    heard += 1
+                    heard.add(dport)
                     wrong += sport != dport
 
-        for number in range(flows):
-            port = 1024 + number
+        for number in range(flows * tries):
+            port = 1024 + number % flows
             if tcp:
                 body = segment(source, destination, port, port, SYN, 1000, 0)
             else:
@@ -543,7 +544,7 @@ def both_at_once(flows: int, rate: int, tcp: bool = False) -> dict:
                 drain()
         time.sleep(0.5)
         drain()
-        return {"heard": heard, "other port": wrong}
+        return {"heard": len(heard), "other port": wrong}
 
     reading, writing = os.pipe()
     if not os.fork():

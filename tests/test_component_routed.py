@@ -15,7 +15,8 @@ from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.region import Region
 
 POD = "nat-pod-routed"
-VMS = ("natVm1a", "natVm1b", "natVm2a", "natVm2b")
+ROLES = ("natVm1", "natVm1-2", "natVm2")
+VMS = ("natVm1-2a", "natVm1-2b", "natVm1a", "natVm1b", "natVm2a", "natVm2b")
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +48,20 @@ def test_what_there_is_of_each_kind(deployed: tuple[Region, Deployment]) -> None
     for entry in deployed[1].registrations:
         if entry.type.startswith("oci:") and entry.type != oci.NSG_RULE:
             found.setdefault(entry.type.split(":")[-1], []).append(entry.name.removeprefix(f"{POD}-"))
-    sides, three = ["natVm1", "natVm2"], ["natVm1", "natVm2", "vrouter"]
+    roles, subnets = list(ROLES), [*ROLES, "vrouter"]
     assert {kind: sorted(names) for kind, names in found.items()} == {
         "Vcn": [POD],
         "DefaultSecurityList": ["default"],
         "SecurityList": ["vrouter"],
-        "Subnet": three,
-        "RouteTable": ["lpgs", *three],
-        "RouteTableAttachment": three,
+        "Subnet": subnets,
+        "RouteTable": ["lpgs", "lpgs-2", *subnets],
+        "RouteTableAttachment": subnets,
         "LocalPeeringGateway": ["fern", "hazel", "linden", "maple"],
-        "NetworkSecurityGroup": sides,
+        "NetworkSecurityGroup": roles,
         "Instance": list(VMS),
-        "NetworkLoadBalancer": sides,
-        "BackendSet": sides,
-        "Listener": sides,
+        "NetworkLoadBalancer": roles,
+        "BackendSet": roles,
+        "Listener": roles,
         "Backend": list(VMS),
     }
 
@@ -115,12 +116,16 @@ def test_backends_are_the_nat_vms_addresses_and_the_second_one_stands_by(deploye
     } == {
         "natVm1a": ("natVm1", "natVm1a", 0, False),
         "natVm1b": ("natVm1", "natVm1b", 0, True),
+        "natVm1-2a": ("natVm1-2", "natVm1-2a", 0, False),
+        "natVm1-2b": ("natVm1-2", "natVm1-2b", 0, True),
         "natVm2a": ("natVm2", "natVm2a", 0, False),
         "natVm2b": ("natVm2", "natVm2b", 0, True),
     }
     assert {key: region.read(one["targetId"])["ipAddress"] for key, one in backends.items()} == {
         "natVm1a": "198.18.11.194",
         "natVm1b": "198.18.11.195",
+        "natVm1-2a": "198.18.11.210",
+        "natVm1-2b": "198.18.11.211",
         "natVm2a": "198.18.11.202",
         "natVm2b": "198.18.11.203",
     }
@@ -131,11 +136,14 @@ def test_the_vms_of_a_role_are_apart_and_the_active_ones_together(deployed: tupl
     assert {key: vm["faultDomain"] for key, vm in vms.items()} == {
         "natVm1a": "FAULT-DOMAIN-1",
         "natVm1b": "FAULT-DOMAIN-2",
+        "natVm1-2a": "FAULT-DOMAIN-1",
+        "natVm1-2b": "FAULT-DOMAIN-2",
         "natVm2a": "FAULT-DOMAIN-1",
         "natVm2b": "FAULT-DOMAIN-2",
     }
-    for side in ("natVm1", "natVm2"):
-        assert vms[f"{side}a"]["metadata"]["nat-pod-rules"] == vms[f"{side}b"]["metadata"]["nat-pod-rules"]
+    for role in ROLES:
+        assert vms[f"{role}a"]["metadata"]["nat-pod-rules"] == vms[f"{role}b"]["metadata"]["nat-pod-rules"]
+        assert vms[f"{role}a"]["metadata"]["nat-pod-side"] == role
     assert vms["natVm1a"]["shapeConfig"] == {"ocpus": 1, "memoryInGbs": 8}
 
 
@@ -148,7 +156,7 @@ def test_each_vm_waits_for_those_before_it_and_for_their_backends(deployed: tupl
         key: {urn.split("$")[-1].removeprefix("oci:") for urn in entry.request.dependencies}
         for key, entry in registered(deployed[1], oci.INSTANCE).items()
     }
-    order = ["natVm1b", "natVm1a", "natVm2b", "natVm2a"]
+    order = ["natVm1b", "natVm1a", "natVm1-2b", "natVm1-2a", "natVm2b", "natVm2a"]
     for number, key in enumerate(order):
         earlier = {
             f"{kind}::{POD}-{vm}"
@@ -175,9 +183,9 @@ def test_with_standbys_a_vm_is_replaced_where_it_would_be_stopped(
 ) -> None:
     stopping = {"sourceDetails", "shape", "shapeConfig", "faultDomain"}
     vms = registered(deployed[1], oci.INSTANCE).values()
-    assert [set(vm.request.replaceOnChanges) for vm in vms] == [stopping] * 4
+    assert [set(vm.request.replaceOnChanges) for vm in vms] == [stopping] * 6
     alone = deploy(with_settings(tmp_path, standby=False), "routed", Region())
-    assert [set(vm.request.replaceOnChanges) for vm in registered(alone, oci.INSTANCE).values()] == [set()] * 2
+    assert [set(vm.request.replaceOnChanges) for vm in registered(alone, oci.INSTANCE).values()] == [set()] * 3
 
 
 # Without standbys, and what is refused
@@ -186,19 +194,34 @@ def test_with_standbys_a_vm_is_replaced_where_it_would_be_stopped(
 def test_without_standbys_routes_lead_to_the_vms(tmp_path: Path) -> None:
     region = Region()
     deployment = deploy(with_settings(tmp_path, standby=False), "routed", region)
-    assert set(registered(deployment, oci.INSTANCE)) == {"natVm1a", "natVm2a"}
+    assert set(registered(deployment, oci.INSTANCE)) == {"natVm1a", "natVm1-2a", "natVm2a"}
     assert not registered(deployment, oci.BALANCER)
-    assert deployment.outputs["nextHops"] == {"natVm1": "198.18.11.194", "natVm2": "198.18.11.202"}
-    (rule,) = region.read(ocid(region, oci.ROUTE_TABLE, "lpgs"))["routeRules"]
-    assert region.read(rule["networkEntityId"])["ipAddress"] == "198.18.11.194"
+    assert deployment.outputs["nextHops"] == {
+        "natVm1": "198.18.11.194", "natVm1-2": "198.18.11.210", "natVm2": "198.18.11.202",
+    }  # fmt: skip
+    for table, address in (("lpgs", "198.18.11.194"), ("lpgs-2", "198.18.11.210")):
+        (rule,) = region.read(ocid(region, oci.ROUTE_TABLE, table))["routeRules"]
+        assert region.read(rule["networkEntityId"])["ipAddress"] == address
+
+
+def test_an_lpg_has_the_route_table_of_its_customers_gateway(deployed: tuple[Region, Deployment]) -> None:
+    region, deployment = deployed
+    tables = {key: entry.inputs["routeTableId"] for key, entry in registered(deployment, oci.LPG).items()}
+    first, second = (ocid(region, oci.ROUTE_TABLE, table) for table in ("lpgs", "lpgs-2"))
+    assert tables == {"fern": first, "hazel": first, "linden": first, "maple": second}
+    # And back: each gateway has one route to 10.0.0.0/24, which fern and maple both are.
+    for role, customer in (("natVm1", "fern"), ("natVm1-2", "maple")):
+        rules = region.read(ocid(region, oci.ROUTE_TABLE, role))["routeRules"]
+        (rule,) = [rule for rule in rules if rule["destination"] == "10.0.0.0/24"]
+        assert rule["networkEntityId"] == ocid(region, oci.LPG, customer)
 
 
 def test_outputs(deployed: tuple[Region, Deployment]) -> None:
     region, deployment = deployed
     outputs = deployment.outputs
     assert outputs["natVmIds"] == {vm: ocid(region, oci.INSTANCE, vm) for vm in VMS}
-    assert outputs["balancerIds"] == {side: ocid(region, oci.BALANCER, side) for side in ("natVm1", "natVm2")}
-    assert outputs["nextHops"] == {"natVm1": "198.18.11.196", "natVm2": "198.18.11.204"}
+    assert outputs["balancerIds"] == {role: ocid(region, oci.BALANCER, role) for role in ROLES}
+    assert outputs["nextHops"] == {"natVm1": "198.18.11.196", "natVm1-2": "198.18.11.212", "natVm2": "198.18.11.204"}
     assert outputs["generations"]["natVm1a"] == outputs["generations"]["natVm1b"]
     assert outputs["addressBook"]["fern/app"] == {"natVm1": "198.18.10.1", "natVm2": "198.18.10.1"}
     assert outputs["routesToAdd"]["fern"]["destinations"] == ["198.18.8.0/23"]

@@ -357,7 +357,7 @@ def host_and_key(mapping: dict) -> None:
     del mapping["customers"]["hazel"]["hosts"]["db"]
     mapping["customers"]["fern"]["hosts"]["late"] = "10.0.0.77"
     mapping["addresses"]["hazel/db"] = {"address": mapping["addresses"]["hazel/db"], "released": True}
-    mapping["addresses"]["fern/late"] = "198.18.10.41"
+    mapping["addresses"]["fern/late"] = "198.18.10.31"
     mapping["natVm"]["sshPublicKey"] = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEother ops"
 
 

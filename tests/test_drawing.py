@@ -271,10 +271,12 @@ def test_all_addresses_of_the_nat_vms_and_the_vrouter_are_in_a_small_drawing(sma
 def test_the_drawing_of_a_routed_pod_has_its_machines_next_hops_and_route_tables(plans):
     plan, words = plans["routed"], all_words(picture(plans, "routed", ()))
     parts = [part for vm in plan.vms for part in (vm.key, vm.vnics[0].primary)]
-    parts += [part for balancer in plan.balancers for part in (balancer.address, f"next hop, all to {balancer.side}a")]
+    parts += [part for balancer in plan.balancers for part in (balancer.address, f"next hop, all to {balancer.role}a")]
     parts += [rule.destination for rules in plan.routes.values() for rule in rules if rule.customer is None]
     parts += [plan.cidr, plan.vcn_cidr, "active, fault domain 1", "standby, fault domain 2"]
-    parts += ["servers' aliases 198.18.8.0/27 to NAT VM1", "hosts' aliases 198.18.10.0/26 to NAT VM2"]
+    parts += ["servers' aliases 198.18.8.0/27 to their gateway", "hosts' aliases 198.18.10.0/26 to NAT VM2"]
+    parts += ["hosts' aliases 198.18.10.0/27 to NAT VM1", "hosts' aliases 198.18.10.32/27 to NAT VM1-2"]
+    parts += ["NAT VM1: fern, hazel and 1 more", "NAT VM1-2: maple"]
     assert [part for part in parts if part not in words] == []
     alone = all_words(picture(plans, "routed without a standby", ()))
     assert "next hop, fault domain 1" in alone
@@ -375,7 +377,7 @@ def test_a_flowchart_closes_each_network_that_it_opens(plans, name):
 def test_a_flowchart_connects_each_node_that_it_defines_and_no_other(plans, name):
     lines = flowchart(plans[name])
     nodes = nodes_of(lines)
-    assert len(nodes) == len(set(nodes)) == len(plans[name].customer_cidrs) + 4
+    assert len(nodes) == len(set(nodes)) == len(plans[name].customer_cidrs) + len(plans[name].roles) + 2
     assert {end for edge in edges_of(lines) for end in edge} == set(nodes)
 
 

@@ -81,7 +81,10 @@ def routed() -> dict:
     mapping["management"]["serversFormerly"] = {"dns": "ns"}
     mapping["natVm"]["availabilityDomain"] = "nPod:UK-LONDON-1-AD-1"
     mapping["addresses"]["management/dns"] = "198.18.0.6"
-    mapping["addresses"]["customer2/old"] = {"address": "198.18.2.7", "released": True}
+    mapping["customers"]["customer2"]["gateway"] = "own"
+    mapping["gateways"] = {"customer2": 2}
+    mapping["addresses"]["customer2/vm2"] = "198.18.2.36"
+    mapping["addresses"]["customer2/old"] = {"address": "198.18.2.39", "released": True}
     mapping["movesFrom"] = "old"
     return {**mapping, "standby": True, "vcnCidr": "198.18.3.192/26", "balancerLimit": 3, "lpgLimit": 10}
 
@@ -97,7 +100,8 @@ STACKS: dict[str, Callable[[], dict]] = {
 def free_alias(mapping: dict, member: str) -> str:
     taken = {entry["address"] if isinstance(entry, dict) else entry for entry in mapping["addresses"].values()}
     block = "198.18.0" if member.startswith(MANAGEMENT) else "198.18.2"
-    return next(f"{block}.{last}" for last in range(8, 31) if f"{block}.{last}" not in taken)
+    numbers = range(40, 63) if member.startswith("customer2/") else range(8, 31)  # it has a gateway of its own
+    return next(f"{block}.{last}" for last in numbers if f"{block}.{last}" not in taken)
 
 
 def free_slot(mapping: dict) -> dict[str, str]:
@@ -187,6 +191,10 @@ def other(path: Key, value: Value) -> Callable[[dict], None]:
                 mapping.update(stack_mapping("dev") if value == "routes" else small())
             case ("movesFrom",):
                 mapping["movesFrom"] = "older"
+            case ("gateways", _):
+                mapping["gateways"] = {"customer2": 3}
+            case ("customers", name, "gateway"):
+                del mapping["customers"][name]["gateway"]
             case ("vcnCidr",):
                 mapping["vcnCidr"] = "198.18.1.0/26"
                 mapping["management"]["vrouter"] = "198.18.1.58"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from routed_pods import of_size
+from routed_pods import of_size, one_gateway
 from test_engine import REPOSITORY, ROUTED, Applied, Pod, cli, documented, held_by, next_release, planned, table
 
 from bench.pods import stack_config
@@ -62,6 +62,14 @@ def add_vrouter(pod: Pod) -> str:
     return pod.region.create(PRIVATE_IP, {"vnicId": vnic, "ipAddress": floating}, "vrouter floating, POD")[0]
 
 
+def routed(base: Path, cli: Path) -> Pod:
+    """A new POD of the example with a single customer gateway, as docs/engine.md counts its resources."""
+    pod = Pod.new(base, cli, "routed")
+    pod.config = one_gateway(pod.config)
+    pod.save()
+    return pod
+
+
 class NewPod:
     """routed from nothing to its second `up`, and what was planned on the way."""
 
@@ -75,7 +83,7 @@ class NewPod:
 
 @pytest.fixture(scope="module")
 def new_pod(tmp_path_factory: pytest.TempPathFactory, cli: Path) -> NewPod:
-    return NewPod(Pod.new(tmp_path_factory.mktemp("engine") / "pod", cli, "routed"))
+    return NewPod(routed(tmp_path_factory.mktemp("engine") / "pod", cli))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +245,7 @@ def test_destroy_leaves_nothing(pod: Pod) -> None:
 
 def test_a_full_pod_has_fewer_than_eighty_resources(tmp_path: Path, cli: Path) -> None:
     """Of 435 members, as many as a full POD of the article's delivery in a /22 has, with its 946 resources."""
-    pod = Pod.new(tmp_path, cli, "routed")
+    pod = routed(tmp_path, cli)
     mapping = of_size(427, servers=8, customers=10)
     assert len(mapping["addresses"]) == 435
     pod.config = stack_config(mapping)

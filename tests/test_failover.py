@@ -58,21 +58,23 @@ def test_flows_that_end_do_so_in_each_way(plan):
 
 
 def test_each_nat_vm_fails_and_each_takes_over_whoever_acts_at_first(plan):
-    turned = steps(plan, {"natVm1": "natVm1b", "natVm2": "natVm2a"})
+    turned = steps(plan, {"natVm1": "natVm1b", "natVm1-2": "natVm1-2a", "natVm2": "natVm2a"})
     assert [step.fail for step in turned if step.fail] == [
         ("natVm1b",),
+        ("natVm1-2a",),
         ("natVm2a",),
-        ("natVm1a", "natVm2b"),
+        ("natVm1a", "natVm1-2b", "natVm2b"),
         ("natVm1b",),
         ("natVm1a",),
     ]
-    first = steps(plan, {"natVm1": "natVm1a", "natVm2": "natVm2a"})
+    first = steps(plan, {"natVm1": "natVm1a", "natVm1-2": "natVm1-2a", "natVm2": "natVm2a"})
     assert [(step.fail, step.hang, step.recover) for step in first] == [
         (("natVm1a",), False, ()),
+        (("natVm1-2a",), False, ()),
         (("natVm2a",), False, ()),
-        ((), False, ("natVm1a", "natVm2a")),
-        (("natVm1b", "natVm2b"), False, ()),
-        ((), False, ("natVm1b", "natVm2b")),
+        ((), False, ("natVm1a", "natVm1-2a", "natVm2a")),
+        (("natVm1b", "natVm1-2b", "natVm2b"), False, ()),
+        ((), False, ("natVm1b", "natVm1-2b", "natVm2b")),
         (("natVm1a",), True, ()),
         ((), False, ("natVm1a",)),
         (("natVm1b",), True, ()),

@@ -107,6 +107,7 @@ def test_inputs_are_the_stack_files_keys(schema: dict[str, Any]) -> None:
         "vcnCidr": "string?",
         "balancerLimit": "integer?",
         "movesFrom": "string?",
+        "gateways": "map(integer)?",
         "addresses": "map(Slot)?",
     }
     declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
@@ -132,6 +133,7 @@ def test_types(schema: dict[str, Any]) -> None:
             "peerId": "string?",
             "formerly": "string?",
             "hostsFormerly": "map(string)?",
+            "gateway": "string?",
         },
         "Layout": {"natVm1": "list(string)", "natVm2": "list(string)", "vrouter": "string"},
         "Slot": {"natVm1": "string?", "natVm2": "string?", "address": "string?", "released": "boolean?"},

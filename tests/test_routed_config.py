@@ -23,7 +23,7 @@ from nat_pod.config.delivery import Delivery, foreign, only, without_foreign_def
 from nat_pod.config.model import PodConfig
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import ConfigError, NatPodError
-from nat_pod.names import NAT_VM1, NAT_VM2, SIDES, MemberName
+from nat_pod.names import GATEWAY, INNER, NAT_VM1, MemberName, Role
 
 DATA = Path(__file__).resolve().parent / "data"
 WRONG = yaml.safe_load((DATA / "wrong_routed_stacks.yaml").read_text(encoding="utf-8"))
@@ -139,36 +139,39 @@ def test_every_address_outside_of_the_vcn_is_an_alias(prefix, held):
     cidr = IPNetwork(f"198.18.0.0/{prefix}")
     vcn = default_vcn(cidr)
     assert aliases.capacity(cidr, vcn) == held
-    for servers in (True, False):
-        given = list(free_aliases(cidr, vcn, servers=servers, owned={}, taken=set()))
+    for role in (GATEWAY, Role(NAT_VM1, 2), INNER):
+        given = list(free_aliases(cidr, vcn, role=role, owned={}, taken=set()))
         assert len(given) == len(set(given)) == held
         assert IPSet(given) == IPSet(cidr) - IPSet(vcn)
         assert [int(one) % 256 in (0, 255) for one in given] == sorted(int(one) % 256 in (0, 255) for one in given)
 
 
-@pytest.mark.parametrize("vcn", ["198.18.3.192/26", "198.18.3.224/27", "198.18.3.128/25", "198.18.0.0/27"])
+@pytest.mark.parametrize(
+    "vcn", ["198.18.3.192/26", "198.18.3.224/27", "198.18.3.128/25", "198.18.3.0/24", "198.18.0.0/27"]
+)
 def test_the_subnets_of_a_vcn_are_apart_and_the_machines_at_addresses_that_oci_gives(vcn):
     layout = VcnLayout(IPNetwork(vcn))
-    subnets = [layout.subnet(NAT_VM1), layout.subnet(NAT_VM2), layout.vrouter]
-    assert sum(subnet.size for subnet in subnets) == IPSet(subnets).size == 24
+    roles = [INNER, *(Role(NAT_VM1, number) for number in range(1, layout.gateways + 1))]
+    subnets = [*(layout.subnet(role) for role in roles), layout.vrouter]
+    assert sum(subnet.size for subnet in subnets) == IPSet(subnets).size == layout.vcn.size
     assert all(subnet in layout.vcn and subnet.prefixlen == 29 for subnet in subnets)
     assert layout.vrouter.last == layout.vcn.last
-    for side in SIDES:
-        machines = [layout.vm(side, 0), layout.vm(side, 1), layout.balancer(side)]
+    for role in roles:
+        machines = [layout.vm(role, 0), layout.vm(role, 1), layout.balancer(role)]
         assert len(set(machines)) == 3
         for address in map(IPAddress, machines):
-            assert address in layout.subnet(side)
-            assert reserved_by_oci(address, layout.subnet(side)) is None
+            assert address in layout.subnet(role)
+            assert reserved_by_oci(address, layout.subnet(role)) is None
 
 
 def test_servers_get_the_lower_half_and_hosts_the_upper_one_and_then_the_lower_from_its_end():
     cidr, vcn = IPNetwork("198.18.0.0/22"), IPNetwork("198.18.3.192/26")
 
-    def first_of_blocks(*, servers: bool) -> list[str]:
-        given = free_aliases(cidr, vcn, servers=servers, owned={}, taken=set())
+    def first_of_blocks(role: Role) -> list[str]:
+        given = free_aliases(cidr, vcn, role=role, owned={}, taken=set())
         return list(dict.fromkeys(str(block_of(one)) for one in given))
 
-    servers, hosts = first_of_blocks(servers=True), first_of_blocks(servers=False)
+    servers, hosts = first_of_blocks(INNER), first_of_blocks(GATEWAY)
     assert servers[:2] == ["198.18.0.0/27", "198.18.0.32/27"]
     assert hosts[:2] == ["198.18.2.0/27", "198.18.2.32/27"]
     assert hosts[13:16] == ["198.18.3.160/27", "198.18.1.224/27", "198.18.1.192/27"]
@@ -273,6 +276,7 @@ def test_what_only_the_project_file_says_of_the_other_delivery_is_not_the_stacks
         "vcnCidr": "",
         "balancerLimit": 3,
         "movesFrom": "",
+        "gateways": {},
     }
     as_text = {key: str(value).lower() if isinstance(value, bool | int) else value for key, value in defaults.items()}
     for merged in (defaults, as_text):  # as a YAML file has them, and as the CLI hands them over

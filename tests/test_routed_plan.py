@@ -17,7 +17,7 @@ from routed_pods import allocated, small
 from nat_pod.config import any_config
 from nat_pod.errors import ConfigError
 from nat_pod.limits import NSG_RULES
-from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, SIDES, VROUTER
+from nat_pod.names import INNER, LPGS, NAT_VM1, NAT_VM2, VROUTER, Role
 from nat_pod.plan.guest import read_document
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -96,30 +96,39 @@ def ways(plan: PodPlan, table: str, address: str) -> list[str]:
     ]
 
 
-def next_hop(plan: PodPlan, side: str) -> str:
-    by_balancer = [balancer.address for balancer in plan.balancers if balancer.side == side]
-    return by_balancer[0] if by_balancer else plan.primary(side)
+def next_hop(plan: PodPlan, role: Role) -> str:
+    by_balancer = [balancer.address for balancer in plan.balancers if balancer.role == role]
+    return by_balancer[0] if by_balancer else plan.vms_of(role)[0].vnics[0].primary
+
+
+def gateways(plan: PodPlan) -> list[Role]:
+    return [role for role in plan.roles if role.side is NAT_VM1]
 
 
 def test_an_alias_has_a_route_in_just_the_tables_of_those_who_may_send_to_it(plan: PodPlan) -> None:
-    to_vm1, to_vm2 = [next_hop(plan, NAT_VM1)], [next_hop(plan, NAT_VM2)]
+    to = {role: [next_hop(plan, role)] for role in plan.roles}
+    nowhere: dict[str, list[str]] = {role: [] for one in gateways(plan) for role in (one, one.lpgs)}
     for server in plan.servers:
         found = {table: ways(plan, table, server.nat_vm1) for table in plan.routes}
-        assert found == {LPGS: to_vm1, NAT_VM1: to_vm2, NAT_VM2: [], VROUTER: []}
+        expected = {**dict.fromkeys(gateways(plan), to[INNER]), **{role.lpgs: to[role] for role in gateways(plan)}}
+        assert found == {**expected, NAT_VM2: [], VROUTER: []}
     for host in plan.hosts:
         found = {table: ways(plan, table, host.nat_vm2) for table in plan.routes}
-        assert found == {LPGS: [], NAT_VM1: [], NAT_VM2: to_vm1, VROUTER: to_vm2}
+        assert found == {**nowhere, NAT_VM2: to[plan.role(host.member)], VROUTER: to[INNER]}
 
 
 def test_real_networks_are_led_to_by_one_table_each(plan: PodPlan) -> None:
-    for customer, cidr in plan.customer_cidrs.items():
-        rules = {table: [r.customer for r in plan.routes[table] if r.destination == cidr] for table in plan.routes}
-        assert rules == {LPGS: [], NAT_VM1: [customer], NAT_VM2: [], VROUTER: []}
+    for customer in plan.customer_cidrs:
+        tables = [table for table, rules in plan.routes.items() if customer in {rule.customer for rule in rules}]
+        assert tables == [plan.gateways[customer]]
+    for role in gateways(plan):
+        led = {rule.destination: rule.customer for rule in plan.routes[role] if rule.customer is not None}
+        assert led == {cidr: name for name, cidr in plan.customer_cidrs.items() if plan.gateways[name] == role}
     rules = {
         table: [r.private_ip for r in plan.routes[table] if r.destination == plan.management_cidr]
         for table in plan.routes
     }
-    assert rules == {LPGS: [], NAT_VM1: [], NAT_VM2: [plan.vrouter_ip], VROUTER: []}
+    assert {table: hops for table, hops in rules.items() if hops} == {NAT_VM2: [plan.vrouter_ip]}
 
 
 def test_no_route_leads_into_the_range_of_the_vcn_or_overlaps_another_of_its_table(plan: PodPlan) -> None:
@@ -154,14 +163,14 @@ def test_a_block_that_is_begun_changes_route_tables_alone_and_nothing_that_neigh
 # --- machines --------------------------------------------------------------------------------------------------------
 
 
-def test_both_nat_vms_of_a_side_have_one_rule_document(plan: PodPlan) -> None:
-    for side in SIDES:
-        vms = plan.vms_on(side)
-        assert [vm.key for vm in vms] == [f"{side}a", f"{side}b"][: len(vms)]
+def test_both_nat_vms_of_a_role_have_one_rule_document(plan: PodPlan) -> None:
+    for role in plan.roles:
+        vms = plan.vms_of(role)
+        assert [vm.key for vm in vms] == [f"{role}a", f"{role}b"][: len(vms)]
         assert len({(vm.generation, vm.metadata["nat-pod-rules"], iptables.render(vm.rules)) for vm in vms}) == 1
         assert [vm.fault_domain for vm in vms] == ["FAULT-DOMAIN-1", "FAULT-DOMAIN-2"][: len(vms)]
         assert all(len(vm.vnics) == 1 and vm.vnics[0].secondaries == () for vm in vms)
-    assert plan.vms_on(NAT_VM1)[0].generation != plan.vms_on(NAT_VM2)[0].generation
+    assert len({vm.generation for vm in plan.vms}) == len(plan.roles)
 
 
 def test_every_address_of_the_pod_itself_is_apart_and_none_is_an_alias(plan: PodPlan) -> None:
@@ -197,7 +206,7 @@ def test_without_a_standby_routes_lead_to_the_nat_vms_and_nothing_asks_them() ->
     assert plan.balancers == ()
     assert {rule.private_ip for rule in plan.routes[LPGS]} == {"198.18.3.194"}
     assert {rule.private_ip for rule in plan.routes[VROUTER]} == {"198.18.3.202"}
-    assert not [rule for side in SIDES for rule in plan.security[side] if rule.key.endswith("health")]
+    assert not [rule for role in plan.roles for rule in plan.security[role] if rule.key.endswith("health")]
 
 
 # --- security rules --------------------------------------------------------------------------------------------------
@@ -250,9 +259,9 @@ def test_each_rule_of_a_list_has_a_key_of_its_own_and_no_rule_names_an_nsg(plan:
 @pytest.mark.parametrize(("standby", "port"), [(True, 8198), (False, None)])
 def test_each_vm_knows_its_name_and_its_side_and_answers_where_a_balancer_asks(standby: bool, port: int | None) -> None:
     for vm in plan_of(small() | {"standby": standby}).vms:
-        assert (vm.metadata["nat-pod-vm"], vm.metadata["nat-pod-side"]) == (vm.key, vm.side)
+        assert (vm.metadata["nat-pod-vm"], vm.metadata["nat-pod-side"]) == (vm.key, vm.role)
         document = read_document(vm.metadata["nat-pod-rules"])
-        assert (document.vm, document.health) == (vm.side, port)
+        assert (document.vm, document.health) == (vm.role, port)
 
 
 def test_more_hosts_than_fit_into_the_metadata_are_refused_with_figures() -> None:
@@ -299,7 +308,7 @@ def test_plan_without_a_standby_says_what_that_means(routed, run):
     text = (routed / "Pulumi.routed.yaml").read_text(encoding="utf-8")
     (routed / "Pulumi.routed.yaml").write_text(text.replace("standby: true", "standby: false"), encoding="utf-8")
     _, out, _ = run("plan", "routed")
-    assert "2 x VM.Standard.E5.Flex, 1 OCPU, 8 GB" in out
+    assert "3 x VM.Standard.E5.Flex, 1 OCPU, 8 GB" in out
     assert "standby none: a NAT VM that stops takes every flow with it" in out
     assert "NAT VM1 198.18.11.194" in out
     assert "balancer" not in out
@@ -314,18 +323,18 @@ def test_check_counts_the_balancers_of_all_pods_of_a_region(project, run):
     (project / "Pulumi.south.yaml").write_text(second, encoding="utf-8")
     status, out, _ = run("check", "north", "south")
     assert status == 1
-    assert out.count("the PODs of its region (north, south) take 4 network load balancers together; ask Oracle") == 2
+    assert out.count("the PODs of its region (north, south) take 6 network load balancers together; ask Oracle") == 2
     for changed in (
         text.replace("standby: true", "standby: false"),
-        text.replace("standby: true", "balancerLimit: 4"),
+        text.replace("standby: true", "balancerLimit: 6"),
         text.replace("uk-london-1", "eu-frankfurt-1"),
         text.replace("oc1..aaaa", "oc1..example"),
     ):
         (project / "Pulumi.north.yaml").write_text(changed, encoding="utf-8")
         status, out, _ = run("check", "north", "south")
         south = out.split("Pulumi.south.yaml")[1]
-        assert ("take 4" in south) == ("balancerLimit: 4" in changed)
-        assert "take 4" not in out.split("Pulumi.south.yaml")[0]
+        assert ("take 6" in south) == ("balancerLimit: 6" in changed)
+        assert "take 6" not in out.split("Pulumi.south.yaml")[0]
 
 
 def test_the_article_has_no_lines_for_a_routed_pod(routed, run):

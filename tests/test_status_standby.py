@@ -77,7 +77,7 @@ def status(plan: PodPlan, **changes: dict | str) -> Status:
 def test_where_all_is_well_nothing_is_found_and_the_active_vms_are_named(plan):
     found = status(plan)
     assert found.findings == ()
-    assert {pair.side: pair.active for pair in found.pairs} == {"natVm1": ("natVm1a",), "natVm2": ("natVm2a",)}
+    assert {pair.role: pair.active for pair in found.pairs} == {"natVm1": ("natVm1a",), "natVm2": ("natVm2a",)}
     # What the article's PODs do not have to say.
     assert set(found.not_looked_at) > set(NOT_LOOKED_AT)
 

@@ -142,11 +142,12 @@ def test_members_and_refusals_are_counted_as_status_reads_them():
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_first_packets_from_both_ends_at_once_arrive_and_those_of_tcp_keep_their_ports(tcp):
-    """UDP may get another port in that moment (docs/decisions say how often); none is lost."""
-    found = run("both_at_once", flows=3000, rate=3000, tcp=tcp)
+    """UDP may get another port in that moment (docs/decisions say how often); none is lost.
+
+    A SYN that meets the other one may be dropped, the more the busier the machine is; it arrives when it is sent again.
+    """
+    found = run("both_at_once", flows=3000, rate=3000, tcp=tcp, tries=3 if tcp else 1)
     for end in ("cust", "mgmt"):
+        assert found[end]["heard"] == 3000
         if tcp:
             assert found[end]["other port"] == 0
-            assert found[end]["heard"] > 2900, "a SYN that meets the other one may be dropped, and is sent again"
-        else:
-            assert found[end]["heard"] == 3000

@@ -63,10 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
         "renamed": settled.renamed,
     }
     if arguments.json:
-        print_json({word: list(names) for word, names in changes.items()})
+        placed = {"placed": list(settled.placed)} if settled.placed else {}
+        print_json({word: list(members) for word, members in changes.items()} | placed)
         return OK
-    for word, names in changes.items():
-        for name in sorted(names, key=natural):
+    for customer in sorted(settled.placed, key=natural):
+        print(f"{'placed':9} {customer}  gateway {settled.gateways.get(customer, 1)}")
+    for word, members in changes.items():
+        for name in sorted(members, key=natural):
             entry = settled.entries.get(name)
             pair = "" if entry is None else book.words(config, entry)
             print(f"{word:9} {name}  {pair}".rstrip())

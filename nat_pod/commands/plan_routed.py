@@ -8,8 +8,8 @@ from netaddr import IPNetwork
 
 from nat_pod import limits
 from nat_pod.config import aliases
-from nat_pod.config.aliases import default_vcn
-from nat_pod.names import LPGS, MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, natural, servers_first
+from nat_pod.config.aliases import VcnLayout, default_vcn
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, natural, servers_first
 from nat_pod.plan.model import BalancerPlan, PodPlan, RouteRulePlan, SlotPlan
 
 
@@ -39,9 +39,9 @@ def routed_dict(plan: PodPlan) -> dict[str, object]:
 def routed_facts(plan: PodPlan) -> list[tuple[str, str]]:
     """The lines above the tables: a name and a sentence each."""
     capacity = plan.capacity
-    first = [plan.vms_on(side)[0] for side in SIDES]
     inside = ", ".join(vm.vnics[0].primary for vm in plan.vms_on(NAT_VM2))
     behind = ", ".join(vm.vnics[0].primary for vm in plan.vms_on(NAT_VM1))
+    rules = [(plan.vms_of(role)[0].rules.rule_count(), role.prose) for role in plan.roles]
     return [
         ("VCN", f"{plan.vcn_cidr}; every other address of {plan.cidr} is an alias"),
         (
@@ -51,10 +51,24 @@ def routed_facts(plan: PodPlan) -> list[tuple[str, str]]:
         ),
         ("standby", _standby(plan)),
         ("flows", f"{limits.FLOWS_PER_ADDRESS} at a time to one server and port, for each host"),
-        ("rules", ", ".join(f"{vm.rules.rule_count()} on {vm.side.prose}" for vm in first)),
+        ("rules", ", ".join(f"{number} on {where}" for number, where in rules)),
+        *_room(plan),
         ("way in", f"ssh to NAT VM2 at {inside}"),
         ("", f"ssh to NAT VM1 at {behind}, through NAT VM2"),
     ]
+
+
+def _room(plan: PodPlan) -> list[tuple[str, str]]:
+    """Gateways: who is where, and what still fits, with the limit that is met first."""
+    gateways = [role for role in plan.roles if role.side is NAT_VM1]
+    most = VcnLayout(IPNetwork(plan.vcn_cidr)).gateways
+    lines = [f"{len(gateways)} of {most} that {plan.vcn_cidr} has room for"]
+    if len(gateways) > 1:
+        lines += [
+            f"{role}: {', '.join(name for name, of in plan.gateways.items() if of == role) or 'nobody'}"
+            for role in gateways
+        ]
+    return [("gateways" if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def _standby(plan: PodPlan) -> str:
@@ -98,14 +112,14 @@ def routed_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str
         (
             "Aliases: NAT VM1 translates hosts, NAT VM2 servers; a member has the same alias for everybody",
             ["member", "real address", "alias", "translated on"],
-            [_alias_row(slot) for slot in sorted(plan.slots, key=lambda slot: servers_first(slot.member))],
+            [_alias_row(plan, slot) for slot in sorted(plan.slots, key=lambda slot: servers_first(slot.member))],
         ),
         (
             "Route rules of the POD",
             ["table of", "destination", "what it is", "target"],
             [
                 [owner, rule.destination, *_what_and_target(plan, rule, aliases_of)]
-                for key, (owner, aliases_of) in _TABLES.items()
+                for key, owner, aliases_of in _tables(plan)
                 for rule in plan.routes[key]
             ],
         ),
@@ -126,13 +140,16 @@ def neighbours_table(plan: PodPlan) -> tuple[str, Sequence[str], list[list[str]]
     )
 
 
-_TABLES = {
-    LPGS: ("the LPGs", "servers' aliases"),
-    NAT_VM1: ("NAT VM1's subnet", "servers' aliases"),
-    NAT_VM2: ("NAT VM2's subnet", "hosts' aliases"),
-    VROUTER: ("the vRouter's subnet", "hosts' aliases"),
-}
-"""Whose each route table is, and what it leads on to the next NAT VM."""
+def _tables(plan: PodPlan) -> list[tuple[str, str, str]]:
+    """The route tables: key, whose it is, and what it leads on to the next NAT VM."""
+    gateways = [role for role in plan.roles if role.side is NAT_VM1]
+    numbered = {role: "" if len(gateways) == 1 else f" of {role}" for role in gateways}
+    return [
+        *((role.lpgs, f"the LPGs{numbered[role]}", "servers' aliases") for role in gateways),
+        *((str(role), f"{role.prose}'s subnet", "servers' aliases") for role in gateways),
+        (str(NAT_VM2), "NAT VM2's subnet", "hosts' aliases"),
+        (VROUTER, "the vRouter's subnet", "hosts' aliases"),
+    ]
 
 
 def _at_first(plan: PodPlan, vm: str) -> str:
@@ -146,8 +163,8 @@ def _balancer_row(balancer: BalancerPlan) -> list[str]:
     return [balancer.key, balancer.address, ", ".join(active), ", ".join(backup), _question(balancer)]
 
 
-def _alias_row(slot: SlotPlan) -> list[str]:
-    return [slot.member, slot.real, slot.nat_vm1, slot.member.side.prose]
+def _alias_row(plan: PodPlan, slot: SlotPlan) -> list[str]:
+    return [slot.member, slot.real, slot.nat_vm1, plan.role(slot.member).prose]
 
 
 def _what_and_target(plan: PodPlan, rule: RouteRulePlan, aliases_of: str) -> tuple[str, str]:
@@ -156,6 +173,6 @@ def _what_and_target(plan: PodPlan, rule: RouteRulePlan, aliases_of: str) -> tup
         return "the customer", f"LPG of {rule.customer}"
     if rule.private_ip == plan.vrouter_ip:
         return MANAGEMENT, f"vRouter {rule.private_ip}"
-    side = next(side for side in SIDES if rule.private_ip == plan.next_hop(side))
-    hop = f"{side.prose}'s balancer" if plan.balancers else side.prose
+    role = next(role for role in plan.roles if rule.private_ip == plan.next_hop(role))
+    hop = f"{role.prose}'s balancer" if plan.balancers else role.prose
     return aliases_of, f"{hop} {rule.private_ip}"

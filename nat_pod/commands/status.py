@@ -138,7 +138,7 @@ def status_dict(status: Status) -> dict[str, object]:
             }
             for member in status.members
         },
-        "sides": {pair.side: {"natVms": list(pair.vms), "active": list(pair.active)} for pair in status.pairs},
+        "roles": {pair.role: {"natVms": list(pair.vms), "active": list(pair.active)} for pair in status.pairs},
         "notLookedAt": list(status.not_looked_at),
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from netaddr import IPAddress, IPNetwork
 
@@ -10,25 +11,39 @@ from nat_pod.config.addresses import Members, book_lines, unsettled
 from nat_pod.config.aliases import block_of
 from nat_pod.config.reader import Reader
 from nat_pod.errors import SlotTwice
-from nat_pod.names import NAMESPACE, NAT_VM1, NAT_VM2, MemberName
+from nat_pod.names import INNER, NAMESPACE, NAT_VM1, MemberName, Role
+
+
+def names_in(value: object) -> Iterator[MemberName]:
+    """The members that have an alias in an address book, as far as it can be read; not those whose is released."""
+    for key, entry in value.items() if isinstance(value, Mapping) else ():
+        if not (isinstance(entry, Mapping) and entry.get("released") is True):
+            with suppress(ValueError):
+                yield MemberName.parse(str(key))
 
 
 def read_aliases(
-    reader: Reader, value: object, cidr: IPNetwork, vcn: IPNetwork, members: Members
+    reader: Reader,
+    value: object,
+    cidr: IPNetwork,
+    vcn: IPNetwork,
+    members: Members,
+    gateways: Mapping[str, int],
 ) -> tuple[dict[MemberName, IPAddress], dict[MemberName, IPAddress]]:
     """The address book: member -> alias, and the released ones.
 
         customer1/vm1: 198.18.2.17
         customer1/old: {address: 198.18.2.18, released: true}
 
-    No two members share an alias, and no server's alias is in a block of the hosts': the routes of that block would
-    lead past the NAT VM that translates it.
+    No two members share an alias, and no alias is in a block of another role: the routes of that block would lead past
+    the NAT VM that translates it.
+    gateways: the number of each customer's gateway.  A customer that is gone has none, and its blocks are nobody's.
     """
     book: dict[MemberName, IPAddress] = {}
     released: dict[MemberName, IPAddress] = {}
     command = f"python -m nat_pod allocate {reader.stack}"
     owner: dict[IPAddress, MemberName] = {}
-    blocks: dict[IPNetwork, MemberName] = {}
+    blocks: dict[IPNetwork, tuple[MemberName, Role]] = {}
     listed = set()
     for path, name, entry in book_lines(reader, value, "aliases"):
         listed.add(name)
@@ -45,11 +60,14 @@ def read_aliases(
             twice = SlotTwice(f"{NAMESPACE}:{path}", str(alias), rule, command, member=str(name), other=str(other))
             reader.problems.append(twice)
             continue
-        block = block_of(alias)
-        first = blocks.setdefault(block, name)
-        if first.is_server is not name.is_server:
-            reader.add(place, str(alias), _mixed(block, name, first), command)
-            continue
+        role = _role(name, members, gateways)
+        # One that is a member again may have another gateway by now; `allocate` settles that.
+        if role is not None and not (gone and name in members.written.names):
+            block = block_of(alias)
+            first, of = blocks.setdefault(block, (name, role))
+            if of != role:
+                reader.add(place, str(alias), _mixed(block, name, role, first, of), command)
+                continue
         (released if gone else book)[name] = alias
     reader.unsettled.extend(unsettled(reader.stack, members, book, released, listed, "alias"))
     return book, released
@@ -79,10 +97,16 @@ def _outside(alias: IPAddress, cidr: IPNetwork, vcn: IPNetwork) -> str | None:
     return None
 
 
-def _mixed(block: IPNetwork, name: MemberName, first: MemberName) -> str:
-    here, there = (NAT_VM2, NAT_VM1) if name.is_server else (NAT_VM1, NAT_VM2)
+def _role(name: MemberName, members: Members, gateways: Mapping[str, int]) -> Role | None:
+    if name.is_server:
+        return INNER
+    number = gateways.get(members.renames.realm(name.realm))
+    return None if number is None else Role(NAT_VM1, number)
+
+
+def _mixed(block: IPNetwork, name: MemberName, role: Role, first: MemberName, of: Role) -> str:
+    who = "a server" if name.is_server else "a host" if of.side is not role.side else f"{name.realm}"
     return (
-        f"is in the block {block}, which routes lead to {there.prose} because {first} is there; a "
-        f"{'server' if name.is_server else 'host'} needs one that leads to {here.prose}: delete this line and let it "
-        "be written for you"
+        f"is in the block {block}, which routes lead to {of.prose} because {first} is there; {who} needs one that "
+        f"leads to {role.prose}: delete this line and let it be written for you"
     )

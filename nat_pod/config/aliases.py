@@ -2,14 +2,14 @@
 
 - An alias is the destination of a route, not a private IP: all 32 addresses of a /27 are aliases.  What the VCN's own
   /26 leaves of a /22 are 960, of a /21 1,984.
-- Aliases are handed out from blocks of a /27, and a block is the servers' or the hosts': route tables lead the servers'
-  blocks to NAT VM2 and the hosts' to NAT VM1, and a table has 200 rules.
-- The VCN's range is cut into /29s: one for the NAT VMs of each side, and the last one for the vRouter.
+- Aliases are handed out from blocks of a /27, and a block is of one role, whose NAT VMs translate what is in it: route
+  tables lead the servers' blocks to NAT VM2 and the hosts' to their customer's gateway, and a table has 200 rules.
+- The VCN's range is cut into /29s: one for the NAT VMs of each role, and the last one for the vRouter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -17,7 +17,7 @@ from netaddr import IPAddress, IPNetwork, cidr_merge
 
 from nat_pod.config.addressing import halves
 from nat_pod.limits import RESERVED_LOW
-from nat_pod.names import MemberName, Side
+from nat_pod.names import NAT_VM2, MemberName, Role, Side
 
 BLOCK_PREFIX = 27
 VCN_PREFIX = 26
@@ -29,33 +29,38 @@ _BLOCK_SIZE = 2 ** (32 - BLOCK_PREFIX)
 class VcnLayout:
     """The VCN's own small range and its subnets.
 
-    In the subnet of a side the first usable addresses are the VMs' and the balancer's, at fixed offsets.
+    In the subnet of a role the first usable addresses are the VMs' and the balancer's, at fixed offsets.
     """
 
     vcn: IPNetwork
 
-    def subnet(self, side: Side) -> IPNetwork:
-        """The /29 of one side's NAT VMs and their balancer."""
-        match side:
+    def subnet(self, role: Role) -> IPNetwork:
+        """The /29 of a role's NAT VMs and their balancer: the first gateway's, NAT VM2's, then the other gateways'."""
+        match role.side:
             case Side.NAT_VM1:
-                return self._nth(0)
+                return self._nth(0 if role.number == 1 else role.number)
             case Side.NAT_VM2:
                 return self._nth(1)
             case _ as never:
                 assert_never(never)
 
     @property
+    def gateways(self) -> int:
+        """How many customer gateways have room: all /29s but NAT VM2's and the vRouter's."""
+        return int(self.vcn.size // 2 ** (32 - SUBNET_PREFIX)) - 2
+
+    @property
     def vrouter(self) -> IPNetwork:
         """The last /29: the vRouter's."""
         return self._nth(-1)
 
-    def vm(self, side: Side, number: int) -> str:
-        """The address of a side's n-th NAT VM, from 0."""
-        return str(IPAddress(self.subnet(side).first + RESERVED_LOW + number))
+    def vm(self, role: Role, number: int) -> str:
+        """The address of a role's n-th NAT VM, from 0."""
+        return str(IPAddress(self.subnet(role).first + RESERVED_LOW + number))
 
-    def balancer(self, side: Side) -> str:
-        """The address of a side's balancer, behind both VMs'."""
-        return self.vm(side, 2)
+    def balancer(self, role: Role) -> str:
+        """The address of a role's balancer, behind both VMs'."""
+        return self.vm(role, 2)
 
     def _nth(self, number: int) -> IPNetwork:
         size = 2 ** (32 - SUBNET_PREFIX)
@@ -79,15 +84,19 @@ def merged(aliases: Iterable[IPAddress]) -> tuple[IPNetwork, ...]:
     return tuple(cidr_merge([IPNetwork((first, BLOCK_PREFIX)) for first in sorted({_first(a) for a in aliases})]))
 
 
-def owners(aliases: Mapping[MemberName, IPAddress]) -> dict[int, bool]:
-    """By the first address of each block that is taken: whether it is the servers' (else it is the hosts')."""
-    return {_first(alias): name.is_server for name, alias in aliases.items()}
+def owners(aliases: Mapping[MemberName, IPAddress], role: Callable[[MemberName], Role | None]) -> dict[int, Role]:
+    """By the first address of each block that is taken: the role that it is of.
+
+    role: that of a member's NAT VMs, None for one whose customer is gone.  A block in which nobody else is keeps the
+    role that its oldest line says: whoever still sends there is at least not led to somebody else.
+    """
+    return {_first(alias): found for name, alias in aliases.items() if (found := role(name)) is not None}
 
 
 def free_aliases(
-    cidr: IPNetwork, vcn: IPNetwork, *, servers: bool, owned: dict[int, bool], taken: Container[object]
+    cidr: IPNetwork, vcn: IPNetwork, *, role: Role, owned: dict[int, Role], taken: Container[object]
 ) -> Iterator[IPAddress]:
-    """The aliases that servers (or hosts) may still get, in the order in which they are handed out.
+    """The aliases that members of a role may still get, in the order in which they are handed out.
 
     Servers' blocks begin at the bottom of the range and hosts' in the middle, where the article's delivery has NAT
     VM1's and NAT VM2's addresses.  When the upper half is full, hosts get blocks of the lower one from its end.
@@ -95,14 +104,14 @@ def free_aliases(
     for a network's own and its broadcast address.
     owned: see `owners`; a block that is begun is entered there.  taken: who asks gives nobody one of these.
     """
-    blocks = list(_blocks(cidr, vcn, servers))
+    blocks = list(_blocks(cidr, vcn, role.side is NAT_VM2))
     for last in (False, True):
         for first in blocks:
             for alias in range(first, first + _BLOCK_SIZE):
-                if (alias % 256 in (0, 255)) is last and owned.get(first, servers) is servers:
+                if (alias % 256 in (0, 255)) is last and owned.get(first, role) == role:
                     address = IPAddress(alias)
                     if address not in taken:
-                        owned[first] = servers
+                        owned[first] = role
                         yield address
 
 

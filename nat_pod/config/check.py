@@ -22,8 +22,13 @@ def check_networks(
     cidr: IPNetwork | None,
     management: ManagementConfig | None,
     customers: tuple[CustomerConfig, ...] | None,
+    *,
+    gateways: bool = False,
 ) -> None:
-    """Peered VCNs may not overlap, nor may customers of one POD: NAT VM1 has one route table for them all."""
+    """Peered VCNs may not overlap, nor may customers of one NAT VM1, which has one route table for them all.
+
+    gateways: whether the POD can have several of it; then `gateways.py` says who is where.
+    """
     management_cidr = None if management is None else management.cidr
     named = [] if management_cidr is None else [("management.cidr", management_cidr)]
     of_customers = [(f"customers.{customer.name}.cidr", customer.cidr) for customer in customers or ()]
@@ -38,14 +43,14 @@ def check_networks(
             if network is management_cidr:
                 why = "the vRouter could not tell the two apart"
             reader.add(path, str(network), f"overlaps the POD's own range {cidr}; {why}")
-    for index, (path, network) in enumerate(of_customers):
+    for index, (path, network) in enumerate([] if gateways else of_customers):
         for other_path, other in of_customers[:index]:
             if overlap(network, other):
                 reader.add(
                     path,
                     str(network),
                     f"overlaps {NAMESPACE}:{other_path} ({other}); in one POD customers may overlap management, "
-                    "not each other: move one to another POD",
+                    "not each other: move one to another POD, or see delivery: routes",
                 )
 
 

@@ -26,7 +26,13 @@ class Delivery(StrEnum):
 
 _DEFAULTS: dict[Delivery, dict[str, object]] = {
     Delivery.PRIVATE_IPS: {"sourceNat": "masquerade", "subnets": {}},
-    Delivery.ROUTES: {"standby": True, "vcnCidr": "", "balancerLimit": limits.BALANCERS_PER_REGION, "movesFrom": ""},
+    Delivery.ROUTES: {
+        "standby": True,
+        "vcnCidr": "",
+        "balancerLimit": limits.BALANCERS_PER_REGION,
+        "movesFrom": "",
+        "gateways": {},
+    },
 }
 """The settings that one delivery alone has, with their defaults in `Pulumi.yaml`."""
 

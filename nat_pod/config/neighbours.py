@@ -11,10 +11,10 @@ from nat_pod import limits
 from nat_pod.config.addressing import reserved_by_oci
 from nat_pod.config.reader import EXAMPLES, NAME_RULE, Reader, listed
 from nat_pod.config.renames import Renames
-from nat_pod.names import MANAGEMENT, NAME, STRANGER, MemberName
+from nat_pod.names import MANAGEMENT, NAME, STRANGER, TRANSIT, MemberName
 
 # A POD's own names, beside which a customer's stand: networks and machines in a trace, keys of security rules.
-_OWN_NAMES = (MANAGEMENT, "path-mtu", "pod", "transit", "vrouter")
+_OWN_NAMES = (MANAGEMENT, "path-mtu", "pod", TRANSIT, "vrouter")
 _VROUTER_ADDRESSES = 2
 
 
@@ -36,7 +36,8 @@ class CustomerConfig:
     """A customer: its VCN's CIDR, its hosts by name, the servers it may reach (None: all), an LPG to peer with.
 
     `formerly` is the name it had before it was renamed: its LPG and its slots stay the ones of that name.
-    `hosts_formerly` has the former names of renamed hosts by their present ones.
+    `hosts_formerly` has the former names of renamed hosts by their present ones.  `own_gateway`: in a routed POD it
+    shares its customer gateway with nobody.
     """
 
     name: str
@@ -46,6 +47,7 @@ class CustomerConfig:
     peer_id: str | None
     formerly: str | None
     hosts_formerly: dict[str, str]
+    own_gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,13 @@ def read_management(reader: Reader, value: object) -> ManagementConfig | None:
     return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers, servers_formerly=formerly)
 
 
-def read_customers(reader: Reader, value: object, written: Written) -> tuple[CustomerConfig, ...] | None:
-    """The customers whose network can be read: a mistake in one must not hide those of the others."""
+def read_customers(
+    reader: Reader, value: object, written: Written, *, gateways: bool = False
+) -> tuple[CustomerConfig, ...] | None:
+    """The customers whose network can be read: a mistake in one must not hide those of the others.
+
+    gateways: whether the POD's delivery has customer gateways.
+    """
     if value is None:
         return None
     entries = reader.named("customers", value, "customers, e.g. customer1: {cidr: 10.0.0.0/24, hosts: {}}")
@@ -109,7 +116,7 @@ def read_customers(reader: Reader, value: object, written: Written) -> tuple[Cus
             reader.add(path, None, f"is longer than {longest} characters; the name is part of a chain's name")
         if name in _OWN_NAMES:
             reader.add(path, None, f"{name} is a name of nat-pod's own; call the customer something else")
-        optional = ("peerId", "servers", "formerly", "hostsFormerly")
+        optional = ("peerId", "servers", "formerly", "hostsFormerly", "gateway")
         section = reader.section(path, entry, required=("cidr", "hosts"), optional=optional)
         if entry is None:
             reader.add(path, None, f"is empty; {EXAMPLES['customers']}")
@@ -119,6 +126,7 @@ def read_customers(reader: Reader, value: object, written: Written) -> tuple[Cus
         servers = _server_list(reader, f"{path}.servers", section.get("servers"), written)
         formerly = reader.text(f"{path}.formerly", section.get("formerly"), NAME_RULE, NAME)
         was = _formerly_in(reader, f"{path}.hostsFormerly", section.get("hostsFormerly"), section, "hosts")
+        own_gateway = _own_gateway(reader, f"{path}.gateway", section.get("gateway"), gateways=gateways)
         if formerly is not None and formerly in entries:
             reader.add(f"{path}.formerly", formerly, "is a customer of this POD still; it names one that was renamed")
         elif formerly is not None and former.setdefault(formerly, name) != name:
@@ -135,9 +143,20 @@ def read_customers(reader: Reader, value: object, written: Written) -> tuple[Cus
                     peer_id=peer_id,
                     formerly=formerly,
                     hosts_formerly=was,
+                    own_gateway=own_gateway,
                 )
             )
     return tuple(customers)
+
+
+def _own_gateway(reader: Reader, path: str, value: object, *, gateways: bool) -> bool:
+    if value is None:
+        return False
+    if not gateways:
+        reader.add(path, value, "is a setting of delivery: routes, where NAT VM1 may be several gateways; take it out")
+    elif value != "own":
+        reader.add(path, value, "must be own: a gateway that the customer shares with nobody; which one is in gateways")
+    return value == "own"
 
 
 def _server_list(reader: Reader, path: str, value: object, written: Written) -> tuple[str, ...] | None:

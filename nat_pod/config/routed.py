@@ -14,10 +14,11 @@ from netaddr import IPAddress, IPNetwork
 from nat_pod import limits
 from nat_pod.config import aliases
 from nat_pod.config.addresses import Members
-from nat_pod.config.alias_book import read_aliases
+from nat_pod.config.alias_book import names_in, read_aliases
 from nat_pod.config.aliases import VcnLayout, default_vcn, merged
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
 from nat_pod.config.delivery import Delivery, without_foreign
+from nat_pod.config.gateways import read_gateways, written_gateways
 from nat_pod.config.model import Capacity
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
@@ -32,7 +33,7 @@ from nat_pod.config.neighbours import (
 from nat_pod.config.reader import Reader
 from nat_pod.config.subnets import read_pod_cidr
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import SIDES, STACK_NAME, MemberName
+from nat_pod.names import INNER, NAT_VM1, SIDES, STACK_NAME, MemberName, Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,9 @@ class RoutedConfig(Neighbours):
 
     `cidr` is the whole range, and `vcn` the part of it that is the VCN's own; all else of it are aliases.  `book` has
     the alias of every member, and of nobody else.  `released` has the aliases that are kept back because somebody may
-    still send to them.  `moves_from` is the stack of the article's delivery that this POD takes the place of.
+    still send to them.  `gateways` has the number of every customer's gateway, and
+    `gateway_lines` those that are written.  `moves_from` is the stack of the article's delivery that this POD takes the
+    place of.
     """
 
     compartment_id: str
@@ -54,6 +57,8 @@ class RoutedConfig(Neighbours):
     lpg_limit: int
     balancer_limit: int
     moves_from: str | None
+    gateways: dict[str, int]
+    gateway_lines: dict[str, int]
     book: dict[MemberName, IPAddress]
     released: dict[MemberName, IPAddress]
 
@@ -71,6 +76,28 @@ class RoutedConfig(Neighbours):
         return VcnLayout(self.vcn)
 
     @property
+    def roles(self) -> tuple[Role, ...]:
+        """Who translates: a role for each customer gateway that has customers, the first in any case, and NAT VM2."""
+        return (*(Role(NAT_VM1, number) for number in sorted({1, *self.gateways.values()})), INNER)
+
+    def role(self, name: MemberName) -> Role:
+        """The role whose NAT VMs translate a member."""
+        return INNER if name.is_server else self.gateway(name.realm)
+
+    def role_if_any(self, name: MemberName) -> Role | None:
+        """The role of a member, also of a former one; None for one whose customer is gone."""
+        realm = self.renames.realm(name.realm)
+        return INNER if name.is_server else self.gateway(realm) if realm in self.gateways else None
+
+    def gateway(self, customer: str) -> Role:
+        """A customer's gateway."""
+        return Role(NAT_VM1, self.gateways[customer])
+
+    def customers_of(self, gateway: Role) -> tuple[CustomerConfig, ...]:
+        """The customers of a gateway."""
+        return tuple(customer for customer in self.customers if self.gateways[customer.name] == gateway.number)
+
+    @property
     def server_ranges(self) -> tuple[IPNetwork, ...]:
         """The blocks in which servers have their aliases, as few networks."""
         return merged(alias for name, alias in self.book.items() if name.is_server)
@@ -80,10 +107,14 @@ class RoutedConfig(Neighbours):
         """The blocks in which hosts have their aliases, as few networks."""
         return merged(alias for name, alias in self.book.items() if not name.is_server)
 
+    def ranges(self, role: Role) -> tuple[IPNetwork, ...]:
+        """The blocks of a role, whose NAT VMs translate what is in them, as few networks."""
+        return merged(alias for name, alias in self.book.items() if self.role(name) == role)
+
     @property
     def balancers(self) -> int:
-        """How many network load balancers the POD needs: one a side that has a standby."""
-        return len(SIDES) if self.standby else 0
+        """How many network load balancers the POD needs: one a role, if there are standbys."""
+        return len(self.roles) if self.standby else 0
 
     @property
     def capacity(self) -> Capacity:
@@ -98,7 +129,7 @@ class RoutedConfig(Neighbours):
 
 
 _REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = ("delivery", "standby", "vcnCidr", "lpgLimit", "balancerLimit", "movesFrom", "addresses")
+_OPTIONAL = ("delivery", "standby", "vcnCidr", "lpgLimit", "balancerLimit", "movesFrom", "gateways", "addresses")
 SETTINGS = (*_REQUIRED, *_OPTIONAL)
 """The keys of a routed POD's stack file below `nat-pod:`."""
 
@@ -114,21 +145,26 @@ def read_draft(
     vcn = None if cidr is None else _read_vcn(reader, root.get("vcnCidr"), cidr)
     nat_vm = read_nat_vm(reader, root.get("natVm"))
     management = read_management(reader, root.get("management"))
-    customers = read_customers(reader, root.get("customers"), written_members(root))
+    customers = read_customers(reader, root.get("customers"), written_members(root), gateways=True)
     standby = reader.boolean("standby", root.get("standby", True))
     lpg_limit = reader.integer("lpgLimit", root.get("lpgLimit", limits.LPGS_PER_VCN), 1, limits.LPGS_PER_VCN_RAISED)
     balancer_limit = reader.integer("balancerLimit", root.get("balancerLimit", limits.BALANCERS_PER_REGION), 0, 1000)
     moves_from = reader.text("movesFrom", root.get("movesFrom") or None, _MOVES_FROM_RULE, STACK_NAME)
-    check_networks(reader, cidr, management, customers)
+    check_networks(reader, cidr, management, customers, gateways=True)
     if vcn is not None and management is not None:
         check_vrouter(reader, management.vrouter, VcnLayout(vcn).vrouter)
     if lpg_limit is not None:
         check_lpgs(reader, root.get("customers"), lpg_limit)
     book: dict[MemberName, IPAddress] = {}
     released: dict[MemberName, IPAddress] = {}
+    gateways: dict[str, int] = {}
     if cidr is not None and vcn is not None:
-        changes = Members.read(root, renames_of(management, customers or ()), earlier)
-        book, released = read_aliases(reader, root.get("addresses"), cidr, vcn, changes)
+        renames = renames_of(management, customers or ())
+        changes = Members.read(root, renames, earlier)
+        listed = {renames.realm(name.realm) for name in names_in(root.get("addresses"))}
+        most = VcnLayout(vcn).gateways
+        gateways = read_gateways(reader, root.get("gateways"), customers or (), listed, most)
+        book, released = read_aliases(reader, root.get("addresses"), cidr, vcn, changes, gateways)
     if (
         reader.problems
         or compartment_id is None
@@ -153,6 +189,8 @@ def read_draft(
         lpg_limit=lpg_limit,
         balancer_limit=balancer_limit,
         moves_from=moves_from,
+        gateways=gateways,
+        gateway_lines=written_gateways(root.get("gateways")),
         book=book,
         released=released,
     )
@@ -179,7 +217,9 @@ def _read_vcn(reader: Reader, value: object, cidr: IPNetwork) -> IPNetwork | Non
         return None
     if vcn.prefixlen not in limits.VCN_OF_ROUTED_POD_PREFIXES:
         reader.add(
-            "vcnCidr", str(vcn), f"must be a /25 to a /27 with a /29 for each side and the vRouter, e.g. {default}"
+            "vcnCidr",
+            str(vcn),
+            f"must be a /24 to a /27 with a /29 for each gateway, NAT VM2 and the vRouter, e.g. {default}",
         )
         return None
     if vcn == cidr:
@@ -189,7 +229,8 @@ def _read_vcn(reader: Reader, value: object, cidr: IPNetwork) -> IPNetwork | Non
 
 
 def _too_few_balancers(needed: int) -> str:
-    return f"the standby takes {needed} network load balancers, one for each side; {MORE_BALANCERS}"
+    whom = "one for each side" if needed == len(SIDES) else "one for each gateway and one for NAT VM2"
+    return f"the standby takes {needed} network load balancers, {whom}; {MORE_BALANCERS}"
 
 
 MORE_BALANCERS = (

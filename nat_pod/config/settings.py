@@ -82,6 +82,8 @@ def _renamed(path: Path, value: Value, renames: Renames) -> tuple[Path, Value]:
             return ("customers", renames.realm(customer), *rest), value
         case ("management", "servers", server):
             return ("management", "servers", renames.member(MemberName(MANAGEMENT, server)).short), value
+        case ("gateways", customer):
+            return ("gateways", renames.realm(customer)), value
         case ("addresses", member, *rest):
             return ("addresses", renames.member(MemberName.parse(member)), *rest), value
     return path, value

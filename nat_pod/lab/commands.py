@@ -170,7 +170,8 @@ def _fail_over(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> l
     with failover.Watched(key, plan, deployed, flows) as watched:
         for number, step in enumerate(failover.steps(plan, failover.acting(key, deployed))):
             say(step.what)
-            outcomes.append(watched.step(step, ending=_HELD_APART if number < len(plan.balancers) else 0))
+            first = number < len(plan.balancers) and plan.vm(step.fail[0]).role.number == 1
+            outcomes.append(watched.step(step, ending=_HELD_APART if first else 0))
     return outcomes
 
 

@@ -35,7 +35,7 @@ from nat_pod.lab.region.kinds import (
 )
 from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import ROLE, ROUTES
-from nat_pod.names import POD, VROUTER, MemberName, Side
+from nat_pod.names import POD, VROUTER, MemberName, Role
 from nat_pod.plan import guest
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Ruleset
@@ -299,7 +299,7 @@ class _Observer:
             return Vm(
                 name=name,
                 kind=VM_NAT,
-                side=_side(metadata),
+                role=_role(metadata),
                 vnics=tuple(named),
                 rules=rules,
                 # The agent switches forwarding on once its rules are loaded.
@@ -319,10 +319,9 @@ def _is_nat_vm(vm: Inputs) -> bool:
     return guest.VM_KEY in (vm.get("metadata") or {})
 
 
-def _side(metadata: dict[str, str]) -> Side | None:
-    """The side of a NAT VM; one that has no standby may be called by it."""
-    side = metadata.get(guest.SIDE_KEY, metadata[guest.VM_KEY])
-    return Side(side) if side in list(Side) else None
+def _role(metadata: dict[str, str]) -> Role | None:
+    """The role of a NAT VM; one that has no standby may be called by it."""
+    return Role.parse(metadata.get(guest.SIDE_KEY, metadata[guest.VM_KEY]))
 
 
 def _member(name: str) -> MemberName | None:

@@ -59,7 +59,7 @@ class Customer(TypedDict):
     """A customer's network."""
 
     cidr: str
-    """Its range, e.g. 10.0.0.0/24; customers of one POD may not overlap each other."""
+    """Its range, e.g. 10.0.0.0/24; customers may overlap each other with delivery routes only."""
 
     hosts: dict[str, str]
     """Hosts by name: their addresses."""
@@ -75,6 +75,9 @@ class Customer(TypedDict):
 
     hostsFormerly: NotRequired[dict[str, str]]
     """Former names of renamed hosts by their present ones; they keep their slots."""
+
+    gateway: NotRequired[str]
+    """With delivery routes: own, for a customer gateway that it shares with nobody."""
 
 
 class Layout(TypedDict):
@@ -140,13 +143,16 @@ class NatPodArgs(TypedDict):
     """With delivery routes: whether each NAT VM has a standby behind a network load balancer; it has by default."""
 
     vcnCidr: NotRequired[str]
-    """With delivery routes: the part of cidr that is the VCN's own, a /25 to a /27; its last /26 by default."""
+    """With delivery routes: the part of cidr that is the VCN's own, a /24 to a /27; its last /26 by default."""
 
     balancerLimit: NotRequired[int]
     """With delivery routes: network load balancers that the region may have: 3 by default."""
 
     movesFrom: NotRequired[str]
     """The stack that this POD takes the place of, while both stand; nothing deployed depends on it."""
+
+    gateways: NotRequired[dict[str, int]]
+    """With delivery routes: the customers that are not in the first gateway, and the number of theirs."""
 
     addresses: NotRequired[dict[str, Slot]]
     """The address book by member (management/mgmt, customer1/vm1), as `python -m nat_pod allocate STACK` writes it."""

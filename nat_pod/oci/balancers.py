@@ -1,4 +1,4 @@
-"""The network load balancers of a POD with standbys: next hops, each in front of the two NAT VMs of a side."""
+"""The network load balancers of a POD with standbys: next hops, each in front of the two NAT VMs of a role."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pulumi
 import pulumi_oci as oci
 
-from nat_pod.names import Side
+from nat_pod.names import Role
 from nat_pod.oci.replacement import Replacement
 from nat_pod.oci.scope import Scope
 from nat_pod.oci.security import Groups
@@ -18,7 +18,7 @@ LISTENER = "all"
 
 
 class Balancer:
-    """A side's balancer with its backend set and its listener, and the NAT VMs that were put behind it so far."""
+    """A role's balancer with its backend set and its listener, and the NAT VMs that were put behind it so far."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Balancer:
             assigned_private_ipv4=plan.address,
             is_private=True,
             is_preserve_source_destination=plan.preserves_addresses,
-            # The subnet's own list is empty: its VNIC gets in and out what a NAT VM of its side does.
-            network_security_group_ids=[groups[plan.side].id],
+            # The subnet's own list is empty: its VNIC gets in and out what a NAT VM of its role does.
+            network_security_group_ids=[groups[plan.role].id],
             opts=scope.options(delete_before_replace=True),
         )
         self._set = self._backend_set(name)
@@ -115,8 +115,8 @@ class Balancer:
 
 def make_balancers(
     scope: Scope, subnets: Mapping[str, oci.core.Subnet], groups: Groups, replacement: Replacement
-) -> dict[Side, Balancer]:
-    """The balancers of the plan, by side; none without standbys."""
+) -> dict[Role, Balancer]:
+    """The balancers of the plan, by role; none without standbys."""
     return {
-        plan.side: Balancer(scope, plan, subnets[plan.subnet], groups, replacement) for plan in scope.plan.balancers
+        plan.role: Balancer(scope, plan, subnets[plan.subnet], groups, replacement) for plan in scope.plan.balancers
     }

@@ -17,11 +17,11 @@ import pulumi
 from nat_pod.config import any_config
 from nat_pod.config.delivery import Delivery
 from nat_pod.errors import ConfigError, Problem
-from nat_pod.names import LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, Side
+from nat_pod.names import INNER, LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, VROUTER, Role
 from nat_pod.oci.args import NatPodArgs
 from nat_pod.oci.balancers import Balancer, make_balancers
 from nat_pod.oci.nat_vms import NatVms
-from nat_pod.oci.network import Network
+from nat_pod.oci.network import Network, RouteRule
 from nat_pod.oci.next_hops import NextHops, together
 from nat_pod.oci.replacement import Replacement
 from nat_pod.oci.scope import Scope
@@ -68,10 +68,10 @@ class NatPod(pulumi.ComponentResource):
     """Generation of the rule document of each NAT VM; its agent reports the same one when it runs it."""
 
     balancer_ids: dict[str, pulumi.Output[str]] | None
-    """With delivery routes: OCID of the network load balancer of each NAT VM that has a standby, natVm1 and natVm2."""
+    """With delivery routes: OCID of the network load balancer of each role that has standbys: natVm1, natVm2."""
 
     next_hops: dict[str, str] | None
-    """With delivery routes: the address that routes to natVm1 and to natVm2 lead to."""
+    """With delivery routes: the address that routes to natVm1, to natVm2 and to further gateways lead to."""
 
     def __init__(self, name: str, args: NatPodArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         # Before anything is registered: a POD that is not possible is refused as a whole.
@@ -88,8 +88,8 @@ class NatPod(pulumi.ComponentResource):
                 vms = _by_private_ips(scope, network, domain)
             case Delivery.ROUTES:
                 vms, balancers = _by_routes(scope, network, domain)
-                self.balancer_ids = {side: balancer.resource.id for side, balancer in balancers.items()}
-                self.next_hops = {side: plan.next_hop(side) for side in SIDES}
+                self.balancer_ids = {role: balancer.resource.id for role, balancer in balancers.items()}
+                self.next_hops = {role: plan.next_hop(role) for role in plan.roles}
             case _ as never:
                 assert_never(never)
 
@@ -169,24 +169,30 @@ def _by_private_ips(scope: Scope, network: Network, domain: pulumi.Input[str]) -
     for vm in plan.vms:
         vms.make(vm, after=list(vms.instances.values()))
     # What customers send elsewhere in the POD ends at NAT VM1: `planner._not_for_customers`.
-    network.make_lpgs(network.route_table(LPGS, hops.to_nat_vms(LPGS, vms, {})))
+    network.make_lpgs({LPGS: network.route_table(LPGS, hops.to_nat_vms(LPGS, vms, {}))})
     network.attach(NAT_VM1, network.route_table(NAT_VM1, hops.to_customers(NAT_VM1)))
     return vms
 
 
-def _by_routes(scope: Scope, network: Network, domain: pulumi.Input[str]) -> tuple[NatVms, Mapping[Side, Balancer]]:
-    """A routed POD: aliases are routes to a side's balancer, or without standbys to its NAT VM."""
+def _by_routes(scope: Scope, network: Network, domain: pulumi.Input[str]) -> tuple[NatVms, Mapping[Role, Balancer]]:
+    """A routed POD: aliases are routes to a role's balancer, or without standbys to its NAT VM."""
     network.make_nat_vm_subnets({})
     groups = security_groups(scope, network.vcn)
     balancers = make_balancers(scope, network.subnets, groups, Replacement(scope))
     vms = NatVms(scope, network.subnets, groups, domain)
     _make_standbys_first(scope.plan, vms, balancers)
     hops = NextHops(scope, network)
-    network.make_lpgs(network.route_table(LPGS, hops.to_nat_vms(LPGS, vms, balancers)))
-    inside = {table: hops.to_nat_vms(table, vms, balancers) for table in (*SIDES, VROUTER)}
-    rules = {
-        NAT_VM1: together(inside[NAT_VM1], hops.to_customers(NAT_VM1)),
-        NAT_VM2: together(inside[NAT_VM2], hops.to_vrouter(NAT_VM2)),
+    gateways = [role for role in scope.plan.roles if role.side is NAT_VM1]
+    network.make_lpgs(
+        {
+            gateway.lpgs: network.route_table(gateway.lpgs, hops.to_nat_vms(gateway.lpgs, vms, balancers))
+            for gateway in gateways
+        }
+    )
+    inside = {table: hops.to_nat_vms(table, vms, balancers) for table in (*scope.plan.roles, VROUTER)}
+    rules: dict[str, pulumi.Input[list[RouteRule]]] = {
+        **{gateway: together(inside[gateway], hops.to_customers(gateway)) for gateway in gateways},
+        NAT_VM2: together(inside[INNER], hops.to_vrouter(NAT_VM2)),
         VROUTER: inside[VROUTER],
     }
     for table in rules:
@@ -202,19 +208,19 @@ def _only(vm: NatVmPlan, found: list[str]) -> str:
     return found[0]
 
 
-def _make_standbys_first(plan: PodPlan, vms: NatVms, balancers: Mapping[Side, Balancer]) -> None:
-    """Each VM after all before it: the standby of a side, then its other VM, then the other side's.
+def _make_standbys_first(plan: PodPlan, vms: NatVms, balancers: Mapping[Role, Balancer]) -> None:
+    """Each VM after all before it: the standby of a role, then its other VM, then the next role's.
 
     So a new bootstrap meets a standby first, and when it does not come up nothing else is touched.
     """
     before: list[pulumi.Resource] = []
-    for side in SIDES:
-        backends = {} if side not in balancers else {one.vm: one for one in balancers[side].plan.backends}
-        for vm in sorted(plan.vms_on(side), key=lambda vm: vm.key in backends and not backends[vm.key].is_backup):
+    for role in plan.roles:
+        backends = {} if role not in balancers else {one.vm: one for one in balancers[role].plan.backends}
+        for vm in sorted(plan.vms_of(role), key=lambda vm: vm.key in backends and not backends[vm.key].is_backup):
             before.append(vms.make(vm, after=list(before)))
             if vm.key in backends:
                 before.append(
-                    balancers[side].put_behind(backends[vm.key], vms.primary_ip(vm).apply(partial(_only, vm)))
+                    balancers[role].put_behind(backends[vm.key], vms.primary_ip(vm).apply(partial(_only, vm)))
                 )
 
 

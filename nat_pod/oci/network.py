@@ -107,9 +107,9 @@ class Network:
                     opts=self._scope.options(),
                 )
 
-    def make_lpgs(self, table: oci.core.RouteTable) -> None:
-        """Make each customer's LPG; what comes in by it goes by this table."""
-        self.lpgs = {lpg.customer: self._lpg(lpg, table) for lpg in self._scope.plan.lpgs}
+    def make_lpgs(self, tables: Mapping[str, oci.core.RouteTable]) -> None:
+        """Make each customer's LPG; what comes in by it goes by its table, which is among these by the plan's key."""
+        self.lpgs = {lpg.customer: self._lpg(lpg, tables[lpg.route_table]) for lpg in self._scope.plan.lpgs}
 
     def _lpg(self, lpg: LpgPlan, table: oci.core.RouteTable) -> oci.core.LocalPeeringGateway:
         """The acceptor if it has no `peer_id`: only one side of a peering may name the other.

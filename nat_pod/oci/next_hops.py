@@ -12,20 +12,28 @@ from functools import partial
 import pulumi
 import pulumi_oci as oci
 
-from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, VROUTER, Side
+from nat_pod.names import LPGS, VROUTER, Role
 from nat_pod.oci.balancers import Balancer
 from nat_pod.oci.nat_vms import NatVms
 from nat_pod.oci.network import Network, RouteRule, route_rule
 from nat_pod.oci.scope import Scope
 from nat_pod.plan.model import NatVmPlan
 
-_WHOSE = {LPGS: "the LPGs'", NAT_VM1: "NAT VM1's", NAT_VM2: "NAT VM2's", VROUTER: "the vRouter's"}
-_KEEPS = {
-    LPGS: "The LPGs keep the route rules that they have",
-    NAT_VM1: "NAT VM1's subnet keeps the route rules that it has",
-    NAT_VM2: "NAT VM2's subnet keeps the route rules that it has",
-    VROUTER: "The vRouter's subnet keeps the route rules that it has",
-}
+
+def _whose(table: str) -> str:
+    """Who has a table: the LPGs (of a gateway), the subnet of a role, or the vRouter's."""
+    role = Role.parse(table)
+    if role is not None:
+        return f"{role.prose}'s subnet"
+    gateway = table.removeprefix(LPGS).removeprefix("-")
+    return "the vRouter's subnet" if table == VROUTER else f"the LPGs of gateway {gateway}" if gateway else "the LPGs"
+
+
+def _keeps(table: str) -> str:
+    """What its owner does with it, as a sentence's beginning."""
+    whose = _whose(table)
+    keep, it = ("keep", "they have") if table.startswith(LPGS) else ("keeps", "it has")
+    return f"{whose[0].upper()}{whose[1:]} {keep} the route rules that {it}"
 
 
 class NextHops:
@@ -43,8 +51,8 @@ class NextHops:
             if rule.customer is not None
         ]
 
-    def to_nat_vms(self, table: str, vms: NatVms, balancers: Mapping[Side, Balancer]) -> pulumi.Output[list[RouteRule]]:
-        """Its rules to a side of the POD itself: to its balancer, or without one to its NAT VM."""
+    def to_nat_vms(self, table: str, vms: NatVms, balancers: Mapping[Role, Balancer]) -> pulumi.Output[list[RouteRule]]:
+        """Its rules to a role of the POD itself: to its balancer, or without one to its NAT VM."""
         plan = self._scope.plan
         hops: dict[str, tuple[str, Callable[[], pulumi.Output[list[str]]]]] = {}
         for vm in plan.vms:
@@ -96,10 +104,11 @@ class NextHops:
         kept = [rule for rule in standing if rule.destination in destinations]
         if not kept:
             raise pulumi.RunError(
-                f"{missing}, so there is nothing that {_WHOSE[table]} route rules could lead to; run `pulumi up` again."
+                f"{missing}, so there is nothing that the route rules of {_whose(table)} could lead to; run "
+                "`pulumi up` again."
             )
         pulumi.log.warn(
-            f"{missing} at the moment. {_KEEPS[table]}; run `pulumi up` again.", resource=self._scope.component
+            f"{missing} at the moment. {_keeps(table)}; run `pulumi up` again.", resource=self._scope.component
         )
         return kept
 
@@ -159,5 +168,5 @@ def together(*parts: pulumi.Input[list[RouteRule]]) -> pulumi.Output[list[RouteR
 
 
 def _named(vm: NatVmPlan) -> str:
-    """As its engineer calls it: a side's only NAT VM is NAT VM1, one of two is natVm1a."""
-    return vm.side.prose if vm.key == vm.side else vm.key
+    """As its engineer calls it: a role's only NAT VM is NAT VM1, one of two is natVm1a."""
+    return vm.role.prose if vm.key == vm.role else vm.key

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import pulumi_oci as oci
 
-from nat_pod.names import SIDES
 from nat_pod.oci.scope import Scope
 from nat_pod.plan.model import SecurityRulePlan
 
@@ -14,24 +13,24 @@ Groups = Mapping[str, oci.core.NetworkSecurityGroup]
 
 
 def security_groups(scope: Scope, vcn: oci.core.Vcn) -> Groups:
-    """One NSG per side.  Each may name the other in its rules, so the groups are made first and the rules second."""
+    """One NSG per role.  Each may name the other in its rules, so the groups are made first and the rules second."""
     groups: dict[str, oci.core.NetworkSecurityGroup] = {
-        side: oci.core.NetworkSecurityGroup(
-            scope.child(side),
+        role: oci.core.NetworkSecurityGroup(
+            scope.child(role),
             compartment_id=scope.plan.compartment_id,
             vcn_id=vcn.id,
-            display_name=scope.child(side),
+            display_name=scope.child(role),
             opts=scope.options(),
         )
-        for side in SIDES
+        for role in scope.plan.roles
     }
-    for side in SIDES:
-        for rule in scope.plan.security[side]:
-            _security_rule(scope, side, rule, groups)
+    for role in scope.plan.roles:
+        for rule in scope.plan.security[role]:
+            _security_rule(scope, role, rule, groups)
     return groups
 
 
-def _security_rule(scope: Scope, side: str, rule: SecurityRulePlan, groups: Groups) -> None:
+def _security_rule(scope: Scope, role: str, rule: SecurityRulePlan, groups: Groups) -> None:
     peer = groups[rule.peer].id if rule.peer_is_nsg else rule.peer
     peer_type = "NETWORK_SECURITY_GROUP" if rule.peer_is_nsg else "CIDR_BLOCK"
     ingress = rule.direction == "INGRESS"
@@ -39,8 +38,8 @@ def _security_rule(scope: Scope, side: str, rule: SecurityRulePlan, groups: Grou
     if rule.icmp_type is not None:
         icmp = oci.core.NetworkSecurityGroupSecurityRuleIcmpOptionsArgs(type=rule.icmp_type, code=rule.icmp_code)
     oci.core.NetworkSecurityGroupSecurityRule(
-        scope.child(f"{side}-{rule.key}"),
-        network_security_group_id=groups[side].id,
+        scope.child(f"{role}-{rule.key}"),
+        network_security_group_id=groups[role].id,
         direction=rule.direction,
         protocol=rule.protocol,
         stateless=True,

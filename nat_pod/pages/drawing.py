@@ -172,13 +172,15 @@ class Drawing:
         ends = {name for stretch in stretches for name in (stretch.start, stretch.end)}
         shown = {name.realm for name in ends if isinstance(name, MemberName)}
         vm1, vm2 = (self.row[self.plan.vnics_on(side)[0].key] for side in (NAT_VM1, NAT_VM2))
+        gateways = {role: self.row[self.plan.vms_of(role)[0].vnics[0].key] for role in self.plan.roles}
         for name in self.layout.customers:
             if name in shown:
                 continue
             y = self.row[name]
             start = columns.CUSTOMERS + columns.CUSTOMER_WIDTH
             lpg = columns.POD + columns.LPG_WIDTH
-            paper.path(f"M{start:g} {y:g}H{lpg:g}{bend(lpg, y, columns.VM1, vm1)}", "link")
+            gateway = gateways[self.plan.gateways[name]]
+            paper.path(f"M{start:g} {y:g}H{lpg:g}{bend(lpg, y, columns.VM1, gateway)}", "link")
         if NAT_VM2 not in ends:
             paper.path(f"M{columns.VM1 + columns.VM_WIDTH} {vm1:g}H{columns.VM2}", "link")
         if MANAGEMENT not in shown:

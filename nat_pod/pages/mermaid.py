@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from nat_pod.config.delivery import Delivery
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, Side, natural
+from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, VROUTER, Role, natural
 from nat_pod.pages.journey import Journey, Machine
 from nat_pod.plan.model import PodPlan, VnicPlan
 from nat_pod.text import count
@@ -24,15 +24,20 @@ def networks(plan: PodPlan, stack: str) -> str:
     for number, (customer, cidr) in enumerate(plan.customer_cidrs.items()):
         lines += _network(f"c{number}", customer, cidr, f"h{number}", _members(plan, customer))
     lines.append(f"  subgraph pod[{_label(_pod(plan, stack))}]")
-    for side in SIDES:
-        lines.append(f"    {_IDS[side]}[{_label([side.prose, *_machines(plan, side)])}]")
+    for role in plan.roles:
+        lines.append(f"    {_id(role)}[{_label([role.prose, *_machines(plan, role)])}]")
     lines.append("  end")
     subnet = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
     lines.append(f"  vr([{_label(['vRouter', plan.vrouter_ip, f'in {subnet}'])}])")
     lines += _network("m", MANAGEMENT, plan.management_cidr, "s", _members(plan, MANAGEMENT))
-    lines += [f"  h{number} <-- LPG --> vm1" for number in range(len(plan.customer_cidrs))]
-    lines += ["  vm1 <--> vm2", "  vm2 <--> vr", "  vr <--> s"]
+    lines += [f"  h{number} <-- LPG --> {_id(plan.gateways[name])}" for number, name in enumerate(plan.customer_cidrs)]
+    lines += [f"  {_id(role)} <--> vm2" for role in plan.roles if role.side is NAT_VM1]
+    lines += ["  vm2 <--> vr", "  vr <--> s"]
     return "\n".join(lines)
+
+
+def _id(role: Role) -> str:
+    return f"{_IDS[role.side]}{f'g{role.number}' if role.number > 1 else ''}"
 
 
 def _pod(plan: PodPlan, stack: str) -> list[str]:
@@ -45,19 +50,19 @@ def _pod(plan: PodPlan, stack: str) -> list[str]:
             assert_never(never)
 
 
-def _machines(plan: PodPlan, side: Side) -> Iterator[str]:
-    """What a side is made of: the VNICs of its NAT VM, or its next hop and both NAT VMs."""
+def _machines(plan: PodPlan, role: Role) -> Iterator[str]:
+    """What a role is made of: the VNICs of its NAT VM, or its next hop and both NAT VMs."""
     match plan.delivery:
         case Delivery.PRIVATE_IPS:
-            yield from _vnics(plan, plan.vnics_on(side))
+            yield from _vnics(plan, plan.vnics_on(role.side))
         case Delivery.ROUTES:
-            yield "translates hosts" if side is NAT_VM1 else "translates servers"
-            balancer = plan.balancer_on(side)
+            yield "translates hosts" if role.side is NAT_VM1 else "translates servers"
+            balancer = plan.balancer_of(role)
             backups = set()
             if balancer is not None:
                 backups = {backend.vm for backend in balancer.backends if backend.is_backup}
                 yield f"balancer {balancer.address}"
-            for vm in plan.vms_on(side):
+            for vm in plan.vms_of(role):
                 yield f"{vm.key} {vm.vnics[0].primary}{', standby' if vm.key in backups else ''}"
         case _ as never:
             assert_never(never)

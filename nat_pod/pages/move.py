@@ -18,7 +18,7 @@ from nat_pod.config.addressing import overlap
 from nat_pod.config.aliases import VcnLayout
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.routed import RoutedConfig
-from nat_pod.names import MANAGEMENT, NAT_VM2, MemberName, natural
+from nat_pod.names import INNER, MANAGEMENT, NAT_VM2, MemberName, natural
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.diff import delivered
 from nat_pod.trace.flows import declared_flows
@@ -193,7 +193,7 @@ class _Names:
             title=f"A leg of the vRouter in {new}",
             who=(MANAGEMENT,),
             do=tuple(do),
-            see=(f"the vRouter reaches the first NAT VM2 of {new}: ssh to {VcnLayout(vcn).vm(NAT_VM2, 0)} answers",),
+            see=(f"the vRouter reaches the first NAT VM2 of {new}: ssh to {VcnLayout(vcn).vm(INNER, 0)} answers",),
             back=("take the route out, then the VNICs",),
         )
 

@@ -1,13 +1,13 @@
-"""`plan --svg` of a routed POD: two NAT VMs a side behind a balancer, and the routes by which aliases are reached.
+"""`plan --svg` of a routed POD: two NAT VMs a role behind a balancer, and the routes by which aliases are reached.
 
 A flow arrives at a side's next hop, which sends it to the active NAT VM, and leaves from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, VROUTER, MemberName, Side
+from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, SIDES, VROUTER, MemberName, Role, Side
 from nat_pod.pages import columns
 from nat_pod.pages.drawing import Drawing
 from nat_pod.pages.journey import Journey, Machine, Stretch
@@ -16,7 +16,10 @@ from nat_pod.plan.model import BalancerPlan, NatVmPlan, PodPlan, RouteRulePlan
 from nat_pod.text import count
 
 _ROUTES = 6
-"""Lines of the route tables."""
+"""Lines of the route tables, but for those of further gateways."""
+
+_GATEWAYS = 2
+"""So many are listed in NAT VM2's table."""
 
 
 def draw(plan: PodPlan, stack: str, flow: Journey | None) -> str:
@@ -28,11 +31,14 @@ class _RoutedLayout(Layout):
     """Below the NAT VMs there is room for the route tables."""
 
     def vm_height(self) -> float:
-        rows = len(self.plan.vms_on(NAT_VM1)) + len(self.plan.balancers) // 2
-        return columns.VM_HEADER + columns.VNIC * rows + 4
+        gateways = [role for role in self.plan.roles if role.side is NAT_VM1]
+        rows = sum(len(self.plan.vms_of(role)) + (self.plan.balancer_of(role) is not None) for role in gateways)
+        heads = columns.CAPTION * len(gateways) if len(gateways) > 1 else 0
+        return columns.VM_HEADER + columns.VNIC * rows + heads + 4
 
     def height(self) -> float:
-        tables = columns.CAPTION * (_ROUTES + 2) + 10
+        gateways = len(self.plan.roles) - len(SIDES)
+        tables = columns.CAPTION * (_ROUTES + 2 + min(gateways, _GATEWAYS)) + 10
         return max(super().height(), 60 + self.vm_height() + 2 * tables)
 
 
@@ -48,23 +54,42 @@ class _RoutedDrawing(Drawing):
         )
 
     def _vm(self, side: Side, x: float, top: float) -> None:
-        paper, vms = self.paper, self.plan.vms_on(side)
+        paper, roles = self.paper, [role for role in self.plan.roles if role.side is side]
         paper.box(x, top, columns.VM_WIDTH, self.layout.vm_height(), "vm", 8)
-        paper.text(x + 12, top + 19, side.prose, "head")
+        head = side.prose if len(roles) == 1 else f"{side.prose}: {len(roles)} customer gateways"
+        paper.text(x + 12, top + 19, head, "head")
         whom = "hosts" if side == NAT_VM1 else "servers"
-        paper.text(x + 12, top + 36, f"translates {whom}, {vms[0].rules.rule_count()} rules", "quiet")
+        counts = [self.plan.vms_of(role)[0].rules.rule_count() for role in roles]
+        rules = f"{counts[0]}" if len(roles) == 1 else f"{min(counts)} to {max(counts)}"
+        paper.text(x + 12, top + 36, f"translates {whom}, {rules} rules", "quiet")
         line = top + columns.VM_HEADER
-        balancer = self.plan.balancer_on(side)
+        for role in roles:
+            if len(roles) > 1:
+                names = [name for name, gateway in self.plan.gateways.items() if gateway == role]
+                paper.text(x + 12, line + 12, f"{role.prose}: {_some(names)}", "quiet")
+                line += columns.CAPTION
+            line = self._role(role, x, line)
+        if side == NAT_VM1:
+            self._tables(top + self.layout.vm_height() + 22)
+
+    def _role(self, role: Role, x: float, line: float) -> float:
+        """The next hop and the NAT VMs of a role, and where the next row begins."""
+        balancer, vms = self.plan.balancer_of(role), self.plan.vms_of(role)
         if balancer is not None:
-            self._row(side, x, line, ("balancer", balancer.address), _sends_to(balancer))
+            self._row(role, x, line, ("balancer", balancer.address), _sends_to(balancer))
             line += columns.VNIC
         for vm in vms:
-            key = side if balancer is None else vm.vnics[0].key
+            key = role if balancer is None else vm.vnics[0].key
             self._row(key, x, line, (vm.key, vm.vnics[0].primary), _part(vm, balancer))
             self.row[vm.vnics[0].key] = self.row[key]
             line += columns.VNIC
-        if side == NAT_VM1:
-            self._tables(line + 26)
+        return line
+
+    def _of(self, side: Side) -> Role:
+        """The role by which the flow passes a side: NAT VM2, or its customer's gateway."""
+        ends = [] if self.flow is None else [self.flow.sender.member, self.flow.receiver.member]
+        customers = [member for member in ends if not member.is_server]
+        return self.plan.role(customers[0]) if side is NAT_VM1 and customers else Role(side)
 
     def _row(self, key: str, x: float, y: float, names: tuple[str, str], words: str) -> None:
         """A machine: its name and address, and below what it does."""
@@ -78,10 +103,10 @@ class _RoutedDrawing(Drawing):
         self.row[key] = y + (columns.VNIC - 4) / 2
 
     def _keys(self, machine: Machine) -> tuple[str, ...]:
-        """The rows that a flow passes at a side: its next hop and its active NAT VM."""
+        """The rows that the flow passes at a side: its next hop and its active NAT VM."""
         if isinstance(machine, MemberName):
             return ()
-        return (machine, self.plan.vms_on(machine)[0].vnics[0].key)
+        return (self._of(machine), self.plan.vms_of(self._of(machine))[0].vnics[0].key)
 
     def _beside(self, stretch: Stretch, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
         """Requests leave NAT VM2 below the replies' arrow; their number is at the vRouter, above it."""
@@ -93,7 +118,8 @@ class _RoutedDrawing(Drawing):
     def _at(self, machine: Machine, stretch: Stretch) -> str:
         if isinstance(machine, MemberName):
             return machine
-        return machine if machine == stretch.end else self.plan.vms_on(machine)[0].vnics[0].key
+        role = self._of(machine)
+        return role if machine == stretch.end else self.plan.vms_of(role)[0].vnics[0].key
 
     def _tables(self, y: float) -> None:
         """Who sends what where: each table, and what is in it."""
@@ -110,20 +136,29 @@ class _RoutedDrawing(Drawing):
                     self.paper.text(columns.VM1, y, owner, "quiet")
                 self.paper.text(columns.VM1 + 138, y, words, "quiet")
 
-    def _rules(self, rules: Iterable[RouteRulePlan], key: str) -> Iterator[str]:
+    def _rules(self, rules: Sequence[RouteRulePlan], key: str) -> Iterator[str]:
         """A line for each kind of rule in a table."""
-        whose, side = ("servers'", NAT_VM1) if key == LPGS else ("servers'", NAT_VM2)
-        if key in (NAT_VM2, VROUTER):
-            whose, side = "hosts'", NAT_VM1 if key == NAT_VM2 else NAT_VM2
-        inside = [rule for rule in rules if rule.customer is None and rule.private_ip != self.plan.vrouter_ip]
-        to_side = [rule.destination for rule in inside]
-        if to_side:
-            more = f" and {count(len(to_side) - 1, 'more range')}" if len(to_side) > 1 else ""
-            yield f"{whose} aliases {to_side[0]}{more} to {side.prose}"
+        whose = "hosts'" if key in (NAT_VM2, VROUTER) else "servers'"
+        roles = {self.plan.next_hop(role): role for role in self.plan.roles}
+        led: dict[Role, list[str]] = {}
+        for rule in rules:
+            if rule.private_ip in roles:
+                led.setdefault(roles[rule.private_ip], []).append(rule.destination)
+        for role, ranges in [*led.items()][:_GATEWAYS]:
+            more = f" and {count(len(ranges) - 1, 'more range')}" if len(ranges) > 1 else ""
+            where = "their gateway" if key == LPGS and len(self.plan.roles) > len(SIDES) else role.prose
+            yield f"{whose} aliases {ranges[0]}{more} to {where}"
+        if len(led) > _GATEWAYS:
+            yield f"and those of {count(len(led) - _GATEWAYS, 'more gateway')} to it"
         if any(rule.customer is not None for rule in rules):
             yield "each customer's CIDR to its LPG"
         if any(rule.private_ip == self.plan.vrouter_ip for rule in rules):
             yield f"{self.plan.management_cidr} to the vRouter"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to two names, and how many more."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _sends_to(balancer: BalancerPlan) -> str:

@@ -13,7 +13,7 @@ from typing import assert_never
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.config.renames import Renames
-from nat_pod.names import MANAGEMENT, MemberName, Side
+from nat_pod.names import INNER, LPGS, MANAGEMENT, MemberName, Role, Side
 from nat_pod.rules.netfilter import AboveBound, Ruleset
 
 
@@ -54,11 +54,11 @@ class NatVmPlan:
     """One NAT VM with its VNICs in attach order, the rules it runs and its metadata.
 
     `metadata` is complete: user_data, ssh_authorized_keys, nat-pod-vm, nat-pod-rules, and nat-pod-side where that is
-    not the VM's name.  `generation` is the hash of the rule document in it.  Its VNICs are in the NSG of its `side`.
+    not the VM's name.  `generation` is the hash of the rule document in it.  Its VNICs are in the NSG of its `role`.
     """
 
     key: str
-    side: Side
+    role: Role
     fault_domain: str
     vnics: tuple[VnicPlan, ...]
     rules: Ruleset
@@ -66,9 +66,14 @@ class NatVmPlan:
     metadata: dict[str, str]
 
     @property
+    def side(self) -> Side:
+        """Whom it faces."""
+        return self.role.side
+
+    @property
     def nsg(self) -> str:
-        """The key of the NSG that its VNICs are in: the side's."""
-        return self.side
+        """The key of the NSG that its VNICs are in: the role's."""
+        return self.role
 
     @property
     def bounds(self) -> dict[str, tuple[str, ...]]:
@@ -105,7 +110,7 @@ class HealthCheckPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BalancerPlan:
-    """The private network load balancer of a side that has a standby: the next hop of every route to that side.
+    """The private network load balancer of a role that has a standby: the next hop of every route to that role.
 
     `address` is its own, in the subnet with the key `subnet`.  The rest is the same in every POD:
     - `preserves_addresses`: source, destination and ports stay as they are, or nothing could be translated behind it.
@@ -118,7 +123,7 @@ class BalancerPlan:
     """
 
     key: str
-    side: Side
+    role: Role
     subnet: str
     address: str
     backends: tuple[BackendPlan, ...]
@@ -137,11 +142,13 @@ class BalancerPlan:
 class LpgPlan:
     """The POD's LPG for one customer.  Acceptor when `peer_id` is None, else requestor towards that OCID.
 
+    `route_table` is the key of its table in `PodPlan.routes`.
     `formerly`: for a renamed customer, the name under which the LPG was made; a new LPG would end the peering.
     """
 
     customer: str
     peer_id: str | None
+    route_table: str = LPGS
     formerly: str | None = None
 
 
@@ -202,8 +209,9 @@ class PodPlan:
 
     `cidr` is its whole range, `vcn_cidr` the part of it that is the VCN's: all of it, but in a routed POD a small one.
     `routes` is by route table: natVm1 (to the customers' LPGs), natVm2 (to the vRouter), lpgs (to NAT VM1), and in a
-    routed POD vrouter (to NAT VM2).
-    `security` has the NSG rules of natVm1 and natVm2 and the security list of the vRouter's subnet.  `neighbours` is
+    routed POD vrouter (to NAT VM2); with more customer gateways also natVm1-2 and lpgs-2, and so on.
+    `security` has the NSG rules of each role and the security list of the vRouter's subnet.  `gateways` has the role of
+    each customer's NAT VM1.  `neighbours` is
     what others must add: destinations to send to the POD, by customer name and for `management`.  `may_reach` is by
     customer: the servers that its hosts may open flows to; every server may open flows to every host.  `released` has
     the pairs that are kept back, by the name of the member that had them.  `renames` has who was called otherwise.
@@ -231,6 +239,7 @@ class PodPlan:
     neighbours: dict[str, tuple[str, ...]]
     capacity: Capacity
     may_reach: dict[str, tuple[MemberName, ...]]
+    gateways: dict[str, Role]
     released: dict[MemberName, tuple[str, str]]
     renames: Renames
     balancers: tuple[BalancerPlan, ...] = ()
@@ -239,18 +248,31 @@ class PodPlan:
         """The NAT VM with this key, e.g. natVm1.  Raises KeyError when there is none."""
         return {vm.key: vm for vm in self.vms}[key]
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What its NAT VMs do: the customer gateways, then NAT VM2."""
+        return tuple(dict.fromkeys(vm.role for vm in self.vms))
+
+    def role(self, member: MemberName) -> Role:
+        """The role whose NAT VMs know a member by its real address.  Raises KeyError for a customer of no POD."""
+        return INNER if member.is_server else self.gateways[member.realm]
+
+    def vms_of(self, role: Role) -> tuple[NatVmPlan, ...]:
+        """The NAT VMs of one role."""
+        return tuple(vm for vm in self.vms if vm.role == role)
+
     def vms_on(self, side: Side) -> tuple[NatVmPlan, ...]:
         """The NAT VMs of one side."""
         return tuple(vm for vm in self.vms if vm.side is side)
 
-    def balancer_on(self, side: Side) -> BalancerPlan | None:
-        """The load balancer before one side's NAT VMs; None where nobody stands by."""
-        return next((balancer for balancer in self.balancers if balancer.side is side), None)
+    def balancer_of(self, role: Role) -> BalancerPlan | None:
+        """The load balancer before a role's NAT VMs; None where nobody stands by."""
+        return next((balancer for balancer in self.balancers if balancer.role == role), None)
 
-    def next_hop(self, side: Side) -> str:
-        """The address that a routed POD's routes to a side lead to: its balancer's, or its only NAT VM's."""
-        balancer = self.balancer_on(side)
-        return self.primary(side) if balancer is None else balancer.address
+    def next_hop(self, role: Role) -> str:
+        """The address that a routed POD's routes to a role lead to: its balancer's, or its only NAT VM's."""
+        balancer = self.balancer_of(role)
+        return self.vms_of(role)[0].vnics[0].primary if balancer is None else balancer.address
 
     def vnics_on(self, side: Side) -> tuple[VnicPlan, ...]:
         """The VNICs of one side's NAT VMs, in attach order."""
@@ -274,6 +296,17 @@ class PodPlan:
         """
         hosts = {host.nat_vm1 for host in self.hosts}
         return next((vnic.primary for vnic in self.vnics_on(Side.NAT_VM1) if vnic.primary not in hosts), None)
+
+    @property
+    def ways_in(self) -> dict[str, str]:
+        """By address: the NAT VM that answers ssh there to NAT VM2; of each customer gateway the first one."""
+        hosts = {host.nat_vm1 for host in self.hosts}
+        found: dict[Role, tuple[str, str]] = {}
+        for vm in self.vms_on(Side.NAT_VM1):
+            for vnic in vm.vnics:
+                if vnic.primary not in hosts:
+                    found.setdefault(vm.role, (vnic.primary, vm.key))
+        return dict(found.values())
 
     @property
     def servers(self) -> tuple[SlotPlan, ...]:

@@ -15,6 +15,7 @@ from nat_pod.config.neighbours import may_reach
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import (
+    GATEWAY,
     LPGS,
     MANAGEMENT,
     NAMESPACE,
@@ -22,6 +23,7 @@ from nat_pod.names import (
     NAT_VM2,
     SIDES,
     VROUTER,
+    Role,
     Side,
 )
 from nat_pod.plan import guest
@@ -104,6 +106,7 @@ def _plan_private_ips(config: PodConfig) -> PodPlan:
         neighbours=_neighbours(config),
         capacity=config.capacity,
         may_reach=may_reach(config.management, config.customers),
+        gateways={customer.name: GATEWAY for customer in config.customers},
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
         renames=config.renames,
     )
@@ -150,7 +153,7 @@ def _vm(config: PodConfig, side: Side, fault_domain: str, vnics: tuple[VnicPlan,
     )
     return NatVmPlan(
         key=side,
-        side=side,
+        role=Role(side),
         fault_domain=fault_domain,
         vnics=vnics,
         rules=rules,
@@ -236,11 +239,11 @@ def _limit_problems(plan: PodPlan) -> list[Problem]:
         over = guest.budget_problem(vm.metadata)
         if over:
             problems.append(Problem(f"{NAMESPACE}:customers", None, f"metadata of {vm.key}: {over}"))
-    for side in SIDES:
-        if len(plan.security[side]) > limits.NSG_RULES:
-            count = len(plan.security[side])
+    for role in plan.roles:
+        if len(plan.security[role]) > limits.NSG_RULES:
+            count = len(plan.security[role])
             problems.append(
-                Problem(f"{NAMESPACE}:customers", None, f"{side} needs {count} NSG rules; OCI has {limits.NSG_RULES}")
+                Problem(f"{NAMESPACE}:customers", None, f"{role} needs {count} NSG rules; OCI has {limits.NSG_RULES}")
             )
     for table, routes in plan.routes.items():
         count = len(routes)

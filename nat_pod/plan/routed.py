@@ -1,8 +1,8 @@
-"""The plan of a routed POD: aliases are routes, and each side may have a second NAT VM behind a balancer.
+"""The plan of a routed POD: aliases are routes, and each role may have a second NAT VM behind a balancer.
 
-Who may send what is decided by routes.  A packet to a host's alias reaches NAT VM1 from NAT VM2's subnet only, and one
-to a server's alias reaches NAT VM2 from NAT VM1's only: no other table leads there, and there is no local route,
-because the aliases lie outside the VCN's range.
+Who may send what is decided by routes.  A packet to a host's alias reaches its customer gateway from NAT VM2's subnet
+only, and one to a server's alias reaches NAT VM2 from the gateways' only: no other table leads there, and there is no
+local route, because the aliases lie outside the VCN's range.  So one gateway never hears from another.
 """
 
 from __future__ import annotations
@@ -16,17 +16,7 @@ from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
 from nat_pod.config.neighbours import may_reach
 from nat_pod.config.routed import RoutedConfig
-from nat_pod.names import (
-    HEALTH_PATH,
-    HEALTH_PORT,
-    LPGS,
-    MANAGEMENT,
-    NAT_VM1,
-    NAT_VM2,
-    SIDES,
-    VROUTER,
-    Side,
-)
+from nat_pod.names import HEALTH_PATH, HEALTH_PORT, INNER, MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, Role
 from nat_pod.plan import guest
 from nat_pod.plan.model import (
     BackendPlan,
@@ -71,9 +61,14 @@ def plan_routed(config: RoutedConfig) -> PodPlan:
         vrouter_ip=str(config.management.vrouter),
         customer_cidrs={customer.name: str(customer.cidr) for customer in config.customers},
         subnets=_subnets(config),
-        vms=tuple(vm for side in SIDES for vm in _vms(config, side, rules[side])),
+        vms=tuple(vm for role in config.roles for vm in _vms(config, role, rules[role])),
         lpgs=tuple(
-            LpgPlan(customer=customer.name, peer_id=customer.peer_id, formerly=customer.formerly)
+            LpgPlan(
+                customer=customer.name,
+                peer_id=customer.peer_id,
+                route_table=config.gateway(customer.name).lpgs,
+                formerly=customer.formerly,
+            )
             for customer in config.customers
         ),
         routes=_routes(config),
@@ -86,43 +81,47 @@ def plan_routed(config: RoutedConfig) -> PodPlan:
         neighbours=_neighbours(config),
         capacity=config.capacity,
         may_reach=may_reach(config.management, config.customers),
+        gateways={customer.name: config.gateway(customer.name) for customer in config.customers},
         released={name: (str(alias), str(alias)) for name, alias in config.released.items()},
         renames=config.renames,
-        balancers=tuple(_balancer(config, side) for side in SIDES) if config.standby else (),
+        balancers=tuple(_balancer(config, role) for role in config.roles) if config.standby else (),
     )
 
 
 def _subnets(config: RoutedConfig) -> tuple[SubnetPlan, ...]:
     return (
-        *(SubnetPlan(key=side, side=side, cidr=str(config.layout.subnet(side)), route_table=side) for side in SIDES),
+        *(
+            SubnetPlan(key=role, side=role.side, cidr=str(config.layout.subnet(role)), route_table=role)
+            for role in config.roles
+        ),
         SubnetPlan(key=VROUTER, side=None, cidr=str(config.layout.vrouter), route_table=VROUTER),
     )
 
 
 def _numbers(config: RoutedConfig) -> range:
-    """The NAT VMs of a side, by number."""
+    """The NAT VMs of a role, by number."""
     return range(2 if config.standby else 1)
 
 
-def vm_key(side: Side, number: int) -> str:
-    """The name of a side's n-th NAT VM, from 0: natVm1a, natVm1b."""
-    return f"{side}{_LETTERS[number]}"
+def vm_key(role: Role, number: int) -> str:
+    """The name of a role's n-th NAT VM, from 0: natVm1a, natVm1b, natVm1-2a."""
+    return f"{role}{_LETTERS[number]}"
 
 
-def _vms(config: RoutedConfig, side: Side, rules: Ruleset) -> tuple[NatVmPlan, ...]:
-    """A side's NAT VMs, with one rule document: either goes on with what the other was doing.
+def _vms(config: RoutedConfig, role: Role, rules: Ruleset) -> tuple[NatVmPlan, ...]:
+    """A role's NAT VMs, with one rule document: either goes on with what the other was doing.
 
-    The two are in different fault domains, but the active ones of both sides in the same: they are in series, and apart
+    The two are in different fault domains, but the active ones of all roles in the same: they are in series, and apart
     a fault of either domain would stop both.
     """
-    return tuple(_vm(config, side, rules, number) for number in _numbers(config))
+    return tuple(_vm(config, role, rules, number) for number in _numbers(config))
 
 
-def _vm(config: RoutedConfig, side: Side, rules: Ruleset, number: int) -> NatVmPlan:
-    key = vm_key(side, number)
+def _vm(config: RoutedConfig, role: Role, rules: Ruleset, number: int) -> NatVmPlan:
+    key = vm_key(role, number)
     metadata, generation = guest.metadata(
         key,
-        side,
+        role,
         config.nat_vm.ssh_public_key,
         iptables.hooks(rules),
         iptables.render(rules),
@@ -131,14 +130,14 @@ def _vm(config: RoutedConfig, side: Side, rules: Ruleset, number: int) -> NatVmP
     vnic = VnicPlan(
         key=f"{key}-vnic-1",
         vm=key,
-        subnet=side,
+        subnet=role,
         index=1,
-        primary=config.layout.vm(side, number),
+        primary=config.layout.vm(role, number),
         secondaries=(),
     )
     return NatVmPlan(
         key=key,
-        side=side,
+        role=role,
         fault_domain=f"FAULT-DOMAIN-{number + 1}",
         vnics=(vnic,),
         rules=rules,
@@ -147,39 +146,50 @@ def _vm(config: RoutedConfig, side: Side, rules: Ruleset, number: int) -> NatVmP
     )
 
 
-def _balancer(config: RoutedConfig, side: Side) -> BalancerPlan:
+def _balancer(config: RoutedConfig, role: Role) -> BalancerPlan:
     return BalancerPlan(
-        key=side,
-        side=side,
-        subnet=side,
-        address=config.layout.balancer(side),
+        key=role,
+        role=role,
+        subnet=role,
+        address=config.layout.balancer(role),
         backends=tuple(
-            BackendPlan(vm=vm_key(side, number), address=config.layout.vm(side, number), is_backup=number > 0)
+            BackendPlan(vm=vm_key(role, number), address=config.layout.vm(role, number), is_backup=number > 0)
             for number in _numbers(config)
         ),
         check=_CHECK,
     )
 
 
-def _next_hop(config: RoutedConfig, side: Side) -> str:
-    """Where a route to a side leads: to its balancer, or to its only NAT VM."""
-    return config.layout.balancer(side) if config.standby else config.layout.vm(side, 0)
+def _next_hop(config: RoutedConfig, role: Role) -> str:
+    """Where a route to a role leads: to its balancer, or to its only NAT VM."""
+    return config.layout.balancer(role) if config.standby else config.layout.vm(role, 0)
+
+
+def _gateways(config: RoutedConfig) -> list[Role]:
+    return [role for role in config.roles if role.side is NAT_VM1]
 
 
 def _routes(config: RoutedConfig) -> dict[str, tuple[RouteRulePlan, ...]]:
-    """The four tables; see the module's docstring for why each has these rules and no other."""
-    to_nat_vm1, to_nat_vm2 = _next_hop(config, NAT_VM1), _next_hop(config, NAT_VM2)
+    """The tables; see the module's docstring for why each has these rules and no other."""
+    hops = {role: _next_hop(config, role) for role in config.roles}
+    tables = {
+        gateway: (
+            *_via(hops[INNER], config.server_ranges),
+            *(
+                RouteRulePlan(destination=str(customer.cidr), customer=customer.name)
+                for customer in config.customers_of(gateway)
+            ),
+        )
+        for gateway in _gateways(config)
+    }
     return {
-        NAT_VM1: (
-            *_via(to_nat_vm2, config.server_ranges),
-            *(RouteRulePlan(destination=str(customer.cidr), customer=customer.name) for customer in config.customers),
-        ),
+        **tables,
         NAT_VM2: (
-            *_via(to_nat_vm1, config.host_ranges),
+            *(rule for gateway in tables for rule in _via(hops[gateway], config.ranges(gateway))),
             *_via(str(config.management.vrouter), [config.management.cidr]),
         ),
-        LPGS: _via(to_nat_vm1, config.server_ranges),
-        VROUTER: _via(to_nat_vm2, config.host_ranges),
+        **{gateway.lpgs: _via(hops[gateway], config.server_ranges) for gateway in tables},
+        VROUTER: _via(hops[INNER], config.host_ranges),
     }
 
 
@@ -199,34 +209,41 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     A balancer is in its side's NSG, and a packet leaves it as it came: with an alias that its NAT VM has yet to
     translate as the destination.
     """
-    subnets = {side: str(config.layout.subnet(side)) for side in SIDES}
+    subnets = {role: str(config.layout.subnet(role)) for role in config.roles}
     management = str(config.management.cidr)
     lower, upper = halves(config.cidr)
     servers = _ranges("servers", _covering(lower, config.server_ranges))
     hosts = _ranges("hosts", _covering(upper, config.host_ranges))
     untranslated = {NAT_VM1: hosts, NAT_VM2: servers}
     own = {
-        side: [
-            *both_ways("health", subnets[side], protocol=TCP),
-            *(rule for rule in untranslated[side] if rule.direction == "EGRESS"),
+        role: [
+            *both_ways("health", subnets[role], protocol=TCP),
+            *(rule for rule in untranslated[role.side] if rule.direction == "EGRESS"),
         ]
         if config.standby
         else []
-        for side in SIDES
+        for role in config.roles
     }
-    customers = [rule for customer in config.customers for rule in both_ways(customer.name, str(customer.cidr))]
+    gateways = _gateways(config)
+    customers = {
+        gateway: [rule for one in config.customers_of(gateway) for rule in both_ways(one.name, str(one.cidr))]
+        for gateway in gateways
+    }
     return {
-        NAT_VM1: (*customers, *servers, *both_ways("transit", subnets[NAT_VM2]), *own[NAT_VM1]),
+        **{
+            gateway: (*customers[gateway], *servers, *both_ways("transit", subnets[INNER]), *own[gateway])
+            for gateway in gateways
+        },
         NAT_VM2: (
             *both_ways(MANAGEMENT, management),
             *hosts,
-            *both_ways("transit", subnets[NAT_VM1]),
-            *own[NAT_VM2],
+            *(rule for gateway in gateways for rule in both_ways(gateway.transit, subnets[gateway])),
+            *own[INNER],
             vrouter_errors(str(config.layout.vrouter)),
         ),
         # Nothing from management's range comes out of the VCN to the vRouter: only a customer with the same addresses
         # could send it.
-        VROUTER: (*hosts, *both_ways(NAT_VM2, subnets[NAT_VM2]), path_mtu()),
+        VROUTER: (*hosts, *both_ways(NAT_VM2, subnets[INNER]), path_mtu()),
     }
 
 

@@ -24,6 +24,9 @@ has not seen anything else of.  The far end's next own segment makes the entry b
 
 Only NAT VM2's subnet has routes to hosts' aliases, and only NAT VM1's to servers' (docs: trust by route).  The rules
 check sources as well: a packet whose source is an alias passes only if it was translated, and that only from there.
+
+NAT VM1 may be several customer gateways, each with rules of its own for its own customers: to one another they are
+customers' networks like any other.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from netaddr import IPNetwork
 
 from nat_pod.config.neighbours import Member
 from nat_pod.config.routed import RoutedConfig
-from nat_pod.names import HEALTH_PORT, MANAGEMENT, NAT_VM2, SIDES, Side
+from nat_pod.names import HEALTH_PORT, INNER, MANAGEMENT, Role, Side
 from nat_pod.rules.guard import ERRORS, REFUSED, about_own, from_all, guard, nat_table, ssh
 from nat_pod.rules.netfilter import (
     OPENING,
@@ -72,36 +75,45 @@ _TRANSLATED = ("SNAT", "DNAT")
 _REFUSE = Rule(Match(), Goto(REFUSED))
 
 
-def compile_routed(config: RoutedConfig) -> dict[Side, Ruleset]:
-    """The rules of each side's NAT VMs, the same for both of a pair.  Equal configurations give equal bytes."""
-    return {side: Ruleset(filter=_filter(_Side(config, side)), nat=_nat(_Side(config, side))) for side in SIDES}
+def compile_routed(config: RoutedConfig) -> dict[Role, Ruleset]:
+    """The rules of each role's NAT VMs, the same for both of a pair.  Equal configurations give equal bytes."""
+    return {role: Ruleset(filter=_filter(_Here(config, role)), nat=_nat(_Here(config, role))) for role in config.roles}
 
 
-class _Side:
-    """One side of the configuration: `own` members live on it and are translated here, `far` ones on the other."""
+class _Here:
+    """What the configuration says of one role: `own` members are translated here, `far` ones on the other side.
 
-    def __init__(self, config: RoutedConfig, side: Side) -> None:
-        self.config, self.side = config, side
-        # Nothing is compiled for a member that has no flow: every server may call every host.
-        declared = bool(config.servers) and bool(config.hosts)
-        self.servers = list(config.servers) if declared else []
-        self.hosts = list(config.hosts) if declared else []
-        server_ranges = without_dear(config.server_ranges) if declared else []
-        host_ranges = without_dear(config.host_ranges) if declared else []
-        match side:
+    `customers` are the ones that it serves: a gateway's own, and all of them behind NAT VM2.
+    """
+
+    def __init__(self, config: RoutedConfig, role: Role) -> None:
+        self.config, self.role, self.side = config, role, role.side
+        match role.side:
             case Side.NAT_VM1:
-                self.own, self.far_ranges = self.hosts, server_ranges
-                self.transit = FROM_VM2
+                self.customers, self.transit = config.customers_of(role), FROM_VM2
             case Side.NAT_VM2:
-                self.own, self.far_ranges = self.servers, host_ranges
-                self.transit = FROM_VM1
+                self.customers, self.transit = config.customers, FROM_VM1
             case _ as never:
                 assert_never(never)
+        names = {customer.name for customer in self.customers}
+        hosts = [host for host in config.hosts if host.name.realm in names]
+        # Nothing is compiled for a member that has no flow: every server may call every host.
+        declared = bool(config.servers) and bool(hosts)
+        self.servers = list(config.servers) if declared else []
+        self.hosts = hosts if declared else []
+        match role.side:
+            case Side.NAT_VM1:
+                self.own, far = self.hosts, config.server_ranges
+            case Side.NAT_VM2:
+                self.own, far = self.servers, config.host_ranges
+            case _ as never:
+                assert_never(never)
+        self.far_ranges = without_dear(far) if declared else []
 
     @property
     def called(self) -> list[Member]:
         """The servers that somebody may open flows to."""
-        lists = {customer.name: customer.servers for customer in self.config.customers}
+        lists = {customer.name: customer.servers for customer in self.customers}
         reach = [lists[host.name.realm] for host in self.hosts]
         return [s for s in self.servers if any(servers is None or s.name.short in servers for servers in reach)]
 
@@ -109,7 +121,7 @@ class _Side:
 # --- nat: one translation a VM and flow ------------------------------------------------------------------------------
 
 
-def _nat(here: _Side) -> Table:
+def _nat(here: _Here) -> Table:
     """A member's alias as a destination, from the other side; a member as a source, to there."""
     alias = here.config.alias
     pre, pre_below = _by_range("source", here.far_ranges, here.transit)
@@ -132,14 +144,14 @@ def _nat(here: _Side) -> Table:
 # --- filter: who may -------------------------------------------------------------------------------------------------
 
 
-def _filter(here: _Side) -> Table:
+def _filter(here: _Here) -> Table:
     layout = here.config.layout
     match here.side:
         case Side.NAT_VM1:
             who_may, errors = _who_may_vm1(here), _errors_vm1(here)
             own_errors: list[Rule] = []
             # Not from management: where customers have its addresses, the answer would go to one of them.
-            let_in = ssh([layout.subnet(NAT_VM2)], "ssh through NAT VM2")
+            let_in = ssh([layout.subnet(INNER)], "ssh through NAT VM2")
         case Side.NAT_VM2:
             who_may, errors = _who_may_vm2(here), _errors_vm2(here)
             cidr = str(here.config.management.cidr)
@@ -148,7 +160,7 @@ def _filter(here: _Side) -> Table:
         case _ as never:
             assert_never(never)
     if here.config.standby:
-        let_in.append(_health_check(layout.subnet(here.side)))
+        let_in.append(_health_check(layout.subnet(here.role)))
     return guard(
         _FORWARD,
         [*who_may, Chain(REFUSED, (Rule(Match(), Drop(), note="may not open it"),))],
@@ -173,7 +185,7 @@ _FORWARD = (
 )
 
 
-def _who_may_vm1(here: _Side) -> list[Chain]:
+def _who_may_vm1(here: _Here) -> list[Chain]:
     """From NAT VM2 what a server sends; from customers what a host sends to a server that it may call."""
     alias = here.config.alias
     transit, below = _transit(here)
@@ -190,7 +202,7 @@ def _who_may_vm1(here: _Side) -> list[Chain]:
             f"{RECEIVER}{customer.name}",
             (*(to_server[name] for name in customer.servers), Rule(Match(), Goto(ANSWERS))),
         )
-        for customer in here.config.customers
+        for customer in here.customers
         if customer.servers is not None and any(host.name.realm == customer.name for host in here.hosts)
     }
     from_hosts = [
@@ -211,7 +223,7 @@ def _who_may_vm1(here: _Side) -> list[Chain]:
     ]
 
 
-def _who_may_vm2(here: _Side) -> list[Chain]:
+def _who_may_vm2(here: _Here) -> list[Chain]:
     """From NAT VM1 what a host sends to a server that hosts may call; from management what a server sends to hosts."""
     transit, below = _transit(here)
 
@@ -230,7 +242,7 @@ def _who_may_vm2(here: _Side) -> list[Chain]:
     ]
 
 
-def _transit(here: _Side) -> tuple[list[Rule], list[Chain]]:
+def _transit(here: _Here) -> tuple[list[Rule], list[Chain]]:
     """Packets from the other side: their source is an alias, and they have been translated, or are answers to such."""
     top, branches = _by_range("source", here.far_ranges, here.transit, _TRANSLATED)
     return top, [Chain(chain.name, (*chain.rules, _REFUSE)) for chain in branches]
@@ -253,13 +265,13 @@ def _answers() -> list[Chain]:
 # --- filter: errors, and the VM itself -------------------------------------------------------------------------------
 
 
-def _errors_vm1(here: _Side) -> list[Rule]:
+def _errors_vm1(here: _Here) -> list[Rule]:
     """From NAT VM2 towards customers; from a customer's VCN about that customer's own flows.
 
     NAT VM2 gives each error that it passes on the source that its flow has, a server's alias.  A customer may forge
     that source, and then sends towards servers.
     """
-    customers = [c for c in here.config.customers if any(host.name.realm == c.name for host in here.hosts)]
+    customers = [c for c in here.customers if any(host.name.realm == c.name for host in here.hosts)]
     through = [
         Rule(Match(source=str(network), destination=str(customer.cidr)), Accept(), note="through NAT VM2")
         for customer in customers
@@ -268,7 +280,7 @@ def _errors_vm1(here: _Side) -> list[Rule]:
     return [*through, *(rule for customer in customers for rule in about_own(customer.cidr, note=customer.name))]
 
 
-def _errors_vm2(here: _Side) -> list[Rule]:
+def _errors_vm2(here: _Here) -> list[Rule]:
     """From NAT VM1 and the vRouter towards management; from management about its own flows."""
     management = here.config.management
     through = [
@@ -278,7 +290,7 @@ def _errors_vm2(here: _Side) -> list[Rule]:
     return [*through, *from_all([here.config.layout.vrouter], "the vRouter"), *about_own(management.cidr, MANAGEMENT)]
 
 
-def _said(here: _Side) -> list[Rule]:
+def _said(here: _Here) -> list[Rule]:
     """The VM's own errors that may go out.
 
     A flow of the other side is translated before the VM judges its first packet, as is every flow that exists.  The

@@ -103,7 +103,7 @@ def compare(
             findings += _agent(report, vm, now) + _generation(report, vm) + _kernel(report, vm) + _vnics(report, vm)
             findings += _use(report, vm, plan.source_nat) + _above_bound(report, vm)
     findings += standby.findings(plan, read)
-    sides = pairs(plan, read)
+    found_pairs = pairs(plan, read)
     return Status(
         now=now,
         planned={vm.key: vm.generation for vm in plan.vms},
@@ -112,13 +112,13 @@ def compare(
         members=tuple(
             _member(
                 slot,
-                [read[vm.key] for vm in plan.vms_on(slot.member.side)],
-                [read[vm] for pair in sides if pair.side is slot.member.side for vm in pair.active],
+                [read[vm.key] for vm in plan.vms_of(plan.role(slot.member))],
+                [read[vm] for pair in found_pairs if pair.role == plan.role(slot.member) for vm in pair.active],
             )
             for slot in plan.slots
         ),
         findings=tuple(findings),
-        pairs=sides,
+        pairs=found_pairs,
         not_looked_at=NOT_LOOKED_AT + (standby.NOT_LOOKED_AT if plan.balancers else ()),
     )
 
@@ -288,7 +288,7 @@ def _more_ports(policy: SourceNat) -> str:
 
 
 def _member(slot: SlotPlan, reports: Iterable[VmReport | None], active: Iterable[VmReport | None]) -> MemberUse:
-    """What the NAT VMs on a member's side count for it, together.
+    """What the NAT VMs of a member's role count for it, together.
 
     A VM that is no longer active keeps the entries of the flows that the active one has taken over, so what is open
     now is counted on that one alone, where it is known.

@@ -1,4 +1,4 @@
-"""A side with a standby: which of its NAT VMs is active, by what they report, and whether the other could take over.
+"""A role with a standby: which of its NAT VMs is active, by what they report, and whether the other could take over.
 
 Whom the balancer chooses is in no report.  But only the VM that it chooses has packets to forward, and each VM counts
 them; and each knows what it answers the balancer, and whether the balancer asks.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nat_pod.names import Side
+from nat_pod.names import Role
 from nat_pod.plan.model import BalancerPlan, PodPlan
 from nat_pod.status.finding import JOURNAL, Finding, duration
 from nat_pod.status.report import VmReport
@@ -26,7 +26,7 @@ NOT_LOOKED_AT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """The NAT VMs of a side that has a standby, by what they have reported.
+    """The NAT VMs of a role that has a standby, by what they have reported.
 
     `active` forwards packets: one of them, but for a moment after a switch.  It is empty when none does, or none that
     does has reported: then nobody can tell.
@@ -34,14 +34,14 @@ class Pair:
     VMs without a report are not in it.
     """
 
-    side: Side
+    role: Role
     vms: tuple[str, ...]
     active: tuple[str, ...]
     passed: dict[str, float | None]
 
 
 def pairs(plan: PodPlan, reports: Mapping[str, VmReport | None]) -> tuple[Pair, ...]:
-    """A POD's pairs, by side; none in a POD without standbys."""
+    """A POD's pairs, by role; none in a POD without standbys."""
     return tuple(_pair(balancer, reports) for balancer in plan.balancers)
 
 
@@ -49,7 +49,7 @@ def _pair(balancer: BalancerPlan, reports: Mapping[str, VmReport | None]) -> Pai
     vms = tuple(backend.vm for backend in balancer.backends)
     passed = {vm: report.passed.last for vm in vms if (report := reports[vm]) is not None}
     return Pair(
-        side=balancer.side,
+        role=balancer.role,
         vms=vms,
         active=_passing(vms, reports),
         passed=passed,
@@ -83,37 +83,37 @@ def pair_text(pair: Pair, now: float) -> str:
     said = "; ".join(f"{vm} {seen(vm)}" for vm in pair.vms)
     match pair.active:
         case ():
-            return f"{pair.side}: no packets pass, so nobody can tell which VM is active ({said})"
+            return f"{pair.role}: no packets pass, so nobody can tell which VM is active ({said})"
         case (active,):
-            return f"{pair.side}: {active} is active ({said})"
+            return f"{pair.role}: {active} is active ({said})"
         case _:
-            return f"{pair.side}: {' and '.join(pair.active)} both forward packets ({said})"
+            return f"{pair.role}: {' and '.join(pair.active)} both forward packets ({said})"
 
 
 def findings(plan: PodPlan, reports: Mapping[str, VmReport | None]) -> list[Finding]:
-    """What keeps a standby from taking over, and what keeps a side from having a next hop at all."""
-    return [finding for balancer in plan.balancers for finding in _side_findings(plan, balancer, reports)]
+    """What keeps a standby from taking over, and what keeps a role from having a next hop at all."""
+    return [finding for balancer in plan.balancers for finding in _role_findings(plan, balancer, reports)]
 
 
-def _side_findings(plan: PodPlan, balancer: BalancerPlan, reports: Mapping[str, VmReport | None]) -> list[Finding]:
+def _role_findings(plan: PodPlan, balancer: BalancerPlan, reports: Mapping[str, VmReport | None]) -> list[Finding]:
     vms = tuple(backend.vm for backend in balancer.backends)
     heard = {vm: report for vm in vms if (report := reports[vm]) is not None}
     found = [finding for vm, report in heard.items() for finding in _answer(plan, vm, report)]
     fit = [vm for vm, report in heard.items() if report.health is not None and report.health.unfit is None]
     if heard and not fit:
         what = f"none of {', '.join(vms)} is known to be fit: unless one is, its balancer sends nothing on"
-        found.append(Finding(balancer.side, what, "see what each of them says above"))
+        found.append(Finding(balancer.role, what, "see what each of them says above"))
     applied = {vm: report.applied for vm, report in heard.items() if report.applied is not None}
     if len(set(applied.values())) > 1:
         what = " and ".join(f"{vm} runs generation {generation}" for vm, generation in applied.items())
         found.append(
-            Finding(balancer.side, f"{what}: after a switch flows meet other rules", "pulumi up; then wait a minute")
+            Finding(balancer.role, f"{what}: after a switch flows meet other rules", "pulumi up; then wait a minute")
         )
     active = _passing(vms, reports)
     if len(active) > 1:
         what = f"{' and '.join(active)} both forward packets; a new TCP flow that is answered by the other one fails"
         step = "wait a minute if one has just taken over; else: pulumi up --refresh"
-        found.append(Finding(balancer.side, what, step))
+        found.append(Finding(balancer.role, what, step))
     return found
 
 

@@ -377,6 +377,17 @@ def _servers_of_customer(one: Changed, pods: _Pods) -> Verdict:
     return pods.traced(lambda pair: pair[0].realm == customer, "the same servers")
 
 
+def _gateway(one: Changed, pods: _Pods) -> Verdict:
+    customer = one.path[1]
+    was, now = pods.old.gateways.get(customer), pods.new.gateways.get(customer)
+    if was is None or now is None:
+        return Verdict(Effect.NONE, "the customer comes or goes: see its cidr")
+    if was == now:
+        return Verdict(Effect.NONE, "its gateway stays what it is")
+    why = f"it moves from {was.prose} to {now.prose}, whose hosts have their aliases in other blocks"
+    return Verdict(Effect.ENDS, why, pods.of_realm(customer))
+
+
 # --- members ---------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +459,7 @@ EFFECTS: dict[Path, _Row] = {
     ("customers", "*", "servers"): _servers_of_customer,
     ("customers", "*", "peerId"): _peer,
     ("customers", "*", "formerly"): _formerly,
+    ("customers", "*", "gateway"): _gateway,
     ("customers", "*", "hostsFormerly", "*"): _formerly,
     ("sourceNat",): _source_nat,
     ("lpgLimit",): _limit,
@@ -456,6 +468,7 @@ EFFECTS: dict[Path, _Row] = {
     ("standby",): _standby,
     ("vcnCidr",): _vcn,
     ("movesFrom",): _moves_from,
+    ("gateways", "*"): _gateway,
     ("subnets", "natVm1"): _layout,
     ("subnets", "natVm2"): _layout,
     ("subnets", "vrouter"): _vrouter_subnet,

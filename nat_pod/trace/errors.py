@@ -27,7 +27,7 @@ from nat_pod.plan.model import PodPlan
 from nat_pod.trace.classes import Block, size, sweep, without
 from nat_pod.trace.counter_examples import BELIEVED_ERROR, ERROR_LOST, FOREIGN_ERROR, NO_GUARD, CounterExample
 from nat_pod.trace.decisions import AnsweredByNatVm, Conntracked
-from nat_pod.trace.flows import Flow
+from nat_pod.trace.flows import Flow, beside
 from nat_pod.trace.open_ports import OpenPorts
 from nat_pod.trace.spans import UNREACHABLE, FlowKey, Places, address_text, number, numbers
 from nat_pod.trace.topology import VM_NAT, Topology, Vm
@@ -273,6 +273,5 @@ def _types(topology: Topology) -> list[int]:
 
 
 def _anywhere(plan: PodPlan, realm: str) -> tuple[list[Block], list[Block]]:
-    """All sources but those in other customers' networks, and all destinations but those in the realm's own."""
-    others = [cidr for name, cidr in plan.customer_cidrs.items() if MANAGEMENT != realm != name]
-    return without(numbers(cidr)[:2] for cidr in others), without([numbers(plan.realms[realm])[:2]])
+    """All sources but those of other customers of its gateway, and all destinations but those in the realm's own."""
+    return without(numbers(cidr)[:2] for cidr in beside(plan, realm)), without([numbers(plan.realms[realm])[:2]])

@@ -13,7 +13,7 @@ from netaddr import IPNetwork
 
 from nat_pod.config.addressing import free_addresses
 from nat_pod.errors import NatPodError
-from nat_pod.names import ANYWHERE, LPGS, MANAGEMENT, POD, SIDES, VROUTER, MemberName
+from nat_pod.names import ANYWHERE, MANAGEMENT, POD, VROUTER, MemberName, Role
 from nat_pod.plan.model import BalancerPlan, PodPlan, RouteRulePlan, SecurityRulePlan
 from nat_pod.trace.flows import stranger_addresses
 from nat_pod.trace.topology import (
@@ -42,12 +42,13 @@ def expected_topology(plan: PodPlan) -> Topology:
     """The POD with its customers, management and vRouter.  MACs are empty, because nobody plans them."""
     topology = Topology(vcns={}, subnets={}, lpgs={}, vnics={}, vms={})
     _pod(topology, plan)
+    tables = {lpg.customer: lpg.route_table for lpg in plan.lpgs}
     for customer, cidr in plan.customer_cidrs.items():
         lpg, pod_lpg = f"{customer}/lpg", f"{POD}/{customer}"
         routes = tuple(Route(destination=destination, lpg=lpg) for destination in plan.neighbours[customer])
         _neighbour(topology, plan, customer, cidr, routes)
         topology.lpgs[lpg] = Lpg(name=lpg, vcn=customer, peer=pod_lpg)
-        topology.lpgs[pod_lpg] = Lpg(name=pod_lpg, vcn=POD, peer=lpg, routes=_routes(plan.routes[LPGS]))
+        topology.lpgs[pod_lpg] = Lpg(name=pod_lpg, vcn=POD, peer=lpg, routes=_routes(plan.routes[tables[customer]]))
     _management(topology, plan)
     for slot in plan.slots:
         _host(topology, slot.member, slot.real)
@@ -96,23 +97,23 @@ def _pod(topology: Topology, plan: PodPlan) -> None:
         topology.vms[vm.key] = Vm(
             name=vm.key,
             kind=VM_NAT,
-            side=vm.side,
+            role=vm.role,
             vnics=tuple(vnic.key for vnic in vm.vnics),
             rules=vm.rules,
             forwarding=True,
             metadata=vm.metadata,
         )
     for balancer in plan.balancers:
-        topology.balancers[balancer.key] = _balancer(balancer, lists[balancer.side])
+        topology.balancers[balancer.key] = _balancer(balancer, lists[balancer.role])
 
 
 def _balancer(plan: BalancerPlan, security: tuple[SecurityRule, ...]) -> Balancer:
-    """A load balancer, in the NSG of its side: packets pass it as they pass the NAT VMs."""
+    """A load balancer, in the NSG of its role: packets pass it as they pass the NAT VMs."""
     return Balancer(
         name=plan.key,
         subnet=plan.subnet,
         address=plan.address,
-        nsgs=(plan.side,),
+        nsgs=(plan.role,),
         security=security,
         backends=tuple(Backend(address=one.address, is_backup=one.is_backup) for one in plan.backends),
         check=HealthCheck(
@@ -184,7 +185,7 @@ def _routes(rules: Iterable[RouteRulePlan]) -> tuple[Route, ...]:
 
 def security_rule(rule: SecurityRulePlan) -> SecurityRule:
     """A planned security rule as the network applies it."""
-    if rule.peer_is_nsg and rule.peer not in SIDES:
+    if rule.peer_is_nsg and Role.parse(rule.peer) is None:
         raise ValueError(f"{rule.key}: {rule.peer} is not an NSG of the POD")
     return SecurityRule(
         direction=rule.direction,

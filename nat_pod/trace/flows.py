@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config.addressing import free_addresses
 from nat_pod.config.delivery import Delivery
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, SIDES, SSH, STRANGER, MemberName, Side
+from nat_pod.names import INNER, MANAGEMENT, NAT_VM2, SIDES, SSH, STRANGER, MemberName, Role, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 
 
@@ -71,6 +71,14 @@ def stranger_addresses(plan: PodPlan) -> dict[MemberName, str]:
         if address is not None:
             strangers[MemberName(realm, STRANGER)] = address
     return strangers
+
+
+def beside(plan: PodPlan, realm: str) -> list[str]:
+    """The networks of the other customers of a customer's NAT VM1: a packet from there may be forged, or theirs."""
+    if realm == MANAGEMENT:
+        return []
+    gateway = plan.gateways[realm]
+    return [cidr for name, cidr in plan.customer_cidrs.items() if name != realm and plan.gateways[name] == gateway]
 
 
 def matrix(plan: PodPlan) -> Iterator[Flow]:
@@ -143,15 +151,18 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
 
     for customer in plan.customer_cidrs:
         stranger = MemberName(customer, STRANGER)
-        hostile = stranger in strangers
+        hostile, gateway = stranger in strangers, plan.gateways[customer]
         own = [host for host in hosts if host.member.realm == customer]
         others = [host for host in hosts if host.member.realm != customer]
         if hostile:
             for server in servers[:1]:
                 refuse("stranger to a server", stranger, strangers[stranger], server.nat_vm1)
-            refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], plan.primary(NAT_VM1), SSH)
+            way_in = plan.vms_of(gateway)[0].vnics[0].primary
+            refuse("customer to a NAT VM's ssh", stranger, strangers[stranger], way_in, SSH)
+            for forged in _of_another_gateway(plan, customer) if servers else ():
+                refuse("spoofed customer", stranger, forged, servers[0].nat_vm1, forged=True)
         for host in own[:1]:
-            refuse("unmapped address", host.member, host.real, _unused(plan, NAT_VM1))
+            refuse("unmapped address", host.member, host.real, _unused(plan, gateway))
             for server in servers:
                 if server.member not in plan.may_reach[customer]:
                     refuse("server not in the customer's list", host.member, host.real, server.nat_vm1)
@@ -166,16 +177,31 @@ def refused_flows(plan: PodPlan) -> list[Flow]:
     for host in hosts[:3] if unlisted in strangers else []:
         refuse("unlisted management host", unlisted, strangers[unlisted], host.nat_vm2)
     for server in servers[:1]:
-        refuse("unmapped address", server.member, server.real, _unused(plan, NAT_VM2))
+        refuse("unmapped address", server.member, server.real, _unused(plan, INNER))
     return flows
 
 
-def _unused(plan: PodPlan, side: Side) -> str:
-    """An address in a side's subnets that nobody has: in the first one with room, which the neighbours route to."""
+def _of_another_gateway(plan: PodPlan, customer: str) -> list[str]:
+    """The address and the alias of a host behind another gateway: who forges them is nobody at its own.
+
+    An address that is also a member's of the customer is that member's, and one in the network of a customer of the
+    same gateway is that customer's: only the alias is forged then.
+    """
+    host = next((host for host in plan.hosts if plan.role(host.member) != plan.gateways[customer]), None)
+    if host is None:
+        return []
+    own = {other.real for other in plan.hosts if other.member.realm == customer}
+    near = any(IPAddress(host.real) in IPNetwork(cidr) for cidr in beside(plan, customer))
+    return [host.nat_vm1] if near or host.real in own else [host.real, host.nat_vm1]
+
+
+def _unused(plan: PodPlan, role: Role) -> str:
+    """An address in a role's subnets that no VM has: in the first one with room, which the neighbours route to."""
     cidrs = {subnet.key: IPNetwork(subnet.cidr) for subnet in plan.subnets}
-    held = set(plan.addresses_on(side))
-    for vnic in plan.vnics_on(side):
+    vnics = [vnic for vm in plan.vms_of(role) for vnic in vm.vnics]
+    held = {address for vnic in vnics for address in vnic.addresses}
+    for vnic in vnics:
         for address in cidrs[vnic.subnet][2:-1]:
             if str(address) not in held:
                 return str(address)
-    return str(cidrs[plan.vnics_on(side)[0].subnet][-1])
+    return str(cidrs[vnics[0].subnet][-1])

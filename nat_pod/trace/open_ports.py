@@ -112,10 +112,9 @@ class OpenPorts:
         steps: list[tuple[str, str, str, str]] = [
             (sender, source, to, name) for name, to in self._primary.items() if self._vms[name].side is Side.NAT_VM2
         ]
-        if self._plan.way_in is not None:
-            owner = next(v.vm for v in self._plan.vnics_on(Side.NAT_VM1) if v.primary == self._plan.way_in)
+        for way_in, owner in self._plan.ways_in.items():
             steps += [
-                (name, self._primary[name], self._plan.way_in, owner)
+                (name, self._primary[name], way_in, owner)
                 for name in self._primary
                 if self._vms[name].side is Side.NAT_VM2
             ]

@@ -6,8 +6,8 @@ by side until they cover
 
 - for every member, with its own address: all destinations outside its own network;
 - for an unknown sender in each network, which may forge: all sources that are not a member's there, times the same
-  destinations.  Sources in another customer's network are left out: there the POD cannot tell customers apart, and the
-  answer goes to whoever has the address (docs/region.md).
+  destinations.  Sources in the network of another customer of the same NAT VM1 are left out: there the POD cannot tell
+  customers apart, and the answer goes to whoever has the address (docs/region.md).
 
 What is declared comes from `flows.py`.  What happens comes from the tracer, which walks the rules and not the stack
 file.
@@ -48,7 +48,15 @@ from nat_pod.trace.counter_examples import (
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.errors import ErrorCount, ErrorProver
 from nat_pod.trace.expected import expected_topology, with_host
-from nat_pod.trace.flows import Flow, declared_flows, flow_between, matrix, refused_flows, stranger_addresses
+from nat_pod.trace.flows import (
+    Flow,
+    beside,
+    declared_flows,
+    flow_between,
+    matrix,
+    refused_flows,
+    stranger_addresses,
+)
 from nat_pod.trace.open_ports import OpenPorts, WayIn
 from nat_pod.trace.spans import Segment, address_text, number, numbers
 from nat_pod.trace.topology import VM_NAT, Route, Topology
@@ -205,7 +213,7 @@ class _Prover:
             self.used[vm] = self.used.get(vm, frozenset()) | used
 
     def other_kinds(self) -> None:
-        """In a routed POD: UDP, TCP segments of flows that go on, and both with each side's active NAT VM dead.
+        """In a routed POD: UDP, TCP segments of flows that go on, and both with each role's active NAT VM dead.
 
         A segment passes for each pair of members that has a declared flow, whichever of the two opened it.
         """
@@ -240,9 +248,9 @@ class _Prover:
         self.declared = {(flow.sender, flow.destination): flow.receiver for flow in flows}
 
     def _standbys_are_alike(self) -> bool:
-        """Whether the NAT VMs of each side run the same rules; then one of them shows what both refuse."""
+        """Whether the NAT VMs of each role run the same rules; then one of them shows what both refuse."""
         vms = [vm for vm in self.topology.vms.values() if vm.kind == VM_NAT]
-        return all(vm.rules == other.rules for vm in vms for other in vms if vm.side is other.side)
+        return all(vm.rules == other.rules for vm in vms for other in vms if vm.role == other.role)
 
     def _called_back(
         self, flow: Flow, members: dict[MemberName, SlotPlan], source: str, seen: dict[tuple[str, str], str]
@@ -315,11 +323,9 @@ class _Prover:
         return self._hostile_tracers[down]
 
     def _sources(self, realm: str) -> list[Block]:
-        """The sources to forge: all but the members' of the realm and other customers' networks."""
+        """The sources to forge: all but the members' of the realm and the networks of its gateway's other customers."""
         taken = [(number(slot.real),) * 2 for slot in self.plan.slots if slot.member.realm == realm]
-        if realm != MANAGEMENT:
-            taken += [numbers(cidr)[:2] for name, cidr in self.plan.customer_cidrs.items() if name != realm]
-        return without(taken)
+        return without([*taken, *(numbers(cidr)[:2] for cidr in beside(self.plan, realm))])
 
     def _outside(self, realm: str) -> list[Block]:
         """All destinations but those in the realm's own network, where the POD has no say."""

@@ -19,7 +19,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nat_pod.names import MemberName, Side
+from nat_pod.names import MemberName, Role, Side
 from nat_pod.rules.netfilter import Ruleset
 
 VM_HOST = "host"
@@ -107,7 +107,7 @@ class Vm:
     """A machine.  `vnics` are names, the primary VNIC first; the default route leaves by it.
 
     `routes` are further routes in the guest: (destination CIDR, name of the VNIC it leaves by).
-    `side` is set for a NAT VM.  `member` names a neighbour's host, whether it is in the address book or not.  The
+    `role` is set for a NAT VM.  `member` names a neighbour's host, whether it is in the address book or not.  The
     vRouter has neither.  For a NAT VM, `rules`, `forwarding` and `strict_rp_filter` say what its guest runs.
     `metadata` is what the instance metadata service serves (user_data and so on), for machines that boot from it.
     """
@@ -120,7 +120,7 @@ class Vm:
     forwarding: bool = False
     strict_rp_filter: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
-    side: Side | None = None
+    role: Role | None = None
     member: MemberName | None = None
 
     @property
@@ -131,6 +131,11 @@ class Vm:
         if self.kind == VM_BALANCER:
             return f"nlb-{self.name}"
         return self.name if self.side is None else self.name.replace(self.side, self.side.label)
+
+    @property
+    def side(self) -> Side | None:
+        """Whom a NAT VM faces."""
+        return None if self.role is None else self.role.side
 
 
 class CheckProtocol(StrEnum):
