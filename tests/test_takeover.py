@@ -95,8 +95,7 @@ def test_an_end_that_the_twin_sees_first_waits_until_the_far_end_says_something_
 )
 def test_a_segment_without_syn_is_no_way_to_open_a_connection(answered, drop, opened):
     found = run("ack_then_syn", count=20, answered=answered, drop=drop)
-    assert found == {"opened": opened, "ACKs passed": found["ACKs passed"], "refused": 20 - opened}
-    assert found["ACKs passed"] >= 20, "the segments themselves pass, or this shows nothing"
+    assert found == {"opened": opened, "refused": 20 - opened}
 
 
 def test_errors_pass_about_the_sender_s_own_flows_only_whatever_source_they_have():
@@ -144,10 +143,9 @@ def test_members_and_refusals_are_counted_as_status_reads_them():
 def test_first_packets_from_both_ends_at_once_arrive_and_those_of_tcp_keep_their_ports(tcp):
     """UDP may get another port in that moment (docs/decisions say how often); none is lost.
 
-    A SYN that meets the other one may be dropped, the more the busier the machine is; it arrives when it is sent again.
+    A SYN that meets the other one may be dropped; it arrives when it is sent again.
     """
-    found = run("both_at_once", flows=3000, rate=3000, tcp=tcp, tries=3 if tcp else 1)
-    for end in ("cust", "mgmt"):
-        assert found[end]["heard"] == 3000
-        if tcp:
-            assert found[end]["other port"] == 0
+    found = run("both_at_once", flows=3000, rate=3000, tcp=tcp)
+    assert [found[end]["heard"] for end in ("cust", "mgmt")] == [3000, 3000]
+    if tcp:
+        assert [found[end]["other port"] for end in ("cust", "mgmt")] == [0, 0]
