@@ -110,6 +110,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.sweep
 @pytest.mark.runs_commands
 def test_it_does_the_same_under_each_python_of_this_machine(dev, ten):
     """Oracle Linux 8 has 3.6, 9 has 3.9, Ubuntu 3.10 and 3.12."""

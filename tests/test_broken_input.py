@@ -125,6 +125,7 @@ def has_no_namespace(line: str) -> bool:
     return any(words in line for words in ("has no namespace", "is of another namespace", "is encrypted"))
 
 
+@pytest.mark.sweep
 def test_a_message_names_the_place_that_was_changed_or_what_depends_on_it(dev):
     """One setting at a time takes every odd value: some problem is at that place, above it or below it.
 

@@ -24,7 +24,7 @@ def planned(mapping: dict, policy: str) -> tuple[PodPlan, Topology]:
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_every_pair_is_delivered_exactly_when_it_is_declared(request, stack, policy):
     plan, topology = planned(request.getfixturevalue(stack), policy)
     declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
@@ -48,7 +48,7 @@ def test_every_pair_is_delivered_exactly_when_it_is_declared(request, stack, pol
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_each_kind_of_forbidden_flow_dies_and_says_where(request, stack, policy):
     plan, topology = planned(request.getfixturevalue(stack), policy)
     flows = refused_flows(plan)

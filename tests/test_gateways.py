@@ -88,7 +88,7 @@ def check_apart(customers: list[CustomerConfig], placed: dict[str, int | None]) 
         assert len(group) == 1 or not any(one.own_gateway for one in group)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(at, marks=pytest.mark.sweep) for at in range(20, 200))])
 def test_nobody_shares_a_gateway_with_whom_it_overlaps_and_none_is_opened_without_need(seed):
     dice = random.Random(seed)
     customers = some_customers(dice, dice.randrange(1, 20))
@@ -103,7 +103,7 @@ def test_nobody_shares_a_gateway_with_whom_it_overlaps_and_none_is_opened_withou
     assert {number for number in placed.values() if number} == set(range(1, len(set(placed.values())) + 1))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(at, marks=pytest.mark.sweep) for at in range(5, 40))])
 def test_whoever_comes_and_goes_the_others_stay_where_they_are(seed):
     dice = random.Random(1000 + seed)
     customers = some_customers(dice, 8)
@@ -180,7 +180,7 @@ def test_each_block_of_aliases_is_one_gateways_and_the_tables_are_as_short_as_th
     assert len(plan.routes[NAT_VM2]) <= len(blocks) + 1
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(at, marks=pytest.mark.sweep) for at in range(1, 8))])
 def test_fifty_comings_and_goings_leave_every_other_alias_and_gateway_as_it_was(seed):
     dice = random.Random(seed)
     mapping = with_book(overlapping(3))

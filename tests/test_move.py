@@ -320,7 +320,12 @@ def sheet_of(mapping: dict) -> tuple[MoveSheet, PodPlan, RoutedConfig]:
     return move_sheet(old, plan, new, ("old", "new")), plan, new
 
 
-SMALL = ["the article's", "ten customers", "the smallest", "years old"]
+SMALL = [
+    "the article's",
+    pytest.param("ten customers", marks=pytest.mark.sweep),
+    "the smallest",
+    pytest.param("years old", marks=pytest.mark.sweep),
+]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -377,7 +382,7 @@ def test_from_masquerade_those_end_whose_source_was_the_shared_address(name, dev
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_file_and_steps_are_the_golden_ones(run, project, golden, stack):
     (project / "Pulumi.ten.yaml").write_bytes((REPOSITORY / "Pulumi.ten.yaml").read_bytes())
     status, out, err = run("move", stack, "routed")

@@ -93,7 +93,13 @@ def subsets(customers: list[str]) -> list[set[str]]:
     return [set(customers[:size]) for size in range(len(customers) + 1)] + [{customer} for customer in customers]
 
 
-@pytest.fixture(params=["the article's", "ten customers", "years old"])
+@pytest.fixture(
+    params=[
+        "the article's",
+        pytest.param("ten customers", marks=pytest.mark.sweep),
+        pytest.param("years old", marks=pytest.mark.sweep),
+    ]
+)
 def moving(request, dev, ten) -> tuple[PodPlan, PodPlan, MoveSheet]:
     mapping = {"the article's": dev, "ten customers": ten, "years old": scattered()}[request.param]
     sheet, old, config = sheet_of({**mapping, "sourceNat": "static"})

@@ -72,7 +72,9 @@ def comparable(topology: Topology) -> Topology:
     )
 
 
-@pytest.mark.parametrize("stack", ["dev", "ten", "routed"])
+@pytest.mark.parametrize(
+    "stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep), pytest.param("routed", marks=pytest.mark.sweep)]
+)
 def test_what_is_deployed_is_what_the_plan_asks_for(stack: str) -> None:
     region, plan, deployment = stand_up(REPOSITORY, stack)
     assert deployment.warnings == ()
@@ -103,6 +105,7 @@ def test_names_addresses_and_macs(region: Region) -> None:
     assert all(re.fullmatch(r"02:00:17(:[0-9a-f]{2}){3}", mac) for mac in macs)
 
 
+@pytest.mark.sweep
 def test_two_runs_and_a_copy_give_one_topology(region: Region) -> None:
     again, _, _ = stand_up(REPOSITORY, "dev")
     assert observe(again) == observe(region) == observe(Region.from_json(region.to_json()))
@@ -209,6 +212,7 @@ def test_rules_that_the_agent_would_refuse(region: Region) -> None:
         assert (broken.rules, broken.forwarding) == (None, False)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("line", "forwarding", "strict"),
     [
@@ -238,6 +242,7 @@ def test_two_machines_of_one_name_are_refused(region: Region) -> None:
 # Surroundings
 
 
+@pytest.mark.sweep
 def test_a_pod_that_requests_the_peering_finds_the_customers_gateway(tmp_path: Path) -> None:
     for name in ("__main__.py", "Pulumi.yaml"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
@@ -249,6 +254,7 @@ def test_a_pod_that_requests_the_peering_finds_the_customers_gateway(tmp_path: P
     assert comparable(observe(region)) == comparable(expected_topology(plan))
 
 
+@pytest.mark.sweep
 def test_a_pinned_availability_domain_has_the_prefix_of_the_users_tenancy(tmp_path: Path) -> None:
     for name in ("__main__.py", "Pulumi.yaml"):
         shutil.copy(REPOSITORY / name, tmp_path / name)

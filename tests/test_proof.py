@@ -51,7 +51,7 @@ def counter_examples(plan: PodPlan, topology: Topology) -> list[CounterExample]:
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_nothing_is_found_in_the_rules_as_they_are_compiled(request, stack, policy):
     plan = planned(request.getfixturevalue(stack), policy)
     proof = prove(plan)
@@ -89,7 +89,7 @@ def test_nothing_is_compiled_for_members_that_have_no_flow(dev, edit, policy):
     assert prove(planned(dev, policy)).counter_examples == ()
 
 
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_the_matrix_has_every_flow_that_the_lab_sends_and_expects_the_same_of_it(request, stack):
     """The lab sends declared_flows and refused_flows; forged sources are another kind of sender."""
     plan = planned(request.getfixturevalue(stack))

@@ -33,6 +33,7 @@ def without_rule(number: int) -> Callable[[list[Rule]], list[Rule]]:
     return lambda rules: [rule for index, rule in enumerate(rules) if index != number]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("vm", "rules"), [("natVm1", 6), ("natVm2", 4)])
 def test_each_rule_that_lets_errors_pass_is_missed_by_a_declared_flow(dev, policy, vm, rules):
@@ -106,6 +107,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_error_that_is_let_pass_by_mistake_is_found(dev, policy, name):
@@ -207,6 +209,7 @@ def no_ssh(rules: list[Rule]) -> list[Rule]:
     return [rule for rule in rules if rule.match.destination_port != 22]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("vm", "sender"), [("natVm2", "management/stranger"), ("natVm1", "natVm2")])
 def test_a_way_in_that_is_closed_is_found(ten, vm, sender):
     plan = planned(ten)
@@ -214,6 +217,7 @@ def test_a_way_in_that_is_closed_is_found(ten, vm, sender):
     assert found(plan, closed) == {(NO_WAY_IN, sender)}
 
 
+@pytest.mark.sweep
 def test_ssh_is_answered_to_management_by_nat_vm2_and_behind_it_by_nat_vm1(ten):
     """A server's ssh goes through a NETMAP to the address of NAT VM1 that no host owns; docs/operate.md says so."""
     plan = planned(ten)

@@ -264,6 +264,7 @@ def test_each_vm_knows_its_name_and_its_side_and_answers_where_a_balancer_asks(s
         assert (document.vm, document.health) == (vm.role, port)
 
 
+@pytest.mark.sweep
 def test_more_hosts_than_fit_into_the_metadata_are_refused_with_figures() -> None:
     assert len(plan_of(with_hosts(1050, cidr="198.18.0.0/21", management=_vrouter("198.18.7.250"))).hosts) == 1051
     with pytest.raises(ConfigError) as refused:

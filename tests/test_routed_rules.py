@@ -240,7 +240,9 @@ def test_rules_grow_as_hosts_plus_servers_and_none_lies_deep():
         assert max(depth.values()) <= 9
 
 
-@pytest.mark.parametrize(("hosts", "servers"), [(150, 24), pytest.param(700, 40, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    ("hosts", "servers"), [(40, 24), *(pytest.param(*case, marks=pytest.mark.sweep) for case in ((150, 24), (700, 40)))]
+)
 def test_trees_decide_as_flat_lists_do(monkeypatch, hosts, servers):
     config = config_of(of_size(hosts, servers=servers))
     trees = compile_routed(config)

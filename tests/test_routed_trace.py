@@ -51,7 +51,9 @@ PODS: dict[str, Callable[[], dict]] = {
 }
 
 
-@pytest.mark.parametrize("pod", PODS)
+@pytest.mark.parametrize(
+    "pod", [pytest.param(pod, marks=[pytest.mark.sweep] if pod == "the example" else []) for pod in PODS]
+)
 def test_nothing_is_found_in_a_routed_pod(pod):
     plan = planned(PODS[pod]())
     proof = prove(plan)
@@ -90,7 +92,7 @@ def routes(topology: Topology, table: str) -> tuple[Route, ...]:
     return topology.subnets[table].routes
 
 
-@pytest.mark.parametrize("pod", ["small", "without a standby"])
+@pytest.mark.parametrize("pod", ["small", pytest.param("without a standby", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("table", "rules"), [("natVm1", 3), ("natVm2", 2), ("lpgs", 1), ("vrouter", 1)])
 def test_a_route_rule_that_is_missing_is_found(pod, table, rules):
     plan = planned(PODS[pod]())
@@ -110,6 +112,7 @@ ADDED = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ADDED)
 def test_a_route_rule_too_many_is_found(name):
     table, destination, next_hop, kind = ADDED[name]
@@ -119,6 +122,7 @@ def test_a_route_rule_too_many_is_found(name):
     assert kind in found(plan, with_routes(expected_topology(plan), table, lambda all_of: (*all_of, rule)))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("vm", ["natVm1b", "natVm2b"])
 def test_a_standby_that_does_not_run_the_same_rules_is_found(vm):
     plan = planned(small())
@@ -129,6 +133,7 @@ def test_a_standby_that_does_not_run_the_same_rules_is_found(vm):
     assert NO_GUARD in found(plan, lets_pass)
 
 
+@pytest.mark.sweep
 def test_the_steps_show_what_the_balancer_chooses(tmp_path, monkeypatch, capsys):
     shutil.copy(REPOSITORY / "Pulumi.routed.yaml", tmp_path)
     shutil.copy(REPOSITORY / "Pulumi.yaml", tmp_path)
@@ -169,6 +174,7 @@ def test_a_segment_passes_where_only_the_other_end_may_open_and_a_syn_does_not()
     assert tracer.trace(host.member, replace(syn, protocol="udp")).disposition is Disposition.NO_MAPPING
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("vm", ["natVm1a", "natVm1b"])
 def test_a_syn_that_passes_like_a_later_segment_is_found(vm):
     plan, topology = only_the_server_may_open()
@@ -199,6 +205,7 @@ def test_a_syn_ack_of_a_flow_that_the_nat_vm_has_not_seen_is_not_translated():
     assert Tracer(topology).trace("customer1/vm1", syn).disposition is Disposition.DELIVERED
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("vm", "rules"), [("natVm1a", 6), ("natVm2a", 4)])
 def test_each_rule_that_lets_errors_pass_is_missed_by_a_declared_flow(vm, rules):
     plan = planned(small())
@@ -211,6 +218,7 @@ def test_each_rule_that_lets_errors_pass_is_missed_by_a_declared_flow(vm, rules)
         assert found(plan, broken) == {ERROR_LOST}, gone
 
 
+@pytest.mark.sweep
 def test_errors_that_pass_as_in_most_rule_sets_are_found():
     plan = planned(small())
     related = first(Rule(Match(ctstate=("ESTABLISHED", "RELATED")), Accept()))

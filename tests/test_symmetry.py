@@ -55,7 +55,7 @@ def groups(plan: PodPlan, *, hosts: bool = False) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("stack", ["dev", "ten"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_the_ways_are_those_of_tracing_every_flow_by_itself(stack, policy):
     of = plan(stack_mapping(stack), policy)
     assert delivered(of) == one_by_one(of)
