@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,10 +102,28 @@ def test_a_vcn_that_comes_is_made_whole():
     assert new.batches["a"] == ""
 
 
-def test_a_network_with_a_load_balancer_is_refused():
+def test_a_load_balancer_that_comes_or_goes_is_refused_and_one_that_stays_is_left_alone():
     for after, before in ((network(), balanced()), (balanced(), network())):
-        with pytest.raises(LabError, match="with load balancers cannot be changed in place"):
+        with pytest.raises(
+            LabError, match=r"load balancers that come, go or change \(.+\) cannot be put into a running"
+        ):
             rewired(after, before)
+    grown = balanced()
+    add(grown, "a9", "a", "10.0.0.9")
+    change = rewired(grown, balanced())
+    assert change.new_vms == ("a9",)
+    assert change.fabric.cables.count("link add") == 1, "the new host's; the balancer's links are there"
+
+
+def test_a_router_may_get_other_routes_while_it_runs():
+    before = network()
+    add(before, "gate", "a", "10.0.0.5", kind=VM_ROUTER)
+    after = copy.deepcopy(before)
+    after.vms["gate"] = replace(after.vms["gate"], routes=(("10.9.0.0/16", "gate-vnic-1"),))
+    there = rewired(after, before)
+    assert (there.new_vms, there.gone_vms) == ((), ())
+    assert there.vm_batches == {"gate": "route add 10.9.0.0/16 via 10.0.0.1 dev ens3\n"}
+    assert rewired(before, after).vm_batches == {"gate": "route del 10.9.0.0/16\n"}
 
 
 def test_a_router_that_would_change_is_refused():
@@ -163,8 +182,8 @@ NEW_PAIR = {
 LOADED = r"{}: runs on; its agent: \d+ rules of generation {} loaded now; {} flows deleted that .*"
 
 
-def edit(directory: Path, changes: dict[str, str]) -> None:
-    path = directory / "Pulumi.dev.yaml"
+def edit(directory: Path, changes: dict[str, str], stack: str = "dev") -> None:
+    path = directory / f"Pulumi.{stack}.yaml"
     text = path.read_text(encoding="utf-8")
     for old, new in changes.items():
         assert old in text
@@ -180,13 +199,15 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def project_copy(directory: Path) -> Path:
-    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py"):
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml", "Pulumi.routed.yaml", "__main__.py"):
         shutil.copy(REPOSITORY / name, directory / name)
     return directory
 
 
-def bring_up(directory: Path, first: str = "") -> None:
-    script = f"from pathlib import Path; from nat_pod.lab import commands, tenancy; {first}commands.up(Path(), 'dev')"
+def bring_up(directory: Path, first: str = "", stack: str = "dev") -> None:
+    script = (
+        f"from pathlib import Path; from nat_pod.lab import commands, tenancy; {first}commands.up(Path(), {stack!r})"
+    )
     subprocess.run([sys.executable, "-c", script], cwd=directory, check=True, capture_output=True, timeout=300)
 
 
@@ -369,3 +390,62 @@ def test_by_the_engine_a_nat_vm_that_is_replaced_boots_anew(directory, monkeypat
         assert commands.check(directory, "dev").passed
     finally:
         commands.down(directory, "dev")
+
+
+# --- a routed POD ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def routed(directory: Path) -> Iterator[Path]:
+    """The lab of the routed example, with its load balancers."""
+    bring_up(directory, "tenancy.find_cli = lambda: None; ", "routed")
+    yield directory
+    commands.down(directory, "routed")
+
+
+MAPLE_GROWN = {
+    "        web: 10.0.0.100\n  nat-pod:gateways:": "        web: 10.0.0.100\n        x: 10.0.0.9\n  nat-pod:gateways:",
+    "    maple/web: 198.18.10.41\n": "    maple/web: 198.18.10.41\n    maple/x: 198.18.10.42\n",
+    "servers: [dns, mgmt]": "servers: [dns]",
+}
+
+
+@pytest.mark.lab
+@needs_lab
+@pytest.mark.runs_commands
+def test_a_routed_pod_changes_under_open_flows_and_its_balancers_do_not_notice(routed, monkeypatch):
+    monkeypatch.chdir(routed)  # the key of a lab is its directory's
+    key = sandbox.lab_key("routed")
+    # The standby acts when the change comes, and goes on acting.
+    sandbox.call(key, "fail", vm="natVm1a", hang=False)
+    time.sleep(6)
+    sandbox.call(key, "recover", vm="natVm1a")
+    before = sandbox.call(key, "balancers")
+    assert before["natVm1"]["active"] == "198.18.11.195"
+    edit(routed, MAPLE_GROWN, "routed")
+    done = commands.apply(routed, "routed", watch=True)
+    assert done.flows is not None
+    # linden may not call mgmt any more; what it has open goes on, since mgmt may call linden (docs/routed.md).
+    assert {flow.fate for flow in done.flows} == {"held up"}
+    told = {line.split(":")[0]: line for line in done.machines}
+    for vm in ("natVm1a", "natVm1b", "natVm1-2a", "natVm1-2b"):
+        assert re.fullmatch(LOADED.format(vm, done.generations[vm][1], r"\d+"), told[vm])
+    assert done.generations["natVm1a"] == done.generations["natVm1b"]
+    assert told["maple/x"] == "maple/x: new"
+    assert {name: one["active"] for name, one in sandbox.call(key, "balancers").items()} == {
+        name: one["active"] for name, one in before.items()
+    }
+    assert commands.check(routed, "routed").passed
+
+    # What needs new VMs, or other balancers, is refused before anything has changed.
+    standing = sandbox.call(key, "topology")
+    for changes, words in (
+        ({"ops@example": "other@example"}, "natVm1a, natVm1b, .* would be replaced"),
+        ({"standby: true": "standby: false"}, "load balancers that come, go or change"),
+    ):
+        text = (routed / "Pulumi.routed.yaml").read_text(encoding="utf-8")
+        edit(routed, changes, "routed")
+        with pytest.raises(NatPodError, match=words):
+            commands.apply(routed, "routed")
+        (routed / "Pulumi.routed.yaml").write_text(text, encoding="utf-8")
+    assert sandbox.call(key, "topology") == standing

@@ -17,6 +17,7 @@ from typing import Any
 
 from nat_pod.errors import NatPodError
 from nat_pod.lab.observe import observe
+from nat_pod.lab.region.kinds import INSTANCE
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 from nat_pod.lab.scratch import scratch_folder
@@ -28,6 +29,7 @@ from nat_pod.lab.wire.load import TCP
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.rewiring import rewire
 from nat_pod.plan.guest import RULES_KEY, read_document
+from nat_pod.plan.model import PodPlan
 from nat_pod.text import table
 from nat_pod.trace.topology import VM_NAT, Topology
 
@@ -140,6 +142,11 @@ def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -
         withdraw(plan, there)
         before(plan, there)
         at_second = tenancy.resources()
+        if replaced := _replaced(plan, stack, at_second):
+            raise NatPodError(
+                f"{', '.join(replaced)} would be replaced: `pulumi up` waits between them until the balancer calls the "
+                "new VM healthy, for which packets have to reach it"
+            )
         deployment = tenancy.up()
         at_third = tenancy.resources()
         withdraw_customers(plan, there)
@@ -171,6 +178,21 @@ def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -
         },
         machines=tuple(machines),
     ), after
+
+
+def _replaced(plan: PodPlan, stack: str, there: Resources) -> list[str]:
+    """The NAT VMs that have a standby and would be replaced; without standbys they are, or `up` refuses to."""
+    found = []
+    for vm in plan.vms if plan.balancers else ():
+        _, inputs = there.get((INSTANCE, f"nat-pod-{stack}-{vm.key}"), ("", None))
+        if inputs is None:
+            continue
+        kept = [inputs["metadata"].get(key) == vm.metadata[key] for key in ("user_data", "ssh_authorized_keys")]
+        kept += [inputs["shape"] == plan.shape, inputs["sourceDetails"]["sourceId"] == plan.image_id]
+        size = inputs.get("shapeConfig") or {}
+        if not all(kept) or (size.get("ocpus"), size.get("memoryInGbs")) != (plan.ocpus, plan.memory_gbs):
+            found.append(vm.key)
+    return found
 
 
 def _generation(metadata: Mapping[str, str]) -> str:

@@ -187,7 +187,8 @@ def _cables(topology: Topology, ports: dict[str, Port], peerings: dict[str, Peer
                 f"link add name {here.link} netns {vcn_namespace(here.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
                 f"peer name {there.link} netns {vcn_namespace(there.vcn)} address {ROUTER_MAC} mtu {MTU}"
             )
-    for index, balancer in enumerate(topology.balancers.values()):
+    # Those that stand stay as they are: see `rewiring`.
+    for index, balancer in enumerate([] if standing else topology.balancers.values()):
         router, own = topology.subnets[balancer.subnet].vcn, balancer_namespace(balancer.name)
         lines.append(
             f"link add name {balancer_link(index)} netns {vcn_namespace(router)} address {ROUTER_MAC} mtu {MTU} "

@@ -337,6 +337,8 @@ class Operations:
             netns.restore_rules(space.name, space.rules)
         for name in change.new_vms:
             netns.ip_batch(fabric.vms[name].batch, fabric.vms[name].name)
+        for name, batch in change.vm_batches.items():
+            netns.ip_batch(batch, fabric.vms[name].name)
         self._topology, self._fabric = after, fabric
         fresh = replace(after, vms={name: after.vms[name] for name in change.new_vms})
         Servers(fresh).start()

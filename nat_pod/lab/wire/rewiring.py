@@ -21,6 +21,7 @@ class Rewiring:
     gone: links to delete, as (VCN, link): their other ends go with them, of a peering one of the two.
     new_vms, new_vcns: those to make; one that was replaced is in gone_vms as well.
     batches: `ip -batch` text for each VCN, whole for a new one, otherwise what differs.
+    vm_batches: the same for machines that stay and have other routes, as the vRouter may.
     """
 
     gone_vms: tuple[str, ...]
@@ -29,6 +30,7 @@ class Rewiring:
     new_vcns: tuple[str, ...]
     new_vms: tuple[str, ...]
     batches: dict[str, str]
+    vm_batches: dict[str, str]
     fabric: Fabric
 
 
@@ -37,8 +39,10 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
 
     Raises LabError where that cannot be done in place.
     """
-    if before.balancers or after.balancers:
-        raise LabError("a lab with load balancers cannot be changed in place")
+    if before.balancers != after.balancers:
+        differ = {*before.balancers.items()} ^ {*after.balancers.items()}
+        names = ", ".join(sorted({name for name, _ in differ}))
+        raise LabError(f"load balancers that come, go or change ({names}) cannot be put into a running lab")
     fabric = lay_cables(after, standing)
     ends: list[Port | Peering] = [*standing.ports.values(), *standing.peerings.values()]
     new_ends: list[Port | Peering] = [*fabric.ports.values(), *fabric.peerings.values()]
@@ -48,7 +52,7 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
     replaced = (before.vms.keys() & after.vms.keys()) - stays
     for name in replaced:
         if after.vms[name].kind == VM_ROUTER:
-            raise LabError(f"{name} would have other VNICs, addresses or routes, which a running lab cannot give it")
+            raise LabError(f"{name} would have other VNICs or addresses, which a running lab cannot give it")
     return Rewiring(
         gone_vms=tuple(name for name in before.vms if name not in stays),
         gone=tuple(sorted(gone - {(one.vcn, one.link) for one in standing.peerings.values() if one.lpg > one.peer})),
@@ -61,18 +65,30 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
             else _difference(standing.vcns[name].batch, space.batch, gone, name)
             for name, space in fabric.vcns.items()
         },
+        vm_batches={
+            name: _difference(standing.vms[name].batch, fabric.vms[name].batch, set(), name)
+            for name in stays
+            if standing.vms[name].batch != fabric.vms[name].batch
+        },
         fabric=fabric,
     )
 
 
 def _stays(name: str, before: Topology, after: Topology, standing: Fabric, fabric: Fabric) -> bool:
-    """Whether a machine lives on: a NAT VM as long as its primary VNIC does, another as long as nothing changes."""
+    """Whether a machine lives on: a NAT VM as long as its primary VNIC does, another as long as nothing changes.
+
+    The vRouter may get other routes.
+    """
     old, new = before.vms[name], after.vms[name]
     if old.kind != new.kind or standing.ports[old.vnics[0]] != fabric.ports[new.vnics[0]]:
         return False
-    return new.kind == VM_NAT or (
-        standing.vms[name] == fabric.vms[name]
-        and [standing.ports[vnic] for vnic in old.vnics] == [fabric.ports[vnic] for vnic in new.vnics]
+    if new.kind == VM_NAT:
+        return True
+    if [standing.ports[vnic] for vnic in old.vnics] != [fabric.ports[vnic] for vnic in new.vnics]:
+        return False
+    return standing.vms[name] == fabric.vms[name] or (
+        new.kind == VM_ROUTER
+        and [before.vnics[vnic].addresses for vnic in old.vnics] == [after.vnics[vnic].addresses for vnic in new.vnics]
     )
 
 
