@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
+from nat_pod.config.model import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.held_flow import Kind
 from nat_pod.lab.wire.load import TCP, UDP
-from nat_pod.names import Side
-from nat_pod.plan.model import PodPlan
+from nat_pod.names import MemberName, Side
+from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.text import table
 from nat_pod.trace.flows import Flow, declared_flows
 from nat_pod.trace.topology import Topology
@@ -287,9 +288,20 @@ def _fate(plan: PodPlan, held: Held, report: Report) -> str:
     sender, receiver = plan.slot(held.flow.sender), held.flow.receiver
     assert sender is not None, "a declared flow begins at a member"
     assert receiver is not None, "and ends at one"
-    expected = (str(receiver), sender.address(receiver.side))
+    expected = (str(receiver), _seen(plan, sender, receiver))
     others = [answer for answer in found["answers"] if tuple(answer) != expected]
     return f"{others[0][0]} is at its other end and sees {others[0][1]}" if others else ""
+
+
+def _seen(plan: PodPlan, sender: SlotPlan, receiver: MemberName) -> str:
+    """The source that a receiver sees."""
+    match plan.source_nat:
+        case SourceNat.STATIC:
+            return sender.address(receiver.side)
+        case SourceNat.MASQUERADE:
+            return plan.primary(receiver.side)
+        case _ as never:
+            assert_never(never)
 
 
 def acting(key: str, deployed: Topology) -> dict[str, str]:

@@ -88,7 +88,7 @@ def move_sheet(old: PodConfig, plan: PodPlan, new: RoutedConfig, stacks: tuple[s
             names.bring_up(),
             names.vrouter(),
             names.peerings(),
-            *(names.switch(name, flows) for name in sorted((c.name for c in new.customers), key=natural)),
+            *(names.switch(name, flows) for name in names.order),
             names.rest(),
             names.destroy(),
         ),
@@ -197,6 +197,27 @@ class _Names:
             back=("take the route out, then the VNICs",),
         )
 
+    @property
+    def owner(self) -> MemberName | None:
+        """The host whose alias is the address behind which `masquerade` hides all others; None where it hides nobody.
+
+        The vRouter's routes for it lead there what is for every customer that has not switched yet.
+        """
+        if self.old.source_nat is not SourceNat.MASQUERADE:
+            return None
+        shared = self.plan.primary(NAT_VM2)
+        return next(
+            (name for name, alias in self.new.book.items() if str(alias) == shared and not name.is_server), None
+        )
+
+    @property
+    def order(self) -> list[str]:
+        """The customers as they switch: the one with that host behind all others."""
+        last = None if self.owner is None else self.owner.realm
+        return sorted(
+            (customer.name for customer in self.new.customers), key=lambda name: (name == last, natural(name))
+        )
+
     def peerings(self) -> Step:
         do = [
             f"Each makes a second LPG in its VCN and peers it with that of {self.new_stack} (pulumi stack output "
@@ -228,6 +249,11 @@ class _Names:
             do.append(
                 f"{MANAGEMENT}, within seconds, in the vRouter's operating system: route {', '.join(routes)} by "
                 f"{self._gateway}. In between, open connections go on and new TCP connections wait for their next try."
+            )
+        if self.owner is not None and self.owner.realm == customer and len(self.new.customers) > 1:
+            do.append(
+                f"Not before all other customers have: {self.owner} has {self.new.book[self.owner]}, where the answers "
+                "to them arrive until they have switched."
             )
         return Step(
             title=f"{customer} switches",
