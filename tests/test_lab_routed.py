@@ -17,6 +17,7 @@ from test_isolation import PROTOCOLS, arrivals, declared, everybody, hostile, sh
 from test_lab import change, edited_user_data, metadata
 
 from nat_pod.lab import checks, failover
+from nat_pod.lab.apply import packed_topology
 from nat_pod.lab.failover import Outcome, Step, Watched, held_flows
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
@@ -263,6 +264,31 @@ def test_no_flow_is_lost_whichever_nat_vm_fails_and_however(pod):
         assert {(of.how, of.learned, of.learned_later) for of in one.ended} == {
             (f"{how} of the {who}", 0, 5) for how in ("FIN", "RST") for who in ("client", "server")
         }
+
+
+def test_no_flow_is_lost_while_every_nat_vm_is_replaced_the_standby_of_a_role_first(deployed):
+    """As `pulumi up` does it (tests/test_engine_routed.py): a new VM at the same address, and the next one when the
+    balancer calls it healthy.  A new one knows no flow of before, and has its rules from its metadata alone."""
+    plan, topology = deployed
+    order = [vm for role in plan.roles for vm in (f"{role}b", f"{role}a")]
+    with Lab(topology) as lab:
+        begin(lab, topology)
+        with Watched(lab.key, plan, topology, held_flows(plan, tcp=100, udp=48)) as many:
+            for number, vm in enumerate(order):
+                vnic = f"{vm}-vnic-1"
+                topology = change(topology, "vnics", vnic, mac=f"02:00:17:ee:ee:{number:02x}")
+                packed = packed_topology(topology)
+                done: list[str] = []
+                outcome = many.step(
+                    Step(what=vm), act=lambda packed=packed, done=done: done.extend(lab.call("apply", topology=packed))
+                )
+                assert done == [f"{vm}: a new VM, booted from its user_data; it knows no flow of before"]
+                assert (outcome.what, outcome.lost) == (vm, ())
+                end = time.monotonic() + 60
+                while any(len(state["healthy"]) < 2 for state in lab.call("balancers").values()):
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
+        assert failover.acting(lab.key, topology) == {str(role): f"{role}b" for role in plan.roles}
 
 
 def test_lab_check_agrees_while_a_nat_vm_is_off_and_with_the_other_one_after_it_is_back(pod):

@@ -252,8 +252,8 @@ class _Names:
             )
         if self.owner is not None and self.owner.realm == customer and len(self.new.customers) > 1:
             do.append(
-                f"Not before all other customers have: {self.owner} has {self.new.book[self.owner]}, where the answers "
-                "to them arrive until they have switched."
+                f"Only when all other customers have switched: until then the answers to them arrive at "
+                f"{self.new.book[self.owner]}, the address of {self.owner}."
             )
         return Step(
             title=f"{customer} switches",
