@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from netaddr import IPNetwork
 
@@ -11,6 +12,7 @@ from nat_pod.config import aliases
 from nat_pod.config.aliases import VcnLayout, default_vcn
 from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, natural, servers_first
 from nat_pod.plan.model import BalancerPlan, PodPlan, RouteRulePlan, SlotPlan
+from nat_pod.text import count
 
 
 def holds(prefix: int) -> int:
@@ -24,6 +26,8 @@ def routed_dict(plan: PodPlan) -> dict[str, object]:
     return {
         "delivery": plan.delivery,
         "vcnCidr": plan.vcn_cidr,
+        "gateways": dict(plan.gateways),
+        "room": None if plan.room is None else asdict(plan.room),
         "vms": {vm.key: {"address": vm.vnics[0].primary, "faultDomain": vm.fault_domain} for vm in plan.vms},
         "balancers": {
             balancer.key: {
@@ -60,6 +64,7 @@ def routed_facts(plan: PodPlan) -> list[tuple[str, str]]:
 
 def _room(plan: PodPlan) -> list[tuple[str, str]]:
     """Gateways: who is where, and what still fits, with the limit that is met first."""
+    assert plan.room is not None  # every routed POD's plan has it
     gateways = [role for role in plan.roles if role.side is NAT_VM1]
     most = VcnLayout(IPNetwork(plan.vcn_cidr)).gateways
     lines = [f"{len(gateways)} of {most} that {plan.vcn_cidr} has room for"]
@@ -68,7 +73,15 @@ def _room(plan: PodPlan) -> list[tuple[str, str]]:
             f"{role}: {', '.join(name for name, of in plan.gateways.items() if of == role) or 'nobody'}"
             for role in gateways
         ]
-    return [("gateways" if number == 0 else "", line) for number, line in enumerate(lines)]
+    more = [
+        f"for {count(plan.room.customers, 'more customer')}: a VCN's LPGs",
+        f"for {count(plan.room.gateways, 'more gateway')}: the first limit is {plan.room.gateways_end_by}",
+        f"for {count(plan.room.blocks, 'more block')} of 32 aliases: the first limit is {plan.room.blocks_end_by}",
+    ]
+    return [
+        *(("gateways" if number == 0 else "", line) for number, line in enumerate(lines)),
+        *(("room" if number == 0 else "", line) for number, line in enumerate(more)),
+    ]
 
 
 def _standby(plan: PodPlan) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from netaddr import IPNetwork
+from netaddr import AddrFormatError, IPNetwork
 
 from nat_pod import limits
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
@@ -15,8 +15,9 @@ from nat_pod.config.addressing import default_layout
 from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.pods import Pod, claimed, move_problems, no_stacks, partners, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges, overlapping
+from nat_pod.config.room import Fit, fit
 from nat_pod.config.stack_file import is_stack_name
-from nat_pod.errors import visible
+from nat_pod.errors import excerpt, visible
 from nat_pod.text import count, table
 
 PREFIXES = (22, 21)
@@ -26,7 +27,28 @@ PREFIXES = (22, 21)
 def add(commands: Subparsers) -> None:
     """The command's parser."""
     words = "list the PODs of this directory, the capacity left in each, and the next free range"
-    add_json(add_parser(commands, "pods", words, _run))
+    parser = add_parser(commands, "pods", words, _run)
+    parser.add_argument("--fits", metavar="CIDR", type=_network, help="say into which of them a new customer fits")
+    parser.add_argument("--hosts", metavar="N", type=_count, default=1, help="with --fits: how many hosts it has")
+    add_json(parser)
+
+
+def _network(text: str) -> IPNetwork:
+    try:
+        network = IPNetwork(text)
+    except (AddrFormatError, ValueError):
+        network = None
+    if network is None or network.version != 4 or "/" not in text or network.ip != network.network:
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not an IPv4 network, e.g. 10.0.0.0/24")
+    if network.prefixlen not in limits.VCN_PREFIXES:
+        raise argparse.ArgumentTypeError(f"{text} is no VCN's: a VCN is a /16 to a /30, e.g. 10.0.0.0/24")
+    return network
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not a number of hosts, e.g. 12")
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -34,11 +56,55 @@ def _run(arguments: argparse.Namespace) -> int:
     every = read_pods(directory)
     if not every:
         raise no_stacks(directory)
+    if arguments.fits is not None:
+        return _fits(every, arguments)
     if arguments.json:
         print_json(pods_dict(every))
     else:
         print(pods_text(every))
     return FINDINGS if _wrong(every) else OK
+
+
+def _fits(pods: Mapping[str, Pod], arguments: argparse.Namespace) -> int:
+    """`pods --fits`: each POD with the gateway that the customer would have, or with what keeps it out."""
+    cidr, hosts = arguments.fits, arguments.hosts
+    real = [name for name, pod in pods.items() if not pod.example]
+    found = {name: fit(name, pods, cidr, hosts) for name in real}
+    if arguments.json:
+        print_json({name: None if one is None else _fit_dict(one) for name, one in found.items()})
+    else:
+        print(_fits_text(found, cidr, hosts, [name for name in pods if name not in real]))
+    return OK if any(one is not None and not one.obstacles for one in found.values()) else FINDINGS
+
+
+def _fit_dict(one: Fit) -> dict[str, object]:
+    return {
+        "fits": not one.obstacles,
+        "gateway": one.gateway,
+        "newGateway": one.new_gateway,
+        "obstacles": list(one.obstacles),
+    }
+
+
+def _fits_text(found: Mapping[str, Fit | None], cidr: IPNetwork, hosts: int, examples: list[str]) -> str:
+    who = f"a customer of {cidr} with {count(hosts, 'host')}"
+    rows = [[visible(name), _fit_words(one)] for name, one in found.items()]
+    lines = [f"Where {who} fits", table(["POD", ""], rows)] if rows else [f"{who}: there is no POD yet"]
+    if not any(one is not None and not one.obstacles for one in found.values()):
+        lines.append("none takes it as it is; a new POD does: python -m nat_pod new-pod --routed NAME")
+    if examples:
+        lines.append(f"not asked, because they are examples: {', '.join(map(visible, examples))}")
+    return "\n".join(lines)
+
+
+def _fit_words(one: Fit | None) -> str:
+    if one is None:
+        return "unknown: its stack file has problems; run: python -m nat_pod check"
+    if one.obstacles:
+        return f"no: {'; '.join(one.obstacles)}"
+    if one.gateway is None:
+        return "yes"
+    return f"yes, in gateway {one.gateway}{', a new one' if one.new_gateway else ''}"
 
 
 def pods_dict(pods: Mapping[str, Pod]) -> dict[str, object]:

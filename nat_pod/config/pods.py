@@ -105,6 +105,11 @@ def too_few_balancers(name: str, pods: Mapping[str, Pod]) -> list[Problem]:
     return [Problem("nat-pod:balancerLimit", str(config.balancer_limit), rule)]
 
 
+def balancers_of_region(name: str, pods: Mapping[str, Pod]) -> int:
+    """How many network load balancers the other PODs of a POD's region take."""
+    return sum(config.balancers for other, config in _routed(pods, _region(pods[name])).items() if other != name)
+
+
 def _region(pod: Pod) -> object:
     return None if pod.stack is None else pod.stack.config.get(REGION)
 

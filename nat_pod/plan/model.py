@@ -13,6 +13,7 @@ from typing import assert_never
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.config.renames import Renames
+from nat_pod.config.room import Room
 from nat_pod.names import INNER, LPGS, MANAGEMENT, MemberName, Role, Side
 from nat_pod.rules.netfilter import AboveBound, Ruleset
 
@@ -215,6 +216,7 @@ class PodPlan:
     what others must add: destinations to send to the POD, by customer name and for `management`.  `may_reach` is by
     customer: the servers that its hosts may open flows to; every server may open flows to every host.  `released` has
     the pairs that are kept back, by the name of the member that had them.  `renames` has who was called otherwise.
+    `room` is what a routed POD can still take.
     """
 
     delivery: Delivery
@@ -243,6 +245,7 @@ class PodPlan:
     released: dict[MemberName, tuple[str, str]]
     renames: Renames
     balancers: tuple[BalancerPlan, ...] = ()
+    room: Room | None = None
 
     def vm(self, key: str) -> NatVmPlan:
         """The NAT VM with this key, e.g. natVm1.  Raises KeyError when there is none."""

@@ -15,6 +15,7 @@ from nat_pod.config.addressing import halves
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
 from nat_pod.config.neighbours import may_reach
+from nat_pod.config.room import room
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.names import HEALTH_PATH, HEALTH_PORT, INNER, MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, Role
 from nat_pod.plan import guest
@@ -85,6 +86,7 @@ def plan_routed(config: RoutedConfig) -> PodPlan:
         released={name: (str(alias), str(alias)) for name, alias in config.released.items()},
         renames=config.renames,
         balancers=tuple(_balancer(config, role) for role in config.roles) if config.standby else (),
+        room=room(config),
     )
 
 
