@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from conftest import REPOSITORY
 from netaddr import IPNetwork
+from test_health import no_rounds
 from test_isolation import PROTOCOLS, arrivals, declared, everybody, hostile, shots, strangers
 from test_lab import change, edited_user_data, metadata
 
@@ -117,7 +118,7 @@ def test_everybody_reaches_exactly_whom_the_stack_file_declares(pod):
     }
     assert len(expected) == len(PROTOCOLS) * len(wanted) == 3 * 370
     assert len(flows) > 15_000
-    assert arrivals(lab, flows) == expected
+    assert arrivals(lab, flows, wanted=expected) == expected
 
 
 def test_who_forges_an_address_of_the_pod_reaches_nobody_from_any_vcn(pod):
@@ -191,7 +192,7 @@ def send(source, to, first, second, count):
 _ACK = _SEGMENTS + "send(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))"
 _CONNECT = """
 import socket, sys, time
-source, to, first, port, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+source, to, first, port, count, wait = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 callers = []
 for number in range(count):
     caller = socket.socket()
@@ -199,19 +200,22 @@ for number in range(count):
     caller.bind((source, first + number))
     caller.connect_ex((to, port))
     callers.append(caller)
-time.sleep(1.5)
-opened = 0
-for caller in callers:
-    try:
-        caller.getpeername()
-        opened += 1
-    except OSError:
-        pass
+for _ in range(wait * 10):
+    time.sleep(0.1)
+    opened = 0
+    for caller in callers:
+        try:
+            caller.getpeername()
+            opened += 1
+        except OSError:
+            pass
+    if opened == count:
+        break
 print(opened)
 """
 
 
-def attack(lab: Lab, first: int, *, answered: bool) -> int:
+def attack(lab: Lab, first: int, *, answered: bool, seconds: int) -> int:
     """linden/app sends a segment without SYN to backup, which it may not call, then a SYN; how many connections open.
 
     answered: backup answers the first with a segment of its own.  Nobody's RST arrives.
@@ -230,7 +234,7 @@ def attack(lab: Lab, first: int, *, answered: bool) -> int:
     run(ends[0], _ACK, host, alias["s"], first, port, TRIES)
     if answered:
         run(ends[1], _ACK, server, alias["h"], port, first, TRIES)
-    opened = int(run(ends[0], _CONNECT, host, alias["s"], first, port, TRIES))
+    opened = int(run(ends[0], _CONNECT, host, alias["s"], first, port, TRIES, seconds))
     for vm in ends:
         lab.call("run", vm=vm, argv=["iptables", "-D", *quiet])
     return opened
@@ -239,7 +243,7 @@ def attack(lab: Lab, first: int, *, answered: bool) -> int:
 @pytest.mark.parametrize("answered", [False, True])
 def test_a_segment_that_comes_first_opens_no_door_for_a_syn(pod, answered):
     _, _, lab = pod
-    assert attack(lab, 20_000 + 100 * answered, answered=answered) == 0
+    assert attack(lab, 20_000 + 100 * answered, answered=answered, seconds=2) == 0
 
 
 # --- NAT VMs fail ----------------------------------------------------------------------------------------------------
@@ -309,38 +313,29 @@ def checked(lab: Lab, plan: PodPlan, topology: Topology) -> checks.Report:
     """`lab check`, with the VMs that act now."""
     active = set(failover.acting(lab.key, topology).values())
     expected = checks.expectations(plan, topology, {vm.key for vm in plan.vms} - active)
-    return checks.judge(topology, expected, lab.probe([one.probe() for one in expected], seconds=2.0, capture=True))
+    return checks.judge(topology, expected, lab.probe([one.probe() for one in expected], seconds=5.0, capture=True))
 
 
 def stop_forwarding(lab: Lab, vm: str) -> Callable[[], None]:
-    """A failure that only the VM itself knows of; its agent's next round, which would mend it, does not come."""
+    """A failure that only the VM itself knows of, and that its agent's next round mends: see `no_rounds`."""
 
     def act() -> None:
-        signal_timers(lab, vm, "STOP")
-        time.sleep(2)  # for a round that runs
         assert lab.call("run", vm=vm, argv=["sysctl", "-qw", "net.ipv4.ip_forward=0"])["status"] == 0
 
     return act
 
 
-def signal_timers(lab: Lab, vm: str, name: str) -> None:
-    """To the process that starts the rounds, by its id among those of the lab; what answers the balancer goes on."""
-    found = lab.call("run", vm=vm, argv=["pgrep", "-f", f"boot.py timers .*/vm-{vm}$"])["stdout"].split()
-    assert len(found) == 1
-    assert lab.call("run", vm=vm, argv=["kill", f"-{name}", *found])["status"] == 0
-
-
 def test_a_vm_that_says_it_is_unfit_is_left_by_its_balancer_and_no_flow_is_lost(pod):
     plan, topology, lab = pod
     active = failover.acting(lab.key, topology)["natVm2"]
-    with Watched(lab.key, plan, topology, held_flows(plan, tcp=60, udp=48)) as few:
+    with no_rounds(lab, active), Watched(lab.key, plan, topology, held_flows(plan, tcp=60, udp=48)) as few:
         stop_forwarding(lab, active)()
         outcome = few.step(Step(what="unfit"), act=lambda: left(lab, topology, active))
         assert outcome.lost == ()
-    signal_timers(lab, active, "CONT")  # the next round switches it on again
+    # The next round switches it on again.
 
 
-def left(lab: Lab, topology: Topology, vm: str, seconds: float = 15) -> None:
+def left(lab: Lab, topology: Topology, vm: str, seconds: float = 60) -> None:
     """Wait until a VM is nobody's choice any more."""
     end = time.monotonic() + seconds
     while vm in failover.acting(lab.key, topology).values():
@@ -406,8 +401,9 @@ def test_without_loose_tcp_dies_and_a_vm_that_always_answers_200_keeps_flows_tha
         assert {held.protocol for held, _ in strict.lost} == {"tcp"}
         assert len(strict.lost) == 60
         # The rule that natVm1b lacks: who may not open a connection opens it.
-        assert lab.probe([refused], seconds=1.0)[0].answered_by == "management/backup"
-        blind = watched(lab, plan, topology, Step(what=""), act=stop_forwarding(lab, "natVm2a"))
+        assert lab.probe([refused], seconds=20)[0].answered_by == "management/backup"
+        with no_rounds(lab, "natVm2a"):
+            blind = watched(lab, plan, topology, Step(what=""), act=stop_forwarding(lab, "natVm2a"))
         assert blind.active["natVm2"] == "natVm2a"
         assert len(blind.lost) == 60 + 48
 
@@ -453,7 +449,7 @@ def test_without_the_rules_for_segments_the_attack_opens_and_flows_die_that_one_
     topology = without_line(topology, "natVm1b", "goes on in what the server opened")
     with Lab(topology) as lab:
         begin(lab, topology)
-        assert attack(lab, 20_000, answered=True) == TRIES
+        assert attack(lab, 20_000, answered=True, seconds=20) == TRIES
         dead = watched(lab, plan, topology, Step(what="", fail=("natVm1a",)))
         assert {held.one_way for held, _ in dead.lost} == {True}
         assert {(str(held.kind), held.by_server) for held, _ in dead.lost} == {("pull", False), ("idle", True)}

@@ -68,7 +68,7 @@ def report(lab: Lab) -> dict[int, dict[str, Any]]:
     return {int(number): found for number, found in lab.call("load", action="report").items()}
 
 
-def answered(lab: Lab, numbers: set[int], seconds: float = 10) -> dict[int, dict[str, Any]]:
+def answered(lab: Lab, numbers: set[int], seconds: float = 20) -> dict[int, dict[str, Any]]:
     """Wait until just these flows have answers, and none of them an error."""
     end = time.monotonic() + seconds
     while True:
@@ -106,10 +106,11 @@ class TestWithPackets:
         busy = set(flows) - idle
         lab.call("fail", vm="b1", hang=True)
         lab.call("load", action="mark")
-        time.sleep(1)
-        found = report(lab)
+        end = time.monotonic() + 20
+        while min((found := report(lab))[number]["silent"] for number in busy) <= 0.5:
+            assert time.monotonic() < end, found
+            time.sleep(0.05)
         assert not any(found[number]["answers"] for number in flows)
-        assert min(found[number]["silent"] for number in busy) > 0.5
         assert {found[number]["silent"] for number in idle} == {0.0}
         lab.call("recover", vm="b1")
         found = answered(lab, busy)
@@ -129,11 +130,14 @@ class TestWithPackets:
         lab.call("recover", vm="b1")
         if reset:  # nobody sends a reset twice: it is the next segment of the other end that is answered with one
             lab.call("load", action="wake", numbers=numbers, by_server=not by_server)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 20
         while None in (learned := {report(lab)[number]["ended"] for number in numbers}):
             assert time.monotonic() < end, report(lab)
             time.sleep(0.05)
-        assert learned <= ({"Connection reset by peer"} if reset else {"closed by the far end"})
+        # A FIN whose end is still sent something is followed by a reset, and either may be what is read first.
+        idle = {report(lab)[number]["ended"] for number in numbers if flows[number]["kind"] is Kind.IDLE}
+        assert idle == ({"Connection reset by peer"} if reset else {"closed by the far end"})
+        assert learned <= idle | {"Connection reset by peer"}
         assert {report(lab)[number]["error"] for number in numbers} == {None}
 
     def test_a_reset_that_nobody_asked_for_is_an_error(self, lab, flows):
@@ -142,7 +146,7 @@ class TestWithPackets:
         lab.call("run", vm="a1", argv=["iptables", "-I", *rule])
         lab.call("load", action="mark")
         lab.call("load", action="wake", numbers=sorted(tcp))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 20
         while {number for number, one in report(lab).items() if one["error"]} != tcp:
             assert time.monotonic() < end, report(lab)
             time.sleep(0.05)

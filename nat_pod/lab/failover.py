@@ -36,7 +36,7 @@ PATIENCE = 20.0
 _OPEN_SECONDS = 30.0  # that all flows are given to open, before anything fails
 _SWITCH_SECONDS = 15.0  # beyond what the health checks take
 _HEALTHY_SECONDS = 60.0  # that a VM which comes back is given to boot and be called healthy
-_LEARN_SECONDS = 3.0  # that an end is given to learn of the other's, before and after its own next segment
+_LEARN_SECONDS = 3.0  # that an end is given to learn of the other's without a segment of its own
 _PERIODS = (0.25, 0.5, 1.0)  # seconds between two records
 
 _FIRST_ENDING = 100_000  # number of a flow that is opened for one step
@@ -205,7 +205,8 @@ def _mixed(groups: dict[tuple[Side, bool], list[Flow]], kinds: Sequence[_T]) -> 
 class Watched:
     """Flows that are open in a lab for the length of a `with` block; `step` lets something happen to them.
 
-    patience: seconds after the switch until a flow without an answer is lost.
+    patience: seconds after the switch until a flow without an answer is lost.  It is more when the switch took long, as
+    on a busy machine: TCP doubles its waits, so what it sends again comes within about as long as the failure lasted.
     Raises NatPodError when they do not all open.
     """
 
@@ -231,6 +232,7 @@ class Watched:
         """
         key, last = self._key, ending_flows(self._plan, ending)
         self._open(last)
+        begun = time.monotonic()
         for vm in step.fail:
             sandbox.call(key, "fail", vm=vm, hang=step.hang)
         act()
@@ -238,6 +240,7 @@ class Watched:
         for vm in step.recover:
             sandbox.call(key, "recover", vm=vm)
         active = _switched(key, self._deployed, set(step.fail))
+        patience = max(self._patience, 1.5 * (time.monotonic() - begun))
         if step.recover:
             _healthy(key, self._deployed)
             _load(key, "mark", keep_pause=True)  # what counts comes after whatever their return has changed
@@ -245,7 +248,7 @@ class Watched:
             woken = [one.number for one in self._flows if one.kind is Kind.IDLE and one.by_server == by_server]
             _load(key, "wake", numbers=woken, by_server=by_server)
         going_on = [held for held in self._flows if held.goes_on]
-        report = _answered(key, going_on, self._patience)
+        report = _answered(key, going_on, patience)
         fates = [(held, _fate(self._plan, held, report)) for held in going_on]
         outcome = Outcome(
             what=step.what,
@@ -352,7 +355,7 @@ def _unheard(key: str, flows: Sequence[Held]) -> tuple[int, int, int]:
     numbers = [held.number for held in flows]
     still = [number for number in numbers if not _report(key)[number]["answers"]] if flows else []
     _load(key, "wake", numbers=still)
-    report = _answered(key, flows, _LEARN_SECONDS)
+    report = _answered(key, flows, PATIENCE)
     return len(flows), len(still), sum(bool(report[number]["answers"]) for number in still)
 
 
@@ -363,11 +366,11 @@ def _ended(key: str, flows: Sequence[Held]) -> tuple[Ended, ...]:
     groups = {how: [held.number for held in flows if held.ends == how] for how in _ENDS}
     for how, numbers in groups.items():
         _load(key, "end", numbers=numbers, reset=how.startswith("RST"), by_server=how.endswith("server"))
-    first = _learned(key, flows)
+    first = _learned(key, flows, _LEARN_SECONDS)
     for how, numbers in groups.items():
         left = [number for number in numbers if number not in first]
         _load(key, "wake", numbers=left, by_server=not how.endswith("server"))
-    later = _learned(key, flows)
+    later = _learned(key, flows, PATIENCE)
     return tuple(
         Ended(
             how=how,
@@ -379,9 +382,9 @@ def _ended(key: str, flows: Sequence[Held]) -> tuple[Ended, ...]:
     )
 
 
-def _learned(key: str, flows: Sequence[Held]) -> set[int]:
+def _learned(key: str, flows: Sequence[Held], seconds: float) -> set[int]:
     """Those whose other end has learned of the end within a bound."""
-    end = time.monotonic() + _LEARN_SECONDS
+    end = time.monotonic() + seconds
     while True:
         report = _report(key)
         learned = {held.number for held in flows if report[held.number]["ended"]}
