@@ -306,3 +306,16 @@ def test_a_customer_in_the_routes_of_another_gateway_is_found():
     wrong = {**plan.routes, "natVm1-2": plan.routes["natVm1"]}
     found = {(one.kind, str(one.sender).split("/")[0]) for one in prove(replace(plan, routes=wrong)).counter_examples}
     assert found == {(WRONG_MEMBER, "customer1"), (WRONG_MEMBER, "management")}
+
+
+@pytest.mark.sweep
+def test_twenty_customers_of_five_ranges_take_four_gateways_and_every_packet_has_the_declared_fate():
+    mapping = overlapping(20, standby=True, hosts=6)
+    mapping["cidr"], mapping["vcnCidr"] = "198.18.0.0/21", "198.18.7.192/26"
+    for number, one in enumerate(mapping["customers"].values()):
+        one["cidr"] = f"10.{number % 5}.0.0/24"
+        one["hosts"] = {name: f"10.{number % 5}.0.{10 + at}" for at, name in enumerate(one["hosts"])}
+    plan = plan_pod(RoutedConfig.from_mapping(with_book(mapping), "x"), "x")
+    assert [str(role) for role in plan.roles] == ["natVm1", "natVm1-2", "natVm1-3", "natVm1-4", "natVm2"]
+    assert all(len(plan.routes[role]) == 5 + 1 for role in plan.roles[:-1])
+    assert prove(plan).counter_examples == ()
