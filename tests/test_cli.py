@@ -134,7 +134,6 @@ def test_the_installed_program_takes_the_command_line_and_passes_the_status_on(p
         ["plan", "dev", "prod"],
         ["plan", "dev", "--jsno"],
         ["rules", "dev"],
-        ["rules", "dev", "--vm", "natVm3"],
         ["trace", "dev"],
         ["trace", "dev", "customer1/vm1"],
         ["trace", "dev", "customer1/vm1", "--all"],

@@ -347,3 +347,19 @@ def test_the_article_has_no_lines_for_a_routed_pod(routed, run):
     status, out, _ = run("rules", "routed", "--vm", "natVm2")
     assert status == 0
     assert "--to-destination 10.0.0.100" in out
+
+
+def test_rules_are_printed_of_each_role_and_of_each_vm(routed, run):
+    texts = {
+        vm: run("rules", "routed", "--vm", vm)[1] for vm in ("natVm1", "natVm1b", "natVm1-2", "natVm1-2a", "natVm2")
+    }
+    assert texts["natVm1"] == texts["natVm1b"]
+    assert texts["natVm1-2"] == texts["natVm1-2a"]
+    assert len(set(texts.values())) == 3
+    assert "maple/web" in texts["natVm1-2"]
+    assert "maple/web" not in texts["natVm1"]
+    status, out, err = run("rules", "routed", "--vm", "natVm3")
+    assert (status, out) == (1, "")
+    assert err.startswith(
+        "rules --vm natVm3: POD routed has no such NAT VM; it has natVm1, natVm1a, natVm1b, natVm1-2,"
+    )

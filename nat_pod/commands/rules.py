@@ -7,8 +7,7 @@ import argparse
 from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.commands.stack import load
 from nat_pod.config.model import PodConfig
-from nat_pod.errors import NatPodError
-from nat_pod.names import SIDES, Side
+from nat_pod.errors import NatPodError, excerpt
 from nat_pod.rules import article, iptables
 
 
@@ -16,7 +15,7 @@ def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "rules", "print the rule set of a NAT VM", _run)
     add_stack(parser)
-    parser.add_argument("--vm", choices=SIDES, required=True, help="which NAT VM")
+    parser.add_argument("--vm", metavar="VM", required=True, help="which NAT VM: natVm1, natVm2, natVm1-2, natVm1b")
     parser.add_argument(
         "--article",
         action="store_true",
@@ -27,12 +26,18 @@ def add(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config, plan = load(arguments.stack)
-    vm = plan.vms_on(Side(arguments.vm))[0]  # in a routed POD both VMs of a side have the same
+    # By its name, or by what it does: in a routed POD both VMs of a role have the same rules.
+    vm = next((vm for vm in plan.vms if arguments.vm in (vm.role, vm.key)), None)
+    if vm is None:
+        known = ", ".join(dict.fromkeys(name for vm in plan.vms for name in (vm.role, vm.key)))
+        raise NatPodError(
+            f"rules --vm {excerpt(arguments.vm)}: POD {arguments.stack} has no such NAT VM; it has {known}"
+        )
     hooks = iptables.hooks(vm.rules)
     if arguments.article:
         if not isinstance(config, PodConfig):
             raise NatPodError("rules --article: the article has no PODs with delivery: routes; leave --article out")
-        lines = article.article_lines(config, Side(arguments.vm))
+        lines = article.article_lines(config, vm.side)
     else:
         # The jumps are shown as comments: the agent puts them first in the built-in chains, in the same transaction.
         lines = [f"# {table}: {builtin} enters {chain} first" for table, builtin, chain in hooks]
