@@ -270,6 +270,21 @@ def test_no_flow_is_lost_whichever_nat_vm_fails_and_however(pod):
         }
 
 
+def test_the_failure_of_one_gateway_is_no_pause_in_the_flows_of_the_others(pod):
+    """maple alone is behind NAT VM1-2.  Its balancer needs three seconds to notice: who waits less is not concerned."""
+    plan, topology, lab = pod
+    active = failover.acting(lab.key, topology)["natVm1-2"]
+    held = held_flows(plan, tcp=100, udp=40)
+    of_maple = [
+        one for one in held if "maple" in (one.flow.sender.realm, one.flow.receiver and one.flow.receiver.realm)
+    ]
+    assert 0 < len(of_maple) < len(held) / 2
+    with Watched(lab.key, plan, topology, [one for one in held if one not in of_maple]) as others:
+        outcome = others.step(Step(what="", fail=(active,)))
+        assert (outcome.lost, outcome.pause < 3) == ((), True), outcome
+        assert others.step(Step(what="", recover=(active,))).lost == ()
+
+
 def test_no_flow_is_lost_while_every_nat_vm_is_replaced_the_standby_of_a_role_first(deployed):
     """As `pulumi up` does it (tests/test_engine_routed.py): a new VM at the same address, and the next one when the
     balancer calls it healthy.  A new one knows no flow of before, and has its rules from its metadata alone."""
