@@ -464,7 +464,7 @@ def no_flow_is_stale(lab, hooks, text: str, comment: str, ends: list[tuple[str, 
     assert comment in text
     lab.deploy(text.replace(comment, "changed"), hooks=hooks)
     assert "; 0 flows deleted" in lab.poll().stderr
-    assert lab.flows() == before
+    assert set(lab.flows()) <= set(before), "a ping's flow ends by itself after 30 s, which a busy machine may take"
     lab.deploy(rules(MAPPINGS))
     assert lab.poll().returncode == 0
 
