@@ -13,6 +13,7 @@ import difflib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,14 @@ def real_stack(name: str) -> str:
 
 
 def stack_mapping(name: str) -> dict[str, object]:
-    config = yaml.safe_load((REPOSITORY / f"Pulumi.{name}.yaml").read_text(encoding="utf-8"))["config"]
     prefix = "nat-pod:"
+    config = _config(name)
     return copy.deepcopy({key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)})
+
+
+@cache  # a thousand tests begin with it
+def _config(stack: str) -> dict[str, object]:
+    return yaml.safe_load((REPOSITORY / f"Pulumi.{stack}.yaml").read_text(encoding="utf-8"))["config"]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ widest letters of the fonts that it asks for.
 
 import re
 import xml.etree.ElementTree as ET
+from functools import cache
 from itertools import combinations
 
 import pytest
@@ -107,7 +108,12 @@ MAPPINGS = {
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, PodPlan]:
-    return {name: plan_pod(any_config.read(make(), name), name) for name, make in MAPPINGS.items()}
+    return {name: planned(name) for name in MAPPINGS}
+
+
+@cache
+def planned(name: str) -> PodPlan:
+    return plan_pod(any_config.read(MAPPINGS[name](), name), name)
 
 
 def flow(plan: PodPlan, *names: str) -> Journey | None:
@@ -145,14 +151,19 @@ PICTURES = [
 ]
 
 
-def picture(plans, name, names) -> ET.Element:
-    plan = plans[name]
-    return ET.fromstring(picture_of(plan, name, flow(plan, *(ends(plan) if names == "ends" else names))))
+def picture(name, names) -> ET.Element:
+    return ET.fromstring(svg(name, names))
+
+
+@cache  # each is measured by many tests
+def svg(name: str, names: str | tuple[str, ...]) -> str:
+    plan = planned(name)
+    return picture_of(plan, name, flow(plan, *(ends(plan) if names == "ends" else names)))
 
 
 @pytest.fixture(params=PICTURES, ids=lambda picture: f"{picture[0]} {' to '.join(picture[1])}")
-def drawn(request, plans) -> ET.Element:
-    return picture(plans, *request.param)
+def drawn(request) -> ET.Element:
+    return picture(*request.param)
 
 
 # --- nothing lies on anything else -----------------------------------------------------------------------------------
@@ -249,7 +260,7 @@ def all_words(svg: ET.Element) -> str:
 @pytest.fixture
 def small(plans) -> str:
     """The words of the drawing of the article's POD."""
-    return all_words(picture(plans, "dev", ()))
+    return all_words(picture("dev", ()))
 
 
 def test_all_members_of_a_small_pod_are_in_its_drawing(plans, small):
@@ -269,7 +280,7 @@ def test_all_addresses_of_the_nat_vms_and_the_vrouter_are_in_a_small_drawing(sma
 
 
 def test_the_drawing_of_a_routed_pod_has_its_machines_next_hops_and_route_tables(plans):
-    plan, words = plans["routed"], all_words(picture(plans, "routed", ()))
+    plan, words = plans["routed"], all_words(picture("routed", ()))
     parts = [part for vm in plan.vms for part in (vm.key, vm.vnics[0].primary)]
     parts += [part for balancer in plan.balancers for part in (balancer.address, f"next hop, all to {balancer.role}a")]
     parts += [rule.destination for rules in plan.routes.values() for rule in rules if rule.customer is None]
@@ -278,7 +289,7 @@ def test_the_drawing_of_a_routed_pod_has_its_machines_next_hops_and_route_tables
     parts += ["hosts' aliases 198.18.10.0/27 to NAT VM1", "hosts' aliases 198.18.10.32/27 to NAT VM1-2"]
     parts += ["NAT VM1: fern, hazel and 1 more", "NAT VM1-2: maple"]
     assert [part for part in parts if part not in words] == []
-    alone = all_words(picture(plans, "routed without a standby", ()))
+    alone = all_words(picture("routed without a standby", ()))
     assert "next hop, fault domain 1" in alone
     assert "balancer" not in alone
     assert "standby," not in alone
@@ -299,18 +310,18 @@ def test_the_legs_are_the_tracers(plans, name, names):
     traced = trace(expected_topology(plan), asked.sender, packet, asked.receiver)
     hops = [*traced.request.hops, *([] if traced.reply is None else traced.reply.hops)]
     assert [(stretch.src, stretch.dst) for stretch in chosen.stretches] == [(hop.src, hop.dst) for hop in hops]
-    words = all_words(picture(plans, name, names))
+    words = all_words(picture(name, names))
     diagram = mermaid.packets(chosen)
     for stretch in chosen.stretches:
         assert f"{stretch.src} > {stretch.dst}" in words
         assert f": {stretch.src} to {stretch.dst}" in diagram
 
 
-def test_case_6_comes_in_by_the_second_vnics_and_each_change_is_bold(plans):
-    svg = picture(plans, "dev", ("management/mgmt", "customer1/vm2"))
+def test_case_6_comes_in_by_the_second_vnics_and_each_change_is_bold():
+    drawing = picture("dev", ("management/mgmt", "customer1/vm2"))
     rungs = [
         [(part.text, "changed") for part in element.iter(f"{SVG}tspan")]
-        for element in svg.iter(f"{SVG}text")
+        for element in drawing.iter(f"{SVG}text")
         if " > " in "".join(element.itertext())
     ]
     both = [[(src, "changed"), (dst, "changed")] for src, dst in (
@@ -318,7 +329,7 @@ def test_case_6_comes_in_by_the_second_vnics_and_each_change_is_bold(plans):
         ("198.18.0.66", "10.0.0.100"),
     )]  # fmt: skip
     assert rungs == [[], both[0], both[1], [], both[2], both[3]]
-    assert len(boxes(svg, "used")) == 6  # both members, and both VNICs of both VMs
+    assert len(boxes(drawing, "used")) == 6  # both members, and both VNICs of both VMs
 
 
 @pytest.mark.parametrize("name", ["dev", "ten"])
@@ -332,21 +343,21 @@ def test_a_nat_vm_sends_to_no_network_of_its_own_so_its_lines_set_out_at_the_pri
 
 
 def test_a_flow_that_dies_is_drawn_up_to_where_it_does(plans):
-    words = all_words(picture(plans, "dev", ("customer1/vm1", "customer2/vm2")))
+    words = all_words(picture("dev", ("customer1/vm1", "customer2/vm2")))
     assert "no-mapping: nat_vm1 drops 10.0.0.100 > 198.18.0.3 in FORWARD: no mapping translated it" in words
     assert "reply" not in words.split("\n")
 
 
-def test_of_a_full_pod_the_flow_is_shown_and_the_rest_summed_up(plans):
-    svg = picture(plans, "full", ("management/server7", "customer4/vm30"))
-    words = all_words(svg).split("\n")
+def test_of_a_full_pod_the_flow_is_shown_and_the_rest_summed_up():
+    drawing = picture("full", ("management/server7", "customer4/vm30"))
+    words = all_words(drawing).split("\n")
     assert {"vm30", "and 68 more", "69 hosts", "server7", "VNIC 1", "VNIC 2", "VNIC 24"} <= set(words)
     assert sum(1 for word in words if word.endswith("more VNICs")) == 4
-    assert float(svg.get("height")) < WIDTH
+    assert float(drawing.get("height")) < WIDTH
 
 
 def test_a_pod_without_anybody_has_a_drawing_without_a_flow(plans):
-    words = all_words(picture(plans, "alone", ()))
+    words = all_words(picture("alone", ()))
     assert ("VCN of the POD" in words, "request" in words) == (True, False)
 
 

@@ -25,7 +25,7 @@ from nat_pod.rules.netfilter import Ruleset
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, vrouter_address, with_host
 from nat_pod.trace.topology import Route, SecurityRule, Topology
-from nat_pod.trace.walk import Packet, Trace, trace
+from nat_pod.trace.walk import Packet, Trace, Tracer
 
 MANAGEMENT = "management"
 
@@ -67,34 +67,34 @@ def as_the_sheet_says(plan: PodPlan, sheet: dict) -> Topology:
     return replace(topology, subnets={**topology.subnets, realm: subnet})
 
 
-def call(topology: Topology, sender: str, source: str, address: str, receiver: str | None = None) -> Trace:
-    return trace(topology, sender, Packet(src=source, dst=address, protocol="tcp", dport=443), receiver)
+def call(network: Tracer, sender: str, source: str, address: str, receiver: str | None = None) -> Trace:
+    return network.trace(sender, Packet(src=source, dst=address, protocol="tcp", dport=443), receiver)
 
 
 def check_each_line(plan: PodPlan, realm: str) -> int:
     """Every call that the sheet promises, both ways, and every one that it does not; returns how many it promises."""
     sheet = sheet_dict(handover(plan, "x", realm))
-    topology = as_the_sheet_says(plan, sheet)
+    network = Tracer(as_the_sheet_says(plan, sheet))
     real = {slot.member: slot.real for slot in plan.slots}
     promised = 0
     for far, line in sheet["far"].items():
         for near, own in sheet["near"].items():
             if near in line["calledBy"]:
-                there = call(topology, near, own["real"], line["address"], far)
+                there = call(network, near, own["real"], line["address"], far)
                 assert (there.disposition, there.request.packet.src) == (Disposition.DELIVERED, own["seenAs"])
                 promised += 1
             else:
                 slot = next(slot for slot in plan.slots if slot.member == far)
                 address = slot.nat_vm2 if realm == MANAGEMENT else slot.nat_vm1
-                assert call(topology, near, own["real"], address).disposition is not Disposition.DELIVERED
+                assert call(network, near, own["real"], address).disposition is not Disposition.DELIVERED
             if near in line["calls"]:
-                back = call(topology, far, real[far], own["calledAt"], near)
+                back = call(network, far, real[far], own["calledAt"], near)
                 assert (back.disposition, back.request.packet.src) == (Disposition.DELIVERED, line["seenAs"])
                 promised += 1
             else:
-                assert call(topology, far, real[far], own["calledAt"], near).disposition is not Disposition.DELIVERED
+                assert call(network, far, real[far], own["calledAt"], near).disposition is not Disposition.DELIVERED
     for attempt in sheet["try"]:
-        tried = call(topology, attempt["on"], real[attempt["on"]], attempt["address"], attempt["answers"])
+        tried = call(network, attempt["on"], real[attempt["on"]], attempt["address"], attempt["answers"])
         assert (tried.disposition, tried.request.packet.src) == (Disposition.DELIVERED, attempt["seenAs"])
     return promised
 
@@ -126,9 +126,9 @@ def test_a_network_set_up_by_less_than_the_sheet_does_not_work(dev_plan):
         for index, line in enumerate(sheet[key]):
             if line.get("icmpType") is None:
                 poorer = {**sheet, key: [*sheet[key][:index], *sheet[key][index + 1 :]]}
-                topology = as_the_sheet_says(dev_plan, poorer)
-                there = call(topology, "customer1/vm1", "10.0.0.100", "198.18.0.2", "management/mgmt")
-                back = call(topology, "management/mgmt", "10.0.0.100", "198.18.0.130", "customer1/vm1")
+                network = Tracer(as_the_sheet_says(dev_plan, poorer))
+                there = call(network, "customer1/vm1", "10.0.0.100", "198.18.0.2", "management/mgmt")
+                back = call(network, "management/mgmt", "10.0.0.100", "198.18.0.130", "customer1/vm1")
                 assert {there.disposition, back.disposition} != {Disposition.DELIVERED}
 
 
@@ -137,15 +137,15 @@ def test_what_is_said_not_to_work_does_not(dev_plan):
     sheet = sheet_dict(handover(dev_plan, "x", "customer1"))
     topology = as_the_sheet_says(dev_plan, sheet)
     stranger = MemberName("customer1", "10.0.0.77")
-    topology = with_host(topology, stranger, "10.0.0.77")
+    network = Tracer(with_host(topology, stranger, "10.0.0.77"))
     listed = {line["address"] for line in sheet["far"].values()}
     addresses = {str(address) for subnet in dev_plan.subnets for address in IPNetwork(subnet.cidr)}
     addresses |= {"10.0.1.100", "10.0.200.1"}
     assert len(addresses - listed) > 100
     for address in addresses:
-        assert call(topology, stranger, "10.0.0.77", address).disposition is not Disposition.DELIVERED
+        assert call(network, stranger, "10.0.0.77", address).disposition is not Disposition.DELIVERED
         for host in sheet["near"]:
-            traced = call(topology, host, sheet["near"][host]["real"], address)
+            traced = call(network, host, sheet["near"][host]["real"], address)
             assert (traced.disposition is Disposition.DELIVERED) == (address in listed)
 
 

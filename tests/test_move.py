@@ -5,7 +5,9 @@ one slot; ten has the planner's own layout; full PODs are those of bench/pods.py
 """
 
 import copy
+import json
 import random
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from nat_pod.config.aliases import block_of
 from nat_pod.config.model import PodConfig
 from nat_pod.config.move import known_address, moved, pair_problems
 from nat_pod.config.routed import RoutedConfig
+from nat_pod.config.stack_file import load_text
 from nat_pod.config.stack_text import stack_text
 from nat_pod.errors import NatPodError
 from nat_pod.names import NAT_VM1, NAT_VM2
@@ -29,12 +32,18 @@ from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.flows import declared_flows
 
 
-def of(mapping: dict, stack: str = "old") -> tuple[PodConfig, RoutedConfig]:
+def of(mapping: dict) -> tuple[PodConfig, RoutedConfig]:
     """The old POD and the new one, read from the text that would be written."""
-    old = PodConfig.from_mapping(mapping, stack)
-    made = moved(old, mapping, stack)
+    return _of(json.dumps(mapping))
+
+
+@cache  # each POD is moved by many tests
+def _of(text: str) -> tuple[PodConfig, RoutedConfig]:
+    mapping = json.loads(text)
+    old = PodConfig.from_mapping(mapping, "old")
+    made = moved(old, mapping, "old")
     text = stack_text(["x"], {"oci:region": "uk-london-1"}, made.config, made.comments)
-    config = yaml.safe_load(text)["config"]
+    config = load_text(text)["config"]
     keys = {key.removeprefix("nat-pod:"): value for key, value in config.items() if key != "oci:region"}
     assert keys == made.config
     new = any_config.read(keys, "new")

@@ -5,10 +5,11 @@ test_takeover.py.
 """
 
 import random
+from functools import cache
 from itertools import product
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 from routed_pods import of_size, small
 from test_agent import agent
 
@@ -84,6 +85,9 @@ def test_nothing_falls_through(config):
 SYN, SEGMENT, DATAGRAM, ECHO = "SYN", "segment", "datagram", "echo"
 
 
+network = cache(IPNetwork)
+
+
 def verdict(rules: Ruleset, source: str, destination: str, kind: str, *states: str) -> str:
     """What FORWARD makes of a packet, as netfilter reads the rules."""
     protocol = {SYN: "tcp", SEGMENT: "tcp", DATAGRAM: "udp", ECHO: "icmp"}[kind]
@@ -92,8 +96,8 @@ def verdict(rules: Ruleset, source: str, destination: str, kind: str, *states: s
         assert match.in_interface is match.source_port is match.destination_port is match.icmp_type is None
         assert match.tcp_flags in (None, OPENING)
         return (
-            (match.source is None or source in IPNetwork(match.source))
-            and (match.destination is None or destination in IPNetwork(match.destination))
+            (match.source is None or IPAddress(source) in network(match.source))
+            and (match.destination is None or IPAddress(destination) in network(match.destination))
             and match.protocol in (None, protocol)
             and (match.tcp_flags is None or kind is SYN)
             and (not match.ctstate or bool(set(match.ctstate) & set(states)))

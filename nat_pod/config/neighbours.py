@@ -283,22 +283,21 @@ class Neighbours:
     @property
     def members(self) -> tuple[Member, ...]:
         """Servers first, then hosts by customer, in the order of their names."""
-        realms = {MANAGEMENT: self.management.servers, **{one.name: one.hosts for one in self.customers}}
-        return tuple(
-            Member(MemberName(realm, name), address)
-            for realm, members in realms.items()
-            for name, address in members.items()
-        )
+        return self.servers + self.hosts
 
     @property
     def servers(self) -> tuple[Member, ...]:
         """Management's members."""
-        return tuple(member for member in self.members if member.name.is_server)
+        return tuple(Member(MemberName(MANAGEMENT, name), at) for name, at in self.management.servers.items())
 
     @property
     def hosts(self) -> tuple[Member, ...]:
         """The customers' members."""
-        return tuple(member for member in self.members if not member.name.is_server)
+        return tuple(
+            Member(MemberName(customer.name, name), address)
+            for customer in self.customers
+            for name, address in customer.hosts.items()
+        )
 
     @property
     def renames(self) -> Renames:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import yaml
-
+from nat_pod.config.stack_file import load_text
 from nat_pod.names import NAMESPACE, SIDES
 
 _COMMENTS_BEGIN = 41  # column
@@ -55,7 +54,7 @@ def _scalar(value: object) -> str:
     if isinstance(value, bool | int | float):
         return str(value).lower()
     text = str(value)
-    return text if yaml.safe_load(text) == text else f'"{text}"'
+    return text if load_text(text) == text else f'"{text}"'
 
 
 def _with_comment(line: str, comment: str) -> str:

@@ -27,6 +27,7 @@ import hashlib
 import io
 import json
 import re
+import socket
 import string
 import sys
 import tokenize
@@ -38,7 +39,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 
@@ -204,8 +205,12 @@ def fold(rules_text: str) -> str:
             chains = {} if line.startswith("*") else chains
             out.append(line)
     lines = [line for part in out for line in ([part] if isinstance(part, str) else _fold_chain(part, known))]
-    short = "".join(re.sub(r"^(-[sd] (\S+)) -g (\S+?)\2$", r"\1 >\3", line) + "\n" for line in lines)
+    short = "".join((_folded_branch(line) if " -g " in line else line) + "\n" for line in lines)
     return short if unfold(short) == rules_text else rules_text
+
+
+def _folded_branch(line: str) -> str:
+    return re.sub(r"^(-[sd] (\S+)) -g (\S+?)\2$", r"\1 >\3", line)
 
 
 def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
@@ -288,8 +293,8 @@ class _Translations:
 
 def _number(address: str) -> int:
     try:
-        return int(IPAddress(address, 4, INET_PTON))
-    except AddrFormatError:
+        return int.from_bytes(socket.inet_pton(socket.AF_INET, address), "big")
+    except (OSError, ValueError):
         raise ValueError(f"{address!r} is not an IPv4 address") from None
 
 
