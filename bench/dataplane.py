@@ -21,32 +21,19 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from netaddr import IPNetwork, cidr_merge
-
 from bench.engine import processor
 from bench.line import Batch, Line, Side, Way
-from bench.pods import SLASH_21, SLASH_22, full_pod
-from nat_pod import names
-from nat_pod.config.model import PodConfig, SourceNat
-from nat_pod.config.neighbours import Member
+from bench.rule_sets import ARTICLE, DIRECTIONS, FULL, KINDS, POLICIES, SIZES, Pod, articles, loaded, pod
+from nat_pod.config.model import SourceNat
 from nat_pod.lab.wire import netns, sandbox
 from nat_pod.names import NAT_VM1, SIDES
-from nat_pod.rules.article import article_lines
-from nat_pod.rules.compiler import compile_rules
-from nat_pod.rules.iptables import hooks, render
-from nat_pod.rules.netfilter import Goto, Ruleset, Table
 
 REPORT = Path(__file__).resolve().parent / "results.md"
-POLICIES = ("masquerade", "static")
-DIRECTIONS = ("to server", "to host")
-SIZES = {1: "198.18.0.0/25", 29: "198.18.0.0/25", 435: SLASH_22, 696: SLASH_21}
-FULL = 696
 NEW = ("udp_new", "echo_new", "connect")
 ESTABLISHED = ("udp_same", "echo_same", "throughput")
 PLAIN = "plain routing"
@@ -57,29 +44,6 @@ _LEAST = 2 * _PARTS  # slices of everything
 _OFFERED = 80_000  # flows of the full flow limit
 _FEW_PORTS = 100
 _MARKS = (40_000, 50_000, 60_000)
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A POD of some number of slots, its rules, and the flow that the article's lines find last."""
-
-    slots: int
-    config: PodConfig
-    rules: Mapping[names.Side, Ruleset]
-
-    @property
-    def hosts(self) -> list[Member]:
-        """Customers' hosts in the order of the stack file."""
-        return [member for member in self.config.members if not member.name.is_server]
-
-    @property
-    def servers(self) -> list[Member]:
-        """Management servers."""
-        return [member for member in self.config.members if member.name.is_server]
-
-    def addresses(self, member: Member) -> tuple[str, str]:
-        """A member's addresses on NAT VM1 and NAT VM2."""
-        return self.config.layout.addresses(self.config.book[member.name])
 
 
 def main() -> int:
@@ -108,89 +72,6 @@ def main() -> int:
 
 
 # --- the rule sets ---------------------------------------------------------------------------------------------------
-
-
-def pod(slots: int, policy: str) -> Pod:
-    """A POD that uses `slots` slots: 8 servers and the hosts of 10 customers; with one slot, one of each share it."""
-    stack = full_pod(SIZES[slots], source_nat=policy)
-    if slots == 1:
-        (customer, entry), *_ = stack["customers"].items()
-        (host, real), *_ = entry["hosts"].items()
-        (server, address), *_ = stack["management"]["servers"].items()
-        stack["customers"] = {customer: {**entry, "hosts": {host: real}}}
-        stack["management"]["servers"] = {server: address}
-        shared = stack["addresses"][f"management/{server}"]
-        stack["addresses"] = {f"management/{server}": shared, f"{customer}/{host}": shared}
-    config = PodConfig.from_mapping(stack, "bench")
-    return Pod(slots, config, compile_rules(config))
-
-
-def loaded(rules: Ruleset) -> str:
-    """What the agent gives iptables-restore on a VM that has no rules yet."""
-    text = render(rules)
-    for table, builtin, chain in hooks(rules):
-        text = re.sub(
-            rf"(^\*{table}$.*?)(^COMMIT$)", rf"\1-I {builtin} 1 -j {chain}\n\2", text, count=1, flags=re.M | re.S
-        )
-    return text
-
-
-def articles(config: PodConfig, vm: str) -> str:
-    """The article's lines as iptables-restore takes them."""
-    lines = (
-        line.removeprefix("iptables -t nat ").replace(" -o ens3 ", " ")
-        for line in article_lines(config, names.Side(vm))
-    )
-    return "\n".join(["*nat", *lines, "COMMIT", ""])
-
-
-def rules_met(table: Table, builtin: str, source: str, destination: str) -> int:
-    """Against how many of our rules the first packet of a flow is tested behind a built-in chain."""
-    chain, met = table.hooked(builtin), 0
-    while chain is not None:
-        entered, chain = chain, None
-        for rule in entered.rules:
-            met += 1
-            wanted = ((rule.match.source, source), (rule.match.destination, destination))
-            hit = all(network is None or address in IPNetwork(network) for network, address in wanted)
-            if hit and rule.match.bound is None:
-                chain = table.chain(rule.target.chain) if isinstance(rule.target, Goto) else None
-                break
-    return met
-
-
-def _dearest(full: Pod) -> tuple[Member, Member]:
-    """The host whose rules lie deepest on NAT VM1, and the last server."""
-    nat = full.rules[NAT_VM1].nat
-    server = full.servers[-1]
-    primary = str(full.config.layout.pairs[0].nat_vm2[2])
-
-    def met(host: Member) -> int:
-        real, here = str(host.address), full.addresses(host)[0]
-        to_server = rules_met(nat, "PREROUTING", real, full.addresses(server)[0])
-        return to_server + rules_met(nat, "POSTROUTING", real, primary) + rules_met(nat, "PREROUTING", primary, here)
-
-    return max(full.hosts, key=met), server
-
-
-def _pod_line(name: str, of: Pod, host: Member, server: Member, texts: Sequence[str]) -> tuple[Way, Way]:
-    """A line with a POD's rules, and its two ways: host to server, server to host."""
-    pairs = of.config.layout.pairs
-    line = Line(
-        name,
-        [str(host.address)],
-        [str(server.address)],
-        Side(str(pairs[0].nat_vm1[2]), _merged(pair.nat_vm2 for pair in pairs), texts[0]),
-        Side(str(pairs[0].nat_vm2[2]), _merged(pair.nat_vm1 for pair in pairs), texts[1]),
-    )
-    return (
-        Way(line, str(host.address), of.addresses(server)[0], from_customer=True),
-        Way(line, str(server.address), of.addresses(host)[1], from_customer=False),
-    )
-
-
-def _merged(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
-    return tuple(str(network) for network in cidr_merge(list(networks)))
 
 
 _HOST, _SERVER = "10.64.0.1", "10.128.0.1"  # ends of the lines without a POD
@@ -328,20 +209,19 @@ def _report(seconds: int) -> str:
     watch.add(PLAIN, plain, (*NEW, *ESTABLISHED))
     tracked = "*filter\n-A FORWARD -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"
     watch.add(CONNTRACK, _bare_line("ct", [tracked, tracked]), (*NEW, *ESTABLISHED))
-    pods = {(slots, policy): pod(slots, policy) for slots in SIZES for policy in POLICIES}
-    for (slots, policy), of in pods.items():
-        host, server = _dearest(of)
-        texts = [loaded(of.rules[vm]) for vm in SIDES]
-        for direction, way in zip(DIRECTIONS, _pod_line(f"o{policy[0]}{slots}", of, host, server, texts), strict=True):
-            kinds = (*NEW, *ESTABLISHED) if slots in (1, FULL) else NEW
-            watch.add(f"{policy} {slots} {direction}", way, kinds)
-        if policy == SourceNat.MASQUERADE:
-            texts = [articles(of.config, vm) for vm in SIDES]
-            last = _pod_line(f"a{slots}", of, of.hosts[-1], of.servers[-1], texts)
-            for direction, way in zip(DIRECTIONS, last, strict=True):
-                watch.add(
-                    f"article {slots} {direction}", way, (*NEW, "udp_same", "echo_same") if slots == FULL else NEW
-                )
+    pods = {(kind, slots): pod(kind, slots) for kind in KINDS for slots in SIZES[kind]}
+    for (kind, slots), of in pods.items():
+        dearest = of.dearest()
+        ways = of.ways(f"{kind[0]}{slots}", *dearest, {vm: loaded(of.rules[vm]) for vm in SIDES})
+        for direction, way in zip(DIRECTIONS, ways, strict=True):
+            kinds = (*NEW, *ESTABLISHED) if slots in (1, FULL[kind]) else NEW
+            watch.add(f"{kind} {slots} {direction}", way, kinds)
+        if kind == SourceNat.MASQUERADE:
+            last = of.hosts[-1], of.servers[-1]
+            ways = of.ways(f"a{slots}", last, last, {vm: articles(of, vm) for vm in SIDES})
+            kinds = (*NEW, "udp_same", "echo_same") if slots == FULL[kind] else NEW
+            for direction, way in zip(DIRECTIONS, ways, strict=True):
+                watch.add(f"article {slots} {direction}", way, kinds)
     for name, texts in STEPS.items():
         watch.add(name, _bare_line(f"s{len(watch.jobs)}", texts, _AT_VM1), ("udp_new", "udp_same"))
     _tell(f"timing {len(watch.jobs)} things for {seconds} seconds")
@@ -371,9 +251,9 @@ def _new_rows(watch: Stopwatch) -> str:
         (CONNTRACK, None),
         *(
             (f"{kind} {slots} {direction}", f"{kind} 1 {direction}")
-            for kind in (*POLICIES, "article")
+            for kind in (*KINDS, ARTICLE)
             for direction in DIRECTIONS
-            for slots in SIZES
+            for slots in SIZES[kind]
         ),
     ]:
         cells = [name]
@@ -400,7 +280,14 @@ def _established_rows(watch: Stopwatch) -> str:
 
 
 def _step_rows(watch: Stopwatch) -> str:
-    ways = [PLAIN, CONNTRACK, "DNAT", "DNAT and SNAT", "DNAT, SNAT, guard", *(f"static {n} to host" for n in (1, FULL))]
+    ways = [
+        PLAIN,
+        CONNTRACK,
+        "DNAT",
+        "DNAT and SNAT",
+        "DNAT, SNAT, guard",
+        *(f"static {n} to host" for n in (1, FULL[SourceNat.STATIC])),
+    ]
     rows, before = [], 0.0
     for name in ways:
         taken = watch.ratio(name, "udp_new", PLAIN)[0] * watch.microseconds(PLAIN, "udp_new")
@@ -435,19 +322,21 @@ def _prices(watch: Stopwatch) -> str:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def _load_times(pods: dict[tuple[int, str], Pod]) -> str:
+def _load_times(pods: dict[tuple[str, int], Pod]) -> str:
     """Rows of NAT VM1, the larger one: in one transaction, and the article's lines one by one."""
     rows = []
-    for slots in SIZES:
-        for name, text in [
-            *((policy, loaded(pods[slots, policy].rules[NAT_VM1])) for policy in POLICIES),
-            ("article", articles(pods[slots, SourceNat.MASQUERADE].config, NAT_VM1)),
-        ]:
+    for slots in sorted({slots for sizes in SIZES.values() for slots in sizes}):
+        for name in (*KINDS, ARTICLE):
+            if slots not in SIZES[name]:
+                continue
+            article = name == ARTICLE
+            of = pods[SourceNat.MASQUERADE if article else name, slots]
+            text = articles(of, NAT_VM1) if article else loaded(of.rules[NAT_VM1])
             rules = text.count("\n-A ")
             once = median(_load(["iptables-restore"], text) for _ in range(5)) * 1000
             again = median(_load(["iptables-restore"], text, twice=True) for _ in range(5)) * 1000
             single = ""
-            if name == "article":
+            if article:
                 some = [line for line in text.splitlines() if line.startswith("-A ")][:200]
                 script = "".join(f"iptables -t nat {line}\n" for line in some)
                 single = f"{_load(['sh', '-e'], script) * 1000 / len(some):.1f} ms each"
@@ -482,7 +371,7 @@ def _flow_limits() -> str:
 
 
 def _flow_limit(policy: str, ports: int | None, offered: int, *, random_ports: bool) -> str:
-    of = pod(29, policy)
+    of = pod(policy, 29)
     limit = "" if ports is None else f":40000-{40000 + ports - 1}"
     texts = []
     for vm in SIDES:
@@ -490,18 +379,13 @@ def _flow_limit(policy: str, ports: int | None, offered: int, *, random_ports: b
         if limit:
             text = re.sub(r"-j SNAT (--to-source \S+)", rf"-p udp -j SNAT \1{limit}", text)
         texts.append(re.sub(r"(-j SNAT .*)", r"\1 --random-fully", text) if random_ports else text)
-    hosts, server = of.hosts[:8], of.servers[-1]
-    pairs = of.config.layout.pairs
-    line = Line(
-        f"f{policy[0]}{ports or 'a'}{'r' if random_ports else ''}",
-        [str(host.address) for host in hosts],
-        [str(server.address)],
-        Side(str(pairs[0].nat_vm1[2]), _merged(pair.nat_vm2 for pair in pairs), texts[0]),
-        Side(str(pairs[0].nat_vm2[2]), _merged(pair.nat_vm1 for pair in pairs), texts[1]),
-    )
+    # One host a customer: of more than one they would reach their customer's bound of open flows.
+    hosts, server = list({host.name.realm: host for host in of.hosts}.values())[:8], of.servers[-1]
+    name = f"f{policy[0]}{ports or 'a'}{'r' if random_ports else ''}"
+    line = of.line(name, hosts, [server], dict(zip(SIDES, texts, strict=True)))
     channel = netns.open_socket(line.customer, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     channel.setblocking(True)
-    target = of.addresses(server)[0]
+    target = of.called(server, NAT_VM1)
     # Ports as Linux hands them out: any of 32768 to 60999, no two of a host the same.
     each = offered // len(hosts)
     flows = [(str(host.address), port) for host in hosts for port in random.sample(range(32768, 61000), each)]
@@ -585,7 +469,7 @@ Milliseconds, in a new namespace, median of 5; *again* is a reload over the same
 
 ## How many flows at a time to one server and port
 
-8 hosts, UDP, source ports as Linux hands them out. *Few ports* are the benchmark's own `--to-source ADDRESS:PORTS`; NETMAP has none.
+8 hosts of 8 customers, UDP, source ports as Linux hands them out. *Few ports* are the benchmark's own `--to-source ADDRESS:PORTS`; NETMAP has none.
 
 | source address | flows offered | arrived | first drop | lost of 40,000 | of 50,000 | of 60,000 |
 |---|---|---|---|---|---|---|
@@ -601,7 +485,7 @@ Milliseconds, in a new namespace, median of 5; *again* is a reload over the same
 - Not measured: OCI's network and VNICs, Oracle's kernels, a second core working in parallel. Flowtables: where this kernel has none, `nft`
   refuses them.
 - Machine: {machine}.
-""".replace("{full}", str(FULL))  # noqa: E501 - the rows of tables cannot be broken
+""".replace("{full}", str(FULL[SourceNat.STATIC]))  # noqa: E501 - the rows of tables cannot be broken
 
 
 if __name__ == "__main__":

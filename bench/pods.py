@@ -41,49 +41,22 @@ def full_pod(
     scattered: hosts at random addresses of a /16 per customer, instead of one after the other in a /24.  host_name:
     makes a host's name of its number among those of its customer.
     """
-    pod: dict[str, Any] = {
-        "compartmentId": "ocid1.compartment.oc1..examplebenchpod",
-        "cidr": cidr,
-        "natVm": {
-            "shape": shape,
-            "imageId": f"ocid1.image.oc1.{REGION}.exampleoraclelinux9",
-            "sshPublicKey": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43} ops@example",
-        },
-        "management": {
-            "cidr": "10.0.0.0/16",
-            "vrouter": str(IPNetwork(cidr)[-6]),
-            "servers": {f"server{number}": f"10.0.200.{number + 10}" for number in range(servers)},
-        },
-        "customers": {
-            f"customer{number}": {
-                "cidr": f"10.0.{number}.0/24" if scattered is None else f"10.{number + 1}.0.0/16",
-                "hosts": {},
-            }
-            for number in range(customers)
-        },
-    }
+    pod = _without_hosts(cidr, servers, customers, shape, wide=scattered is not None)
     if source_nat is not None:
         pod["sourceNat"] = source_nat
-    if customers > 10:
-        pod["lpgLimit"] = 20
     if hosts is None:
         hosts = _read(pod).layout.capacity - servers
-    for number in range(customers):
-        customer = pod["customers"][f"customer{number}"]
-        count = len(range(number, hosts, customers))
-        at = range(10, 10 + count) if scattered is None else scattered.sample(range(2, 0xFFFE), count)
-        first = IPAddress(IPNetwork(customer["cidr"]).first)
-        customer["hosts"] = {host_name(host): str(first + offset) for host, offset in enumerate(at)}
+    _add_hosts(pod, hosts, scattered, host_name)
     allocate(pod)
     return pod
 
 
-def routed_pod() -> dict[str, Any]:
-    """The members of `full_pod` in a /22, 435 of them, with `delivery: routes` and standbys."""
-    members = {key: value for key, value in full_pod(SLASH_22).items() if key != "addresses"}
-    management = {**members["management"], "vrouter": str(IPNetwork(SLASH_22)[-6])}
-    vm = {**members["natVm"], "shape": {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 8}}
-    pod = {**members, "management": management, "natVm": vm, "delivery": "routes"}
+def routed_pod(*, hosts: int = 427, servers: int = 8) -> dict[str, Any]:
+    """A POD with `delivery: routes`, standbys and an address book, by default of the members of a /22 of `full_pod`."""
+    pod = _without_hosts(SLASH_22, servers, 10, "", wide=False)
+    pod["natVm"]["shape"] = {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 8}
+    pod["delivery"] = "routes"
+    _add_hosts(pod, hosts, None, "vm{}".format)
     config, problems, _ = routed.read_draft(pod, "bench")
     if config is None:
         raise ConfigError("this POD of numbers", problems)
@@ -117,3 +90,41 @@ def _read(pod: dict[str, Any]) -> PodConfig:
     if config is None:
         raise ConfigError("this POD of numbers", problems)
     return config
+
+
+def _without_hosts(cidr: str, servers: int, customers: int, shape: str, *, wide: bool) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "compartmentId": "ocid1.compartment.oc1..examplebenchpod",
+        "cidr": cidr,
+        "natVm": {
+            "shape": shape,
+            "imageId": f"ocid1.image.oc1.{REGION}.exampleoraclelinux9",
+            "sshPublicKey": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43} ops@example",
+        },
+        "management": {
+            "cidr": "10.0.0.0/16",
+            "vrouter": str(IPNetwork(cidr)[-6]),
+            "servers": {f"server{number}": f"10.0.200.{number + 10}" for number in range(servers)},
+        },
+        "customers": {
+            f"customer{number}": {
+                "cidr": f"10.{number + 1}.0.0/16" if wide else f"10.0.{number}.0/24",
+                "hosts": {},
+            }
+            for number in range(customers)
+        },
+    }
+    if customers > 10:
+        pod["lpgLimit"] = 20
+    return pod
+
+
+def _add_hosts(
+    pod: dict[str, Any], hosts: int, scattered: random.Random | None, host_name: Callable[[int], str]
+) -> None:
+    customers = pod["customers"]
+    for number, customer in enumerate(customers.values()):
+        count = len(range(number, hosts, len(customers)))
+        at = range(10, 10 + count) if scattered is None else scattered.sample(range(2, 0xFFFE), count)
+        first = IPAddress(IPNetwork(customer["cidr"]).first)
+        customer["hosts"] = {host_name(host): str(first + offset) for host, offset in enumerate(at)}
