@@ -40,6 +40,7 @@ PLAIN = "plain routing"
 CONNTRACK = "conntrack, no NAT"
 _SWING = 1 / 8  # most that two neighbours may differ
 _PARTS = 5
+_NOISY = 0.05
 _LEAST = 2 * _PARTS  # slices of everything
 _OFFERED = 80_000  # flows of the full flow limit
 _FEW_PORTS = 100
@@ -50,6 +51,7 @@ def main() -> int:
     """Measure in our own namespaces, print the tables and write them to results.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seconds", type=int, default=240, help="how long the rule sets are timed (default: 240)")
+    parser.add_argument("--only", default="", help="some rule sets, as a regular expression; results.md stays as it is")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside:
@@ -58,16 +60,19 @@ def main() -> int:
             print(sentence or why, file=sys.stderr)
             return 1
         command = ["unshare", *flags, sys.executable, "-m", "bench.dataplane", "--inside"]
-        return subprocess.run([*command, "--seconds", str(arguments.seconds)], check=False).returncode
+        command += ["--seconds", str(arguments.seconds), "--only", arguments.only]
+        return subprocess.run(command, check=False).returncode
     netns.run(["mount", "-t", "tmpfs", "tmpfs", str(netns.NAMESPACES.parent)])
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    random.seed(1)
     try:
-        text = _report(arguments.seconds)
+        text = _some(arguments.seconds, re.compile(arguments.only)) if arguments.only else _report(arguments.seconds)
     except netns.LabError as error:
         print(error, file=sys.stderr)
         return 1
     print(text, end="")
-    REPORT.write_text(text, encoding="utf-8")
+    if not arguments.only:
+        REPORT.write_text(text, encoding="utf-8")
     return 0
 
 
@@ -201,29 +206,47 @@ STEPS = {
 }
 
 
-def _report(seconds: int) -> str:
-    random.seed(1)
+def _laid(only: re.Pattern[str]) -> tuple[Stopwatch, dict[tuple[str, int], Pod]]:
+    """All lines, each with what is timed on it, and the PODs.  only: those whose name has it, and plain routing."""
     _tell("laying the lines")
     plain = _bare_line("plain", ["", ""])
     watch = Stopwatch(plain)
     watch.add(PLAIN, plain, (*NEW, *ESTABLISHED))
-    tracked = "*filter\n-A FORWARD -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"
-    watch.add(CONNTRACK, _bare_line("ct", [tracked, tracked]), (*NEW, *ESTABLISHED))
-    pods = {(kind, slots): pod(kind, slots) for kind in KINDS for slots in SIZES[kind]}
-    for (kind, slots), of in pods.items():
-        dearest = of.dearest()
-        ways = of.ways(f"{kind[0]}{slots}", *dearest, {vm: loaded(of.rules[vm]) for vm in SIDES})
-        for direction, way in zip(DIRECTIONS, ways, strict=True):
-            kinds = (*NEW, *ESTABLISHED) if slots in (1, FULL[kind]) else NEW
-            watch.add(f"{kind} {slots} {direction}", way, kinds)
-        if kind == SourceNat.MASQUERADE:
-            last = of.hosts[-1], of.servers[-1]
-            ways = of.ways(f"a{slots}", last, last, {vm: articles(of, vm) for vm in SIDES})
-            kinds = (*NEW, "udp_same", "echo_same") if slots == FULL[kind] else NEW
+    if only.search(CONNTRACK):
+        tracked = "*filter\n-A FORWARD -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"
+        watch.add(CONNTRACK, _bare_line("ct", [tracked, tracked]), (*NEW, *ESTABLISHED))
+    pods = {}
+    for kind in (*KINDS, ARTICLE):
+        for slots in SIZES[kind]:
+            if not only.search(f"{kind} {slots}"):
+                continue
+            if kind == ARTICLE:
+                of = pod(SourceNat.MASQUERADE, slots)
+                last = of.hosts[-1], of.servers[-1]
+                ways = of.ways(f"a{slots}", last, last, {vm: articles(of, vm) for vm in SIDES})
+                more: tuple[str, ...] = ("udp_same", "echo_same") if slots == FULL[kind] else ()
+            else:
+                of = pod(kind, slots)
+                ways = of.ways(f"{kind[0]}{slots}", *of.dearest(), {vm: loaded(of.rules[vm]) for vm in SIDES})
+                more = ESTABLISHED if slots in (1, FULL[kind]) else ()
+            pods[kind, slots] = of
             for direction, way in zip(DIRECTIONS, ways, strict=True):
-                watch.add(f"article {slots} {direction}", way, kinds)
+                watch.add(f"{kind} {slots} {direction}", way, (*NEW, *more))
     for name, texts in STEPS.items():
-        watch.add(name, _bare_line(f"s{len(watch.jobs)}", texts, _AT_VM1), ("udp_new", "udp_same"))
+        if only.search(name):
+            watch.add(name, _bare_line(f"s{len(watch.jobs)}", texts, _AT_VM1), ("udp_new", "udp_same"))
+    return watch, pods
+
+
+def _some(seconds: int, only: re.Pattern[str]) -> str:
+    """The two tables of ratios for some of the rule sets."""
+    watch, _ = _laid(only)
+    watch.run(seconds)
+    return f"{_new_rows(watch)}\n\n{_established_rows(watch)}\n\n{_spread(watch)}\n"
+
+
+def _report(seconds: int) -> str:
+    watch, pods = _laid(re.compile(""))
     _tell(f"timing {len(watch.jobs)} things for {seconds} seconds")
     watch.run(seconds)
     _tell("loading")
@@ -240,7 +263,21 @@ def _report(seconds: int) -> str:
         seconds=seconds,
         rounds=watch.rounds,
         share=f"{watch.counted / watch.slices:.0%}",
+        spread=_spread(watch),
         machine=_machine(),
+    )
+
+
+def _spread(watch: Stopwatch) -> str:
+    """How far the parts of the run are from one another."""
+    spreads = []
+    for name, kind in watch.multiples:
+        _, least, most = watch.ratio(name, kind, PLAIN)
+        spreads.append(most / least - 1)
+    wide = sum(spread > _NOISY for spread in spreads)
+    return (
+        f"The five parts of the run differ by {median(spreads):.1%} in the median, and by more than {_NOISY:.0%} in "
+        f"{wide} of {len(spreads)} ratios to plain routing"
     )
 
 
@@ -256,6 +293,9 @@ def _new_rows(watch: Stopwatch) -> str:
             for slots in SIZES[kind]
         ),
     ]:
+        if (name, NEW[0]) not in watch.seconds:
+            continue
+        base = base if (base, NEW[0]) in watch.seconds else None
         cells = [name]
         for kind in NEW:
             taken = watch.microseconds(name, kind)
@@ -280,13 +320,15 @@ def _established_rows(watch: Stopwatch) -> str:
 
 
 def _step_rows(watch: Stopwatch) -> str:
+    full = FULL[SourceNat.STATIC]
     ways = [
         PLAIN,
         CONNTRACK,
         "DNAT",
         "DNAT and SNAT",
         "DNAT, SNAT, guard",
-        *(f"static {n} to host" for n in (1, FULL[SourceNat.STATIC])),
+        "static 1 to host",
+        f"static {full} to host",
     ]
     rows, before = [], 0.0
     for name in ways:
@@ -329,8 +371,7 @@ def _load_times(pods: dict[tuple[str, int], Pod]) -> str:
         for name in (*KINDS, ARTICLE):
             if slots not in SIZES[name]:
                 continue
-            article = name == ARTICLE
-            of = pods[SourceNat.MASQUERADE if article else name, slots]
+            article, of = name == ARTICLE, pods[name, slots]
             text = articles(of, NAT_VM1) if article else loaded(of.rules[NAT_VM1])
             rules = text.count("\n-A ")
             once = median(_load(["iptables-restore"], text) for _ in range(5)) * 1000
@@ -480,6 +521,7 @@ Milliseconds, in a new namespace, median of 5; *again* is a reload over the same
 - Rule sets take turns in slices of a few milliseconds, {rounds} shuffled rounds in {seconds} seconds. Each slice is a multiple of plain routing just
   before and just after it. {share} of the slices counted; the others had another process on their core, or neighbours that differ by more
   than an eighth.
+- {spread}.
 - UDP and ping: one `sendmmsg` sends 256 packets, each a flow of its own, and returns when all have gone their whole way. TCP: one by one.
 - Where it may, the benchmark takes its core with real-time priority for the length of a slice.
 - Not measured: OCI's network and VNICs, Oracle's kernels, a second core working in parallel. Flowtables: where this kernel has none, `nft`

@@ -18,11 +18,11 @@ from nat_pod import names
 from nat_pod.config.model import PodConfig
 from nat_pod.config.neighbours import Member
 from nat_pod.config.routed import RoutedConfig
-from nat_pod.names import NAT_VM1, NAT_VM2, SIDES
+from nat_pod.names import GATEWAY, INNER, NAT_VM1, NAT_VM2, SIDES
 from nat_pod.rules.article import article_lines
 from nat_pod.rules.compiler import compile_rules
 from nat_pod.rules.iptables import hooks, render
-from nat_pod.rules.netfilter import Dnat, Goto, Match, Netmap, Rule, Ruleset, Snat, Table
+from nat_pod.rules.netfilter import Dnat, Drop, Goto, Match, Netmap, Rule, Ruleset, Snat, Table
 from nat_pod.rules.routed import compile_routed
 
 POLICIES = ("masquerade", "static")
@@ -44,7 +44,7 @@ class Pod:
 
     slots: int
     config: PodConfig | RoutedConfig
-    rules: Mapping[names.Side, Ruleset]
+    rules: Mapping[str, Ruleset]  # by side: a routed one has one gateway
 
     @property
     def hosts(self) -> list[Member]:
@@ -64,19 +64,19 @@ class Pod:
 
     def line(self, name: str, hosts: Iterable[Member], servers: Iterable[Member], texts: Mapping[str, str]) -> Line:
         """A line with these rules on its NAT VMs, and with routes as the POD's VCN has them."""
-        ends = [sorted({str(member.address) for member in members}) for members in (hosts, servers)]
+        here, there = (sorted({str(member.address) for member in members}) for members in (hosts, servers))
         if isinstance(self.config, RoutedConfig):
-            primaries = [self.config.layout.vm(side, 0) for side in SIDES]
-            beyond = self.config.server_ranges, self.config.host_ranges
+            primaries = [self.config.layout.vm(role, 0) for role in (GATEWAY, INNER)]
+            beyond = [self.config.server_ranges, self.config.host_ranges]
         else:
             pairs = self.config.layout.pairs
             primaries = [str(pairs[0].subnet(side)[2]) for side in SIDES]
-            beyond = tuple(tuple(cidr_merge([pair.subnet(side.other) for pair in pairs])) for side in SIDES)
-        sides = [
+            beyond = [tuple(cidr_merge([pair.subnet(side.other) for pair in pairs])) for side in SIDES]
+        vm1, vm2 = (
             Side(primary, tuple(map(str, networks)), texts[side])
             for side, primary, networks in zip(SIDES, primaries, beyond, strict=True)
-        ]
-        return Line(name, *ends, *sides)
+        )
+        return Line(name, here, there, vm1, vm2)
 
     def ways(
         self, name: str, to_server: tuple[Member, Member], to_host: tuple[Member, Member], texts: Mapping[str, str]
@@ -132,7 +132,7 @@ class _Packet:
     met: int = 0
 
     def pass_hook(self, table: Table, builtin: str) -> None:
-        """Walk the chains behind a built-in chain.  Raises ValueError for a packet that is dropped."""
+        """Walk the chains behind a built-in chain."""
         chain = table.hooked(builtin)
         while chain is not None:
             entered, chain = chain, None
@@ -157,6 +157,8 @@ class _Packet:
 
     def _take(self, rule: Rule) -> None:
         match rule.target:
+            case Drop():
+                self.destination = 0
             case Dnat(to):
                 self.destination = int(IPAddress(to))
                 self.states.add("DNAT")
@@ -186,7 +188,7 @@ def pod(kind: str, slots: int) -> Pod:
     if kind == ROUTED:
         stack = routed_pod(hosts=1, servers=1) if slots == 1 else routed_pod(hosts=slots - 8, servers=8)
         routed = RoutedConfig.from_mapping(stack, "bench")
-        return Pod(slots, routed, compile_routed(routed))
+        return Pod(slots, routed, {str(role): rules for role, rules in compile_routed(routed).items()})
     stack = full_pod(SIZES[kind][slots], source_nat=kind)
     if slots == 1:
         (customer, entry), *_ = stack["customers"].items()
@@ -197,7 +199,7 @@ def pod(kind: str, slots: int) -> Pod:
         shared = stack["addresses"][f"management/{server}"]
         stack["addresses"] = {f"management/{server}": shared, f"{customer}/{host}": shared}
     config = PodConfig.from_mapping(stack, "bench")
-    return Pod(slots, config, compile_rules(config))
+    return Pod(slots, config, {str(side): rules for side, rules in compile_rules(config).items()})
 
 
 def loaded(rules: Ruleset) -> str:
