@@ -36,6 +36,7 @@ from nat_pod.trace.topology import VM_NAT, Topology
 MADE, CHANGED, REPLACED, REMOVED = "made", "changed", "replaced", "removed"
 _SHOWN = 4  # names of one type; the rest is counted
 _SETTLED = 3.0  # seconds: every flow has sent at least twice by then (load.PERIODS)
+_OPEN_SECONDS = 20.0  # for all flows to be answered before the change; on a busy machine some take their time
 
 Resources = Mapping[tuple[str, str], tuple[str, Any]]
 
@@ -149,6 +150,8 @@ def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -
             )
         deployment = tenancy.up()
         at_third = tenancy.resources()
+        if anew := _launched_anew(plan, at_second, at_third):
+            raise NatPodError(f"{', '.join(anew)} would be launched anew; a running lab does not wait between them")
         withdraw_customers(plan, there)
         build(plan, there, deployment.outputs)
         at_last = tenancy.resources()
@@ -195,6 +198,12 @@ def _replaced(plan: PodPlan, stack: str, there: Resources) -> list[str]:
     return found
 
 
+def _launched_anew(plan: PodPlan, old: Resources, new: Resources) -> list[str]:
+    """The instances of a POD with standbys that have another OCID than before, whatever setting did it."""
+    instances = [one for one in old.keys() & new.keys() if one[0] == INSTANCE and old[one][0] != new[one][0]]
+    return sorted(name for _, name in instances) if plan.balancers else []
+
+
 def _generation(metadata: Mapping[str, str]) -> str:
     return read_document(metadata[RULES_KEY]).generation
 
@@ -223,8 +232,12 @@ def _open(key: str, flows: Sequence[tuple[str, str, str]]) -> int:
         for number, (sender, address, _) in enumerate(flows)
     ]
     sandbox.call(key, "load", action="open", flows=given)
-    time.sleep(_SETTLED)
-    return sum(bool(flow["answers"]) for flow in sandbox.call(key, "load", action="report").values())
+    end = time.monotonic() + _OPEN_SECONDS
+    while True:
+        time.sleep(_SETTLED)
+        answered = sum(bool(flow["answers"]) for flow in sandbox.call(key, "load", action="report").values())
+        if answered == len(flows) or time.monotonic() > end:
+            return answered
 
 
 def _watched(key: str, flows: Sequence[tuple[str, str, str]]) -> list[Watched]:
