@@ -11,7 +11,7 @@ from nat_pod.errors import NatPodError
 from nat_pod.names import NAMESPACE
 from nat_pod.oci.args import NatPodArgs
 
-OBJECTS = ("natVm", "management", "customers", "subnets", "gateways", "addresses")
+OBJECTS = ("natVm", "management", "customers", "subnets", "gateways", "policy", "names", "tags", "addresses")
 
 config = pulumi.Config(NAMESPACE)
 # Every key that the CLI hands over, also one that nat-pod does not know: read by name, a mistyped sourceNat would be

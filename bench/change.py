@@ -266,8 +266,8 @@ def paths(plan: PodPlan, at: dict[tuple[str, str], str]) -> set[Course]:
 class Run:
     """A lab whose mappings change."""
 
-    def __init__(self, lab: Lab, stack: dict[str, Any], topology: Topology, seed: int) -> None:
-        self.lab, self.stack = lab, stack
+    def __init__(self, lab: Lab, stack: dict[str, Any], topology: Topology, seed: int, patience: float) -> None:
+        self.lab, self.stack, self.patience = lab, stack, patience
         self.editor = Editor(random.Random(seed))
         self.pauses = random.Random(seed)
         self.at = machines(topology)
@@ -382,7 +382,7 @@ class Run:
             report = {int(number): got for number, got in self.lab.call("load", action="report").items()}
             waiting = [number for number in must if not report[number]["answers"] and not report[number]["error"]]
             passed = time.monotonic() - began
-            if (not waiting and passed >= WINDOW) or passed >= PATIENCE:
+            if (not waiting and passed >= WINDOW) or passed >= self.patience:
                 return report
 
     def _close(self, numbers: set[int]) -> None:
@@ -394,12 +394,18 @@ class Run:
         self.lab.call("load", action="close", numbers=sorted(numbers))
 
 
-def run(changes: int, seed: int, tell: Callable[[str], None] = lambda _: None, seconds: float = LIMIT_SECONDS) -> Tally:
+def run(
+    changes: int,
+    seed: int,
+    tell: Callable[[str], None] = lambda _: None,
+    seconds: float = LIMIT_SECONDS,
+    patience: float = PATIENCE,
+) -> Tally:
     """Build the lab, make changes for at most so many seconds, and return what was counted."""
     stack = first_stack()
     topology = network(stack)
     with Lab(topology, tell) as lab:
-        running = Run(lab, stack, topology, seed)
+        running = Run(lab, stack, topology, seed, patience)
         running.begin()
         began = time.monotonic()
         told = 0

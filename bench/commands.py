@@ -1,4 +1,4 @@
-"""How long each command takes on a full /21 POD, as a multiple of starting Python and loading: `make bench-commands`.
+"""How long each command takes on a full POD, as a multiple of starting Python and loading: `make bench-commands`.
 
 A command and the floor (`--help`, which loads what every command loads) take turns in the same run, each as its own
 process.  User and system time are counted, and not the clock, so that other work on the machine matters less.
@@ -20,7 +20,7 @@ from statistics import median
 
 import yaml
 
-from bench.pods import full_pod, stack_config
+from bench.pods import full_pod, routed_pod, stack_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REPORT = Path(__file__).with_suffix(".md")
@@ -33,6 +33,7 @@ COMMANDS = {
     "rules --article": ["rules", "full", "--vm", "natVm1", "--article"],
     "trace": ["trace", "full", "customer1/vm1", "management/server1"],
     "trace --steps": ["trace", "full", "customer1/vm1", "management/server1", "--steps"],
+    "whois": ["whois", "10.0.0.100"],
     "plan --markdown": ["plan", "full", "--markdown"],
     "plan --svg": ["plan", "full", "--svg", "full.svg"],
     "handover": ["handover", "full", "customer1"],
@@ -42,15 +43,18 @@ COMMANDS = {
     "trace --all": ["trace", "full", "--all"],
     "move": ["move", "full", "routed"],
 }
+# Of a routed POD `rules` knows no article's lines; nobody builds one by hand or moves it.
+NOT_ROUTED = ("rules --article", "import", "move")
+KINDS = ("masquerade", "static", "routed")
 REPORT_TEXT = """\
-# How long each command takes on a full /21 POD
+# How long each command takes on a full POD
 
 Written by `make bench-commands`. Processor time of the command divided by that of
 `python -m nat_pod --help`, which loads what every command does, measured in turns in the same run. A command loads
 only what it needs, so it may cost less than 1.0.
 
-| command | masquerade | static |
-|---|---|---|
+| command | masquerade | static | routed |
+|---|---|---|---|
 {rows}
 
 Of a directory of 128 PODs, all of 198.18.0.0/15, each with ten customers, sixty hosts and five servers:
@@ -59,10 +63,11 @@ Of a directory of 128 PODs, all of 198.18.0.0/15, each with ten customers, sixty
 |---|---|
 {many}
 
-- POD: 696 slots, 8 servers, the hosts of 10 customers; {flows} declared flows. `diff`: one host of it was removed.
+- Masquerade and static: a /21 of 696 slots, 8 servers, the hosts of 10 customers; {flows} declared flows. Routed: a
+  /22 of 936 members, 8 servers, 10 customers, standbys; {routed} declared flows. `diff`: one host was removed.
 - Median of {rounds} rounds. The floor took {floor:.2f} s of processor time here.
-- `trace --all` covers every destination outside the sender's own network for 696 members and every source and
-  destination for an unknown sender in each network, by one packet a class.
+- `trace --all` covers every destination outside the sender's own network for each member, and every source and
+  destination for an unknown sender in each network, by one packet of each class.
 - Machine: {machine}.
 """
 
@@ -75,23 +80,25 @@ def main() -> int:
     many = _many(rounds)
     ratios: dict[str, list[float]] = {}
     floors: list[float] = []
-    for policy in ("masquerade", "static"):
+    for kind in KINDS:
         with tempfile.TemporaryDirectory(prefix="nat-pod-bench-") as scratch:
             directory = Path(scratch)
-            _prepare(directory, policy)
-            measured: dict[str, list[float]] = {name: [] for name in COMMANDS}
+            _prepare(directory, kind)
+            commands = {name: words for name, words in COMMANDS.items() if kind != "routed" or name not in NOT_ROUTED}
+            measured: dict[str, list[float]] = {name: [] for name in commands}
             for _ in range(rounds):
-                for name, arguments in COMMANDS.items():
+                for name, arguments in commands.items():
                     floor = _seconds(directory, FLOOR)
                     floors.append(floor)
                     measured[name].append(_seconds(directory, ["-m", "nat_pod", *arguments]) / floor)
             for name, values in measured.items():
                 ratios.setdefault(name, []).append(median(values))
-                print(f"{policy}, {name}: {ratios[name][-1]:.1f}", file=sys.stderr, flush=True)
+                print(f"{kind}, {name}: {ratios[name][-1]:.1f}", file=sys.stderr, flush=True)
     text = REPORT_TEXT.format(
-        rows="\n".join(f"| `{name}` | {one:.1f} | {two:.1f} |" for name, (one, two) in ratios.items()),
+        rows="\n".join(f"| `{name}` | {' | '.join(_cells(found))} |" for name, found in ratios.items()),
         many="\n".join(f"| `{name}` | {ratio:.1f} |" for name, ratio in many.items()),
         flows=f"{2 * 8 * 688:,}",
+        routed=f"{2 * 8 * 928:,}",
         rounds=rounds,
         floor=median(floors),
         machine=f"{os.cpu_count()} processors, load {os.getloadavg()[1]:.1f}; Python {platform.python_version()}",
@@ -101,13 +108,17 @@ def main() -> int:
     return 0
 
 
-def _prepare(directory: Path, policy: str) -> None:
+def _cells(found: list[float]) -> list[str]:
+    return [f"{ratio:.1f}" for ratio in found] + [""] * (len(KINDS) - len(found))
+
+
+def _prepare(directory: Path, kind: str) -> None:
     """A checkout with the full POD, in which one host is then removed: what `diff` has to find.
 
     natVm1.save and natVm2.save are what the NAT VMs of that POD run, for `import`.
     """
     shutil.copy(REPOSITORY / "Pulumi.yaml", directory)
-    config = stack_config(full_pod(source_nat=policy))
+    config = stack_config(routed_pod(hosts=928) if kind == "routed" else full_pod(source_nat=kind))
     stack = directory / "Pulumi.full.yaml"
     stack.write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
     git = ["git", "-c", "user.name=bench", "-c", "user.email=bench@example.com", "-c", "commit.gpgsign=false"]
@@ -116,7 +127,7 @@ def _prepare(directory: Path, policy: str) -> None:
     del config["nat-pod:customers"]["customer0"]["hosts"]["vm0"]
     config["nat-pod:addresses"]["customer0/vm0"]["released"] = True
     stack.write_text(yaml.safe_dump({"config": config}), encoding="utf-8")
-    for vm in ("natVm1", "natVm2"):
+    for vm in () if kind == "routed" else ("natVm1", "natVm2"):
         rules = [sys.executable, "-m", "nat_pod", "rules", "full", "--vm", vm]
         with (directory / f"{vm}.save").open("w", encoding="utf-8") as save:
             environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

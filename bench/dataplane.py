@@ -17,7 +17,6 @@ import platform
 import random
 import re
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -27,15 +26,15 @@ from pathlib import Path
 from statistics import median
 
 from bench.engine import processor
-from bench.line import Batch, Line, Side, Way
-from bench.rule_sets import ARTICLE, DIRECTIONS, FULL, KINDS, POLICIES, SIZES, Pod, articles, loaded, pod
+from bench.line import Batch, Line, Side, Way, udp_packet
+from bench.rule_sets import ARTICLE, DIRECTIONS, FULL, KINDS, POLICIES, SIZES, Pod, articles, loaded, pod, policed
 from nat_pod.config.model import SourceNat
 from nat_pod.lab.wire import netns, sandbox
 from nat_pod.names import NAT_VM1, SIDES
 
 REPORT = Path(__file__).resolve().parent / "results.md"
 NEW = ("udp_new", "echo_new", "connect")
-ESTABLISHED = ("udp_same", "echo_same", "throughput")
+ESTABLISHED = ("udp_same", "udp_unanswered", "echo_same", "throughput")
 PLAIN = "plain routing"
 CONNTRACK = "conntrack, no NAT"
 _SWING = 1 / 8  # most that two neighbours may differ
@@ -224,7 +223,7 @@ def _laid(only: re.Pattern[str]) -> tuple[Stopwatch, dict[tuple[str, int], Pod]]
                 of = pod(SourceNat.MASQUERADE, slots)
                 last = of.hosts[-1], of.servers[-1]
                 ways = of.ways(f"a{slots}", last, last, {vm: articles(of, vm) for vm in SIDES})
-                more: tuple[str, ...] = ("udp_same", "echo_same") if slots == FULL[kind] else ()
+                more: tuple[str, ...] = ESTABLISHED[:3] if slots == FULL[kind] else ()
             else:
                 of = pod(kind, slots)
                 ways = of.ways(f"{kind[0]}{slots}", *of.dearest(), {vm: loaded(of.rules[vm]) for vm in SIDES})
@@ -232,9 +231,16 @@ def _laid(only: re.Pattern[str]) -> tuple[Stopwatch, dict[tuple[str, int], Pod]]
             pods[kind, slots] = of
             for direction, way in zip(DIRECTIONS, ways, strict=True):
                 watch.add(f"{kind} {slots} {direction}", way, (*NEW, *more))
+    for kind in KINDS:
+        name, slots = f"{kind} {FULL[kind]} policy", FULL[kind]
+        if only.search(name):
+            of = policed(kind, slots)
+            ways = of.ways(f"p{kind[0]}", *of.dearest(), {vm: loaded(of.rules[vm]) for vm in SIDES})
+            for direction, way in zip(DIRECTIONS, ways, strict=True):
+                watch.add(f"{name} {direction}", way, NEW)
     for name, texts in STEPS.items():
         if only.search(name):
-            watch.add(name, _bare_line(f"s{len(watch.jobs)}", texts, _AT_VM1), ("udp_new", "udp_same"))
+            watch.add(name, _bare_line(f"s{len(watch.jobs)}", texts, _AT_VM1), ("udp_new",))
     return watch, pods
 
 
@@ -290,7 +296,7 @@ def _new_rows(watch: Stopwatch) -> str:
             (f"{kind} {slots} {direction}", f"{kind} 1 {direction}")
             for kind in (*KINDS, ARTICLE)
             for direction in DIRECTIONS
-            for slots in SIZES[kind]
+            for slots in (*SIZES[kind], *([] if kind == ARTICLE else [f"{FULL[kind]} policy"]))
         ),
     ]:
         if (name, NEW[0]) not in watch.seconds:
@@ -433,7 +439,9 @@ def _flow_limit(policy: str, ports: int | None, offered: int, *, random_ports: b
     random.shuffle(flows)
     first, lost, step = None, {}, max(len(flows) // 80, 1)
     for at in range(0, len(flows), step):
-        Batch([((target, 0), _datagram(source, target, port)) for source, port in flows[at : at + step]]).send(channel)
+        Batch([((target, 0), udp_packet(source, target, port, 5000)) for source, port in flows[at : at + step]]).send(
+            channel
+        )
         sent = min(at + step, len(flows))
         lost[sent] = sent - line.arrived(line.management)
         first = first or (sent if lost[sent] else None)
@@ -443,14 +451,6 @@ def _flow_limit(policy: str, ports: int | None, offered: int, *, random_ports: b
     shares = [f"{lost[mark] / mark:.1%}" if mark in lost else "" for mark in _MARKS]
     cells = [name, f"{len(flows):,}", f"{arrived:,}", f"before {first:,}" if first else "none", *shares]
     return f"| {' | '.join(cells)} |"
-
-
-def _datagram(source: str, target: str, port: int) -> bytes:
-    """An IPv4 packet with an empty UDP datagram to port 5000; the kernel fills in length and checksum."""
-    addresses = socket.inet_aton(source), socket.inet_aton(target)
-    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, *addresses) + struct.pack(
-        "!HHHH", port, 5000, 8, 0
-    )
 
 
 def _machine() -> str:
@@ -480,10 +480,11 @@ host and one server.
 
 ## Flows that exist
 
-Only a flow's first packet meets the nat table. Time as a multiple of plain routing.
+Only a flow's first packet meets the nat table. Time as a multiple of plain routing. *Unanswered*: nothing has come back yet, so
+that to conntrack each packet is new, and meets the rules of FORWARD again.
 
-| rules, slots, direction | UDP packet | ping, round trip | TCP, 1 MB sent and read |
-|---|---|---|---|
+| rules, slots, direction | UDP packet | unanswered | ping, round trip | TCP, 1 MB sent and read |
+|---|---|---|---|---|
 {established}
 
 ## What lies between plain routing and a POD

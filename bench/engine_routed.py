@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from bench.engine import REPOSITORY, STEPS, machine, measure
-from bench.pods import SLASH_22, full_pod, routed_pod, stack_config
+from bench.engine import FLOOR, REPOSITORY, STEPS, machine, measure
+from bench.pods import REGION, SLASH_22, full_pod, routed_pod, stack_config
 from nat_pod.lab.engine.engine import find_cli
 
+_LEAST = 3
 REPORT = Path(__file__).with_suffix(".md")
 REPORT_TEXT = """\
 # How long the engine takes for a routed POD
@@ -26,10 +27,11 @@ beside the article's with the same members, in a /22 each. Time of the routed on
 | `privateIps` | {article} |
 | `routes`, with standbys | {routed} |
 
-| step | median | from, to |
-|---|---|---|
+| step | routed, median | from, to | a program of {least} resources | from, to |
+|---|---|---|---|---|
 {rows}
 
+- The program of {least} resources is a bare one (`floor/`): what Pulumi's CLI, its SDK and the plugin take to start.
 - Rounds: {rounds}. Time is that of the whole `pulumi` command, against the simulated region.
 - Not measured: OCI. There the article's POD attaches 28 VNICs, one after the other on each VM, and the routed one
   launches four VMs one after the other.
@@ -46,23 +48,29 @@ def main() -> int:
     if rounds < 1 or cli is None:
         print("--rounds is 1 or more" if cli else "no Pulumi CLI: .ci/pulumi/install builds one", file=sys.stderr)
         return 1
-    configs = {"article": stack_config(full_pod(SLASH_22)), "routed": stack_config(routed_pod())}
+    programs = {
+        "article": (REPOSITORY, stack_config(full_pod(SLASH_22))),
+        "least": (FLOOR, {"oci:region": REGION, "nat-pod-floor:resources": _LEAST}),
+        "routed": (REPOSITORY, stack_config(routed_pod())),
+    }
     resources: dict[str, int] = {}
-    ratios: dict[str, list[float]] = {step: [] for step in STEPS}
+    ratios: dict[tuple[str, str], list[float]] = {(step, of): [] for step in STEPS for of in ("routed", "least")}
     for number in range(rounds):
         seconds: dict[str, dict[str, float]] = {}
-        for name in sorted(configs, reverse=number % 2 == 1):
-            resources[name], seconds[name] = measure(REPOSITORY, configs[name], cli)
-        for step in STEPS:
-            ratios[step].append(seconds["routed"][step] / seconds["article"][step])
-            print(f"{step}: {ratios[step][-1]:.2f}", file=sys.stderr, flush=True)
-    rows = "\n".join(
-        f"| {step} | {median(found):.2f} | {min(found):.2f} to {max(found):.2f} |" for step, found in ratios.items()
-    )
+        for name in sorted(programs, reverse=number % 2 == 1):
+            resources[name], seconds[name] = measure(*programs[name], cli)
+        for step, of in ratios:
+            ratios[step, of].append(seconds[of][step] / seconds["article"][step])
+            print(f"{step}, {of}: {ratios[step, of][-1]:.2f}", file=sys.stderr, flush=True)
+    rows = "\n".join(f"| {step} | {_cell(ratios[step, 'routed'])} | {_cell(ratios[step, 'least'])} |" for step in STEPS)
     text = REPORT_TEXT.format(rows=rows, rounds=rounds, machine=machine(), **resources)
     print(text, end="")
     REPORT.write_text(text, encoding="utf-8")
     return 0
+
+
+def _cell(found: list[float]) -> str:
+    return f"{median(found):.2f} | {min(found):.2f} to {max(found):.2f}"
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ _SYSCTLS = (
 )
 
 _SOL_RAW, _ICMP_FILTER, _SO_RCVBUFFORCE = 255, 1, 33  # linux/socket.h, linux/icmp.h, asm-generic/socket.h
+_IPV4 = 0x0800  # ETH_P_IP
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -193,6 +194,13 @@ def echo_request(identifier: int, sequence: int) -> bytes:
     return struct.pack("!BBHHH", 8, 0, ~(total + (total >> 16)) & 0xFFFF, identifier, sequence) + data
 
 
+def udp_packet(source: str, target: str, from_port: int, to_port: int) -> bytes:
+    """An IPv4 packet with an empty UDP datagram; the kernel fills in length and checksum."""
+    addresses = socket.inet_aton(source), socket.inet_aton(target)
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, socket.IPPROTO_UDP, 0, *addresses)
+    return header + struct.pack("!HHHH", from_port, to_port, 8, 0)
+
+
 class Way:
     """One direction of a line, from `source` to `target` as the sender knows it: what can be timed of it."""
 
@@ -216,6 +224,7 @@ class Way:
         self._stream: tuple[socket.socket, socket.socket] | None = None
         self._new = Batch([((target, UDP_PORT + at), b"x" * 18) for at in range(BATCH)])
         self._same = Batch([((target, UDP_PORT), b"x" * 18)] * BATCH)
+        self._first = Batch([((target, UDP_PORT), b"x" * 18)])
         self._warm = Batch([((target, 40_000 + at), b"x" * 18) for at in range(24)])
         self._echoes = Batch([((target, 0), echo_request(at + 1, 1)) for at in range(BATCH)])
         self._again = Batch([((target, 0), echo_request(at + 1, 2)) for at in range(BATCH)])
@@ -228,13 +237,23 @@ class Way:
         arrived = self.line.arrived(self.end) - before
         if arrived != BATCH:
             raise netns.LabError(f"{self.line.name}: {arrived} of {BATCH} packets to {self._target[0]} arrived")
+        before = self.line.arrived(self._start)
+        self._answered()
+        if self.line.arrived(self._start) - before != 1:
+            raise netns.LabError(f"{self.line.name}: the answer of {self._target[0]} did not arrive")
 
     def udp_new(self) -> float:
         """First packet of a flow, one way: seconds per packet."""
         return self._timed(lambda: self._new.send(self._udp)) / BATCH
 
     def udp_same(self) -> float:
-        """A later packet of a flow, one way."""
+        """A later packet of a flow that has been answered, one way."""
+        self.line.forget_flows()
+        self._answered()
+        return self._timed(lambda: self._same.send(self._udp), new=False) / BATCH
+
+    def udp_unanswered(self) -> float:
+        """A later packet of a flow that nobody answers, one way: to conntrack each one is still NEW."""
         return self._timed(lambda: self._same.send(self._udp)) / BATCH
 
     def echo_new(self) -> float:
@@ -304,6 +323,18 @@ class Way:
             seconds = time.perf_counter() - before
             disturbed = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw != switches
         return math.inf if disturbed else seconds
+
+    def _answered(self) -> None:
+        """Send the first packet of a UDP flow, and its answer from the other end, whatever it is called there."""
+        # A packet socket sees what the raw table drops.  It is closed again: each open one costs every packet.
+        with netns.open_socket(self.end, socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_IPV4)) as seen:
+            seen.settimeout(1)
+            self._first.send(self._udp)
+            packet = seen.recv(2048)
+        source, target, (from_port, to_port) = packet[12:16], packet[16:20], struct.unpack_from("!HH", packet, 20)
+        answer = udp_packet(socket.inet_ntoa(target), socket.inet_ntoa(source), to_port, from_port)
+        with netns.open_socket(self.end, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as channel:
+            channel.sendto(answer, (socket.inet_ntoa(source), 0))
 
     def _answers(self) -> None:
         count = 0

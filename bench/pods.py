@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from netaddr import IPAddress, IPNetwork
@@ -19,6 +20,7 @@ from nat_pod.config.model import PodConfig, read_draft
 from nat_pod.errors import ConfigError
 from nat_pod.names import NAMESPACE
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 REGION = "uk-london-1"
 SLASH_21 = "198.18.8.0/21"  # 696 slots
 SLASH_22 = "198.18.0.0/22"  # 435 slots
@@ -57,10 +59,31 @@ def routed_pod(*, hosts: int = 427, servers: int = 8) -> dict[str, Any]:
     pod["natVm"]["shape"] = {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 8}
     pod["delivery"] = "routes"
     _add_hosts(pod, hosts, None, "vm{}".format)
+    return _allocated(pod)
+
+
+def overlapping_pod(*, customers: int = 20, ranges: int = 5, hosts: int = 1_000, servers: int = 5) -> dict[str, Any]:
+    """A POD with `delivery: routes` and standbys, whose customers have so many ranges between them, and the same hosts.
+
+    hosts: of all customers together.  Customers of one range have hosts of the same addresses.
+    """
+    pod = _without_hosts(SLASH_21, servers, customers, "", wide=False)
+    pod["natVm"]["shape"] = {"shape": "VM.Standard.E5.Flex", "ocpus": 1, "memoryGbs": 8}
+    pod |= {"delivery": "routes", "vcnCidr": "198.18.15.192/26", "balancerLimit": customers // ranges + 1}
+    for number, customer in enumerate(pod["customers"].values()):
+        customer["cidr"] = f"10.{number % ranges + 1}.0.0/24"
+    _add_hosts(pod, hosts, None, "vm{}".format)
+    return _allocated(pod)
+
+
+def _allocated(pod: dict[str, Any]) -> dict[str, Any]:
+    """The POD with what `allocate` writes."""
     config, problems, _ = routed.read_draft(pod, "bench")
     if config is None:
         raise ConfigError("this POD of numbers", problems)
-    return {**pod, "addresses": {str(name): str(entry.slot) for name, entry in settle(config).entries.items()}}
+    settled = settle(config)
+    pod["addresses"] = {str(name): as_written(config, entry) for name, entry in settled.entries.items()}
+    return {**pod, "gateways": settled.gateways} if settled.gateways else pod
 
 
 def allocate(pod: dict[str, Any], *, reuse: bool = False) -> None:
@@ -78,6 +101,14 @@ def shuffle_slots(pod: dict[str, Any], dice: random.Random) -> None:
     slots = [book[name] for name in names]
     dice.shuffle(slots)
     book |= dict(zip(names, slots, strict=True))
+
+
+def project_with(directory: Path, stack: str, text: str) -> Path:
+    """A project with one stack file of its own; the program, the package and the guest are the real ones."""
+    for name in ("Pulumi.yaml", "__main__.py", "nat_pod", "cloud-init"):
+        (directory / name).symlink_to(REPOSITORY / name)
+    (directory / f"Pulumi.{stack}.yaml").write_text(text, encoding="utf-8")
+    return directory
 
 
 def stack_config(pod: dict[str, Any]) -> dict[str, Any]:

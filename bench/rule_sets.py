@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from netaddr import IPAddress, IPNetwork, cidr_merge
 
-from bench.line import Line, Side, Way
+from bench.line import UDP_PORT, Line, Side, Way
 from bench.pods import SLASH_21, SLASH_22, full_pod, routed_pod
 from nat_pod import names
 from nat_pod.config.model import PodConfig
@@ -152,7 +153,8 @@ class _Packet:
         return (
             (not match.ctstate or not self.states.isdisjoint(match.ctstate))
             and match.protocol in (None, "udp")
-            and (match.bound, match.in_interface, match.source_port, match.destination_port) == (None,) * 4
+            and (match.destination_port is None or UDP_PORT in match.destination_port)
+            and (match.bound, match.in_interface, match.source_port) == (None,) * 3
         )
 
     def _take(self, rule: Rule) -> None:
@@ -179,16 +181,34 @@ def _ends(network: str) -> tuple[int, int]:
     return parsed.first, parsed.last
 
 
+ALLOWED = ["tcp/7", "tcp/22", "tcp/443", "udp/1-1000", "icmp"]
+"""What a policy lets pass here; what is timed is udp/1 and above, tcp/7 and echoes."""
+
+
+def policed(kind: str, slots: int) -> Pod:
+    """The same POD with a policy: every second customer may do ALLOWED in both directions, the others everything."""
+    stack = _stack(kind, slots)
+    customers = sorted(stack["customers"])[::2]
+    stack["policy"] = [
+        {"from": one, "to": other, "allow": ALLOWED}
+        for customer in customers
+        for one, other in ((customer, names.MANAGEMENT), (names.MANAGEMENT, customer))
+    ]
+    return _pod(kind, slots, stack)
+
+
 def pod(kind: str, slots: int) -> Pod:
     """A POD that uses `slots` slots (a routed one: has so many members): 8 servers, and the hosts of 10 customers.
 
     With one slot it is one of each; in the article's delivery they share it.  936 members fill a routed /22: the
     servers have a block of 32 aliases for themselves.
     """
+    return _pod(kind, slots, _stack(kind, slots))
+
+
+def _stack(kind: str, slots: int) -> dict[str, Any]:
     if kind == ROUTED:
-        stack = routed_pod(hosts=1, servers=1) if slots == 1 else routed_pod(hosts=slots - 8, servers=8)
-        routed = RoutedConfig.from_mapping(stack, "bench")
-        return Pod(slots, routed, {str(role): rules for role, rules in compile_routed(routed).items()})
+        return routed_pod(hosts=1, servers=1) if slots == 1 else routed_pod(hosts=slots - 8, servers=8)
     stack = full_pod(SIZES[kind][slots], source_nat=kind)
     if slots == 1:
         (customer, entry), *_ = stack["customers"].items()
@@ -198,6 +218,13 @@ def pod(kind: str, slots: int) -> Pod:
         stack["management"]["servers"] = {server: address}
         shared = stack["addresses"][f"management/{server}"]
         stack["addresses"] = {f"management/{server}": shared, f"{customer}/{host}": shared}
+    return stack
+
+
+def _pod(kind: str, slots: int, stack: dict[str, Any]) -> Pod:
+    if kind == ROUTED:
+        routed = RoutedConfig.from_mapping(stack, "bench")
+        return Pod(slots, routed, {str(role): rules for role, rules in compile_routed(routed).items()})
     config = PodConfig.from_mapping(stack, "bench")
     return Pod(slots, config, {str(side): rules for side, rules in compile_rules(config).items()})
 

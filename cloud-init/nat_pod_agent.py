@@ -23,6 +23,7 @@ Facts this file rests on
 
 import base64
 import bz2
+import calendar
 import fcntl
 import glob
 import hashlib
@@ -48,7 +49,12 @@ GOOD_RULES, GOOD_VNICS = STATE + "/rules", STATE + "/vnics"
 LOADED, STATUS = RUN + "/loaded.json", RUN + "/status.json"
 DOOR = RUN + "/health"  # the address and port where the balancer asks, if the document wants that
 
+# Where a node_exporter looks for other programs' metrics: Debian's and Ubuntu's package, and EPEL's.  Nobody else makes
+# these folders, so a VM without one is spared the work.
+TEXTFILES = "/var/lib/prometheus/node-exporter", "/var/lib/node_exporter/textfile_collector"
+
 OWN = "NATPOD-"
+CUSTOMER = OWN + "C-"  # the chain of a customer; what its bound refuses meets an ACCEPT there (compiler.py)
 # Stands with or without a document, before firewalld goes and after each boot before the network; no document can take
 # it away.  A document's chains are entered before NATPOD-CLOSED, so without one nothing is forwarded and the VM is
 # open to nobody.  NATPOD-OWN is what the VM itself lives by, all of it from 169.254.0.0/16: DNS, DHCP, metadata, time,
@@ -82,12 +88,13 @@ TABLES = ("filter", "nat")  # of a document
 LOADED_TABLES = ("filter", "nat", "raw")
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 BASE85 = str.maketrans(",./", "<>&")  # what stands in a document for signs that JSON writes at length
-FORMAT = "3"  # of a rule document, as guest.py writes it
+FORMAT = "4"  # of a rule document, as guest.py writes it
 DEPTH = 15  # chains in one another: the kernel takes 16, and the built-in one is the first
 DOCUMENT_LIMIT = 4 << 20  # bytes unpacked, and once more unfolded; a full POD has 95 kB, and 270 kB
 PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
 UNDER_WAY = 0.2  # seconds in which a packet that is between two VMs arrives
 FLOWS = 1 << 20  # the most that conntrack is given room for
+CLOCK = "%Y-%m-%dT%H:%M:%SZ"  # a time in a report
 STALE = 90  # seconds without a round after which a VM is not fit: six were due, and one without IMDS takes 18 seconds
 REPORT_SECONDS = 900  # between reports of a VM on which nothing changes; a console history of 1 MB then goes back hours
 MTU = 9000  # what OCI gives the primary VNIC by DHCP; the kernel's 1500 would split or drop what peers send
@@ -122,9 +129,11 @@ def run(command, text=None):
     return done.stdout.decode("utf-8", "surrogateescape")
 
 
-def save(path, text):
+def save(path, text, mode=0o600):
     """Replace a file at once: a crash leaves the old one or the new one, never half of one."""
-    with open(path + ".new", "w") as out:
+    # The folder may be another user's, who must not lead us elsewhere.
+    with open(path + ".new", "w", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode)) as out:
+        os.fchmod(out.fileno(), mode)
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
@@ -245,7 +254,7 @@ def word(pattern):
 
 CHAIN = word(r"NATPOD-[A-Za-z0-9._/-]{1,21}")  # iptables takes 28 characters
 STATES = word(r"(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT)(,(NEW|ESTABLISHED|RELATED|INVALID|DNAT|SNAT))*")
-PORT = word(r"[0-9]{1,5}")
+PORT = word(r"[0-9]{1,5}(:[0-9]{1,5})?")
 COMMON = {
     "-A": CHAIN,
     "-g": CHAIN,
@@ -268,8 +277,8 @@ for option in (
     # No dash in front: `--probability -g` would be read as two options where iptables reads one.
     COMMON["--" + option] = word(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,27}( --[a-z-]+)?")
 OPENING = "FIN,SYN,RST,ACK SYN"  # a segment that opens a connection: of these four flags SYN alone
-# What a rule may say, by table.  nat rules look at addresses only, so that `translate` can repeat their decision
-# for a flow of which conntrack no longer knows the interface; and at a bound, which no flow that exists was above.
+# What a rule may say, by table.  nat rules do not look at interfaces, so that `translate` can repeat their decision for
+# a flow of which conntrack no longer knows it; and at a bound, which no flow that exists was above.
 OPTIONS = {
     "filter": dict(
         COMMON,
@@ -289,6 +298,8 @@ OPTIONS = {
         COMMON,
         **{
             "-j": word("ACCEPT|DNAT|SNAT|NETMAP"),
+            "-p": word("tcp|udp|icmp"),
+            "--dport": PORT,
             "--to-destination": target,
             "--to-source": target,
             "--to": target,
@@ -337,6 +348,14 @@ def parse_rule(table, line):
 
 def unfold(text):
     """The rules as iptables-restore takes them, from the short form that a document carries (`fold` in guest.py)."""
+    lines, last = [], 0
+    for line in text.split("\n"):
+        found = re.match(r"-d (?:\+([0-9]?)|(\S{1,15})/32) (.*)", line)
+        if found:  # `+`: the address behind that of the last such rule
+            last = number(found.group(2)) if found.group(2) else last + int(found.group(1) or 1)
+            line = "-d %s/32 %s" % (dotted(last & 0xFFFFFFFF), found.group(3))
+        lines.append(line)
+    text = "\n".join(lines)
     said = r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})'
     known = {number(real): (address, comment) for address, comment, real in re.findall(said, text)}
     order = sorted(known)
@@ -404,6 +423,9 @@ class Document:
             self._read_hook(hook)
         for table in TABLES:
             self._refuse_depth(self.rules[table])
+        # Ports that lead into another chain are a policy's; those of INPUT decide themselves.
+        rules = [rule for chains in self.rules.values() for rules in chains.values() for rule in rules]
+        self.asks_ports = any("-g" in rule and {"--sport", "--dport"} & set(rule) for rule in rules)
 
     def _read_rules(self, text):
         """Read both blocks, each `*table`, chains, rules, COMMIT."""
@@ -465,30 +487,39 @@ class Document:
         """Number of rules, hooks apart."""
         return sum(len(lines) for chains in self.lines.values() for lines in chains.values())
 
-    def _decide(self, builtin, source, destination, states):
-        """The nat rule that decides a new flow's packet, None when ours leave it alone."""
-        chain = self.hooks["nat"].get(builtin)
+    def _decide(self, table, builtin, packet, states):
+        """The rule that decides a new flow's packet, None when ours leave it alone.
+
+        packet: source, destination, protocol and both ports.  Of TCP it is a segment that opens nothing, which belongs
+        to any flow that is still let pass.
+        """
+        source, destination, protocol, ports = packet
+        chain = self.hooks[table].get(builtin)
         while chain:
             last, chain = chain, None
-            for rule in self.rules["nat"][last]:
-                if any(
-                    not within(address, rule.get(option)) for address, option in ((source, "-s"), (destination, "-d"))
+            for rule in self.rules[table][last]:
+                if (
+                    within(source, rule.get("-s"))
+                    and within(destination, rule.get("-d"))
+                    and not {"--mask", "--tcp-flags", "-i", "--icmp-type", "--ctorigsrc", "--ctreplsrc"} & set(rule)
+                    and rule.get("-p", protocol) == protocol
+                    and among(ports[0], rule.get("--sport"))
+                    and among(ports[1], rule.get("--dport"))
+                    and ("--ctstate" not in rule or states & set(rule["--ctstate"].split(",")))
                 ):
-                    continue
-                if "--mask" in rule:
-                    continue
-                if "--ctstate" in rule and not states & set(rule["--ctstate"].split(",")):
-                    continue
-                if "-j" in rule:
-                    return rule
-                chain = rule["-g"]
-                break
+                    if "-j" in rule:
+                        return rule
+                    chain = rule["-g"]
+                    break
         return None
 
-    def translate(self, source, destination, own):
-        """(source, destination) of a new flow after these rules; `own` has the VM's addresses."""
+    def translate(self, source, destination, own, kind=("tcp", (0, 0))):
+        """(source, destination) of a new flow after these rules, None for one that they drop.
+
+        own: the VM's addresses.  kind: the flow's protocol, and its ports.
+        """
         states = {"NEW"}
-        rule = self._decide("PREROUTING", source, destination, states) or {}
+        rule = self._decide("nat", "PREROUTING", (source, destination, *kind), states) or {}
         before = destination
         if rule.get("-j") == "DNAT":
             destination = rule["--to-destination"][0]
@@ -498,23 +529,34 @@ class Document:
             states.add("DNAT")
         if destination in own:
             return source, destination  # it ends here and never meets POSTROUTING
-        rule = self._decide("POSTROUTING", source, destination, states) or {}
+        if (self._decide("filter", "FORWARD", (source, destination, *kind), states) or {}).get("-j") == "DROP":
+            return None
+        rule = self._decide("nat", "POSTROUTING", (source, destination, *kind), states) or {}
         if rule.get("-j") == "SNAT":
             source = rule["--to-source"][0]
         elif rule.get("-j") == "NETMAP":
             source = mapped(source, rule["--to"])
         return source, destination
 
-    def gives(self, original, reply, own):
-        """Whether a new flow between the `original` addresses would get these `reply` addresses."""
-        if original not in self.known:
-            self.known[original] = self.translate(original[0], original[1], own)
-        return original[0] in own or self.known[original] == (reply[1], reply[0])
+    def gives(self, original, reply, own, kind=("tcp", (0, 0))):
+        """Whether a new flow between the `original` addresses would pass, and get these `reply` addresses."""
+        if not self.asks_ports:
+            kind = kind[0], (0, 0)
+        flow = (*original, *kind)
+        if flow not in self.known:
+            self.known[flow] = self.translate(original[0], original[1], own, kind)
+        return original[0] in own or self.known[flow] == (reply[1], reply[0])
 
 
 def within(address, net):
     """Whether an address lies in a network; everything lies in None."""
     return net is None or not (address ^ net[0]) & net[1]
+
+
+def among(port, said):
+    """Whether a port is among those that a rule says, `22` or `5000:5010`; every port is among None."""
+    ends = [int(end) for end in (said or "0:65535").split(":")]
+    return ends[0] <= port <= ends[-1]
 
 
 def mapped(address, net):
@@ -778,6 +820,13 @@ def addresses(flow, direction):
     return struct.unpack("!I", pair[IP_SRC])[0], struct.unpack("!I", pair[IP_DST])[0]
 
 
+def protocol_and_ports(flow):
+    """A flow's protocol, if rules have a name for it, and both ports."""
+    proto = attributes(attributes(flow[TUPLE_ORIG])[TUPLE_PROTO])
+    ports = [int.from_bytes(proto.get(port, b""), "big") for port in (SOURCE_PORT, SOURCE_PORT + 1)]
+    return {1: "icmp", 6: "tcp", 17: "udp"}.get(proto[PROTOCOL][0]), tuple(ports)
+
+
 def forget(channel, ends, others):
     """Delete the flow with these addresses and ports, unless there is none."""
     payload = attribute(TUPLE_ORIG | 0x8000, ends) + b"".join(attribute(kind, others[kind]) for kind in sorted(others))
@@ -811,7 +860,9 @@ def delete_stale_flows(document, own):
     would be translated just the same live on.  `own` has the VM's own addresses: what it sends itself never met
     PREROUTING.
     """
-    stale = [flow for flow, original, reply in flows() if not document.gives(original, reply, own)]
+    stale = [
+        flow for flow, original, reply in flows() if not document.gives(original, reply, own, protocol_and_ports(flow))
+    ]
     with conntrack() as channel:
         # With its id: a new flow with the same addresses and ports is not the one that was judged.
         for flow in stale:
@@ -1083,10 +1134,6 @@ def finish(vm, wanted, behind, vnics, problems, notes, mended):
     behind: whether the kernel would take what is wanted, and yet it is not loaded.
     """
     old, now = load_json(STATUS), utc()
-    # What repeats in every round is said once, and then in the reports.
-    for note in notes:
-        if note not in old.get("notes", ()):
-            say(4, note)
     for problem in problems:
         if problem not in (old.get("error") or ""):
             say(3, problem)
@@ -1096,16 +1143,23 @@ def finish(vm, wanted, behind, vnics, problems, notes, mended):
         "applied": load_json(LOADED).get("generation"),
         "behind": behind,
         "error": "; ".join(problems) or None,
-        "notes": list(dict.fromkeys(notes)),
         "vnics": vnics,
         "repairs": repairs(old, mended),
         "forwarding": load("/proc/sys/net/ipv4/ip_forward") == "1\n",
     }
     changed = [key for key in state if state[key] != old.get(key)]
-    due = changed or not 0 <= time.time() - old.get("reported", 0) < REPORT_SECONDS
     since = dict(old.get("since", {}), **dict.fromkeys(changed, now))
-    state.update(time=now, since=since, reported=time.time() if due else old["reported"], uptime=time.monotonic())
-    state["passed"] = passed(old, now)
+    state.update(time=now, since=since, uptime=time.monotonic(), passed=passed(old, now))
+    publish(state, notes)
+    # What repeats in every round is said once, and then in the reports.
+    state["notes"] = list(dict.fromkeys(notes))
+    for note in state["notes"]:
+        if note not in old.get("notes", ()):
+            say(4, note)
+    due = (
+        changed or state["notes"] != old.get("notes") or not 0 <= time.time() - old.get("reported", 0) < REPORT_SECONDS
+    )
+    state["reported"] = time.time() if due else old["reported"]
     text = json.dumps(state, sort_keys=True)
     save(STATUS, text)
     if due:
@@ -1115,7 +1169,7 @@ def finish(vm, wanted, behind, vnics, problems, notes, mended):
 
 def utc():
     """The time, as text."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return time.strftime(CLOCK, time.gmtime())
 
 
 def passed(old, now):
@@ -1125,9 +1179,92 @@ def passed(old, now):
     return before if count == before["count"] else {"count": count, "last": now}
 
 
+def publish(state, notes):
+    """Write the metrics for a node_exporter, where there is one's folder; it reads files that end in `.prom`."""
+    for folder in TEXTFILES:
+        if os.path.isdir(folder):
+            try:
+                save(folder + "/nat-pod.prom", metrics(state), 0o644)
+            except (AgentError, OSError) as error:
+                notes.append("metrics: %s" % error)
+
+
+def metrics(state):
+    """What a round found, and what the kernel has counted, in Prometheus's text format.
+
+    nat_pod/status/metrics.py says the same of a report, word for word.  Which VM it is the scraper knows.
+    """
+    use, mappings, dropped, refused = conntrack_use(), {}, {}, {}
+    packets = counted(live_rules())
+    for member, uses in packets["members"].items():
+        for action in uses:
+            mappings[labels(member=member, target=action)] = uses[action]
+    for chain, uses in packets["chains"].items():
+        if "DROP" in uses:
+            dropped[labels(chain=chain)] = uses["DROP"]
+        if chain.startswith(CUSTOMER) and "ACCEPT" in uses:
+            refused[labels(customer=chain[len(CUSTOMER) :])] = uses["ACCEPT"]
+    applied, wanted, lost = state["applied"], state["wanted"], ("insert_failed", "drop", "early_drop")
+    text = ""
+    for name, said, samples in (
+        ("last_round_timestamp_seconds", "Last round of the agent", moment(state["time"])),
+        ("last_round_success", "Whether it had no complaint", {"": not state["error"]}),
+        (
+            "generation_info",
+            "Rules wanted, and loaded",
+            {labels(applied=applied or "", wanted=wanted or ""): 1},
+        ),
+        (
+            "generation_applied",
+            "Whether the wanted rules are loaded",
+            {"": applied is not None and wanted in (None, applied)},
+        ),
+        (
+            "generation_applied_timestamp_seconds",
+            "When the loaded rules last changed",
+            moment(state["since"].get("applied")),
+        ),
+        ("forwarding", "Whether it forwards packets", {"": state["forwarding"]}),
+        ("fit", "Whether its balancer is told that it is fit", {"": not unfit(state)} if load(DOOR) else {}),
+        ("forwarded_packets_total", "Packets forwarded", {"": state["passed"]["count"]}),
+        ("last_forwarded_timestamp_seconds", "When a round last saw more of them", moment(state["passed"]["last"])),
+        ("conntrack_entries", "Connections", {"": use["count"]}),
+        ("conntrack_entries_limit", "Room for connections", {"": use["max"]}),
+        (
+            "conntrack_lost_total",
+            "Connections and packets lost",
+            {labels(reason=key): use[key] for key in lost},
+        ),
+        ("mapping_packets_total", "Packets that met rules of a member, in nat first ones of flows", mappings),
+        ("dropped_packets_total", "Packets dropped", dropped),
+        ("customer_refused_packets_total", "Packets of new flows above the bound of a customer", refused),
+        ("reassembly_failures_total", "Packets with fragments missing", {"": ip_counter("ReasmFails")}),
+        ("repairs_total", "Changes by others put right", {"": state["repairs"]["count"]}),
+    ):
+        kind = "counter" if name.endswith("_total") else "gauge"
+        name = "nat_pod_" + name
+        if samples:
+            text += "# HELP %s %s.\n# TYPE %s %s\n" % (name, said, name, kind)
+        for key in sorted(samples):
+            text += "%s%s %d\n" % (name, key, samples[key])
+    return text
+
+
+def labels(**named):
+    """Labels of a metric; whatever somebody's rule has in its comment, in ASCII."""
+    quoted = [(key, ascii(named[key])[1:-1].replace("\\", r"\\").replace('"', r"\"")) for key in sorted(named)]
+    return "{%s}" % ",".join('%s="%s"' % pair for pair in quoted)
+
+
+def moment(text):
+    """A time as a metric's only sample, in seconds since 1970; none where there is none."""
+    return {"": calendar.timegm(time.strptime(text, CLOCK))} if text else {}
+
+
 def report():
     """The last round's status with what is read only when somebody wants to know it.
 
+    agent    which program this is, by a hash: one per release of the bootstrap at most, so no version is written here
     counted  packets by target (`goto`, `DNAT`, ...) of the rules for each of the `members`, and of the other rules in
              each of the `chains`; in nat they are first packets of flows
     open     flows, packets and bytes of what passes now, by sender (`from`, its address before the translation) and by
@@ -1156,6 +1293,7 @@ def report():
     others = foreign(live) + other_rules(unread)
     found.update(now=utc(), conntrack=conntrack_use(), counted=counted(live), rules=fingerprint(live), unread=unread)
     found.update(foreign=others[:50] + ["and %d more" % (len(others) - 50)] * (len(others) > 50))
+    found.update(agent=hashlib.sha256((load(__file__) or "").encode()).hexdigest()[:12])
     found.update(fragments=ip_counter("ReasmFails"), settings=wrong_settings(SETTINGS) + wrong_settings(FORWARDING))
     return found
 
@@ -1198,7 +1336,7 @@ def passing(document, own):
             asking.add(dotted(original[0]))  # the kernel remembers a connection that has ended for two minutes
         if original[0] in own or reply[0] in own:
             continue
-        stale += bool(document) and not document.gives(original, reply, own)
+        stale += bool(document) and not document.gives(original, reply, own, protocol_and_ports(flow))
         full = (reply[1], reply[0], proto[PROTOCOL][0], port)
         ports[full] = ports.get(full, 0) + 1
         carried = [attributes(flow.get(way, b"")) for way in COUNTERS]
@@ -1334,14 +1472,14 @@ def open_door(document, vnics, problems):
         problems.append("the balancer's question: %s" % problem)
 
 
-def unfit():
-    """Why this VM must not be its balancer's next hop, None if it may.
+def unfit(found=None):
+    """Why this VM must not be its balancer's next hop, None if it may; by what the last round found, or `found`.
 
     One that cannot ask IMDS, or has refused a document, runs its last good rules and may: the other VM of its side may
     be no better off, and the balancer sends nothing on when neither is fit.
     """
     try:
-        found = load_json(STATUS)
+        found = found or load_json(STATUS)
         if not found.get("applied"):
             return "no rules are loaded"
         if found["behind"]:

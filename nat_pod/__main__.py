@@ -21,10 +21,12 @@ def program() -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _FROM_PYPI:
             raise
-        print(
-            f"{sys.executable} has no {error.name}, which nat-pod needs: type `make venv`, then `. .venv/bin/activate`",
-            file=sys.stderr,
-        )
+        from nat_pod.files import INSTALLED
+
+        what_helps = "type `make venv`, then `. .venv/bin/activate`"
+        if INSTALLED:
+            what_helps = "install nat-pod again with pip, and without --no-deps"
+        print(f"{sys.executable} has no {error.name}, which nat-pod needs: {what_helps}", file=sys.stderr)
         return 1
 
 

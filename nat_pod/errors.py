@@ -69,6 +69,9 @@ class NatPodError(Exception):
     """Something the user can put right; str() is the whole message."""
 
 
+NO_CLI = "no pulumi CLI; install it from https://www.pulumi.com/docs/install/"
+
+
 class ConfigError(NatPodError):
     """A stack file that does not hold.  `problems` has every one of them, in the order of the file's sections."""
 

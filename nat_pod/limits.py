@@ -28,6 +28,10 @@ POD_PREFIXES = range(16, 26)
 VCN_PREFIXES = range(16, 31)
 """A VCN's CIDR is a /16 to a /30 (OCI API, CreateVcn)."""
 
+NETWORK_PREFIXES = range(8, 33)
+"""A neighbour's network: a VCN's CIDR, or one behind it.  To OCI the latter is a destination of route rules and a peer
+of security rules, which may have any size; 10.0.0.0/8 is the largest private range (RFC 1918)."""
+
 VCN_OF_ROUTED_POD_PREFIXES = range(24, 28)
 """A routed POD's VCN has a /29 for each customer gateway, NAT VM2 and the vRouter: a /27 has room for two gateways, a
 /26 for 6, a /25 for 14 and a /24 for 30."""
@@ -50,6 +54,14 @@ METADATA_BYTES = 32_000
 
 METADATA_OVERHEAD_BYTES = 1_000
 """Margin for keys, quotes and what OCI adds: whether the 32,000 bytes count those is not documented."""
+
+FREEFORM_TAGS = 10
+DEFINED_TAGS = 64
+"""Of a resource (OCI docs, "Tags and Tag Namespace Concepts")."""
+
+CONSOLE_BYTES = 1 << 20
+"""A capture of a serial console holds at most so many, the most recent ones (OCI API, CaptureConsoleHistory: "up to a
+megabyte")."""
 
 FLOWS_PER_ADDRESS = 64_512
 """Ports 1024-65535: what one source address can have open at a time towards one server address and port."""

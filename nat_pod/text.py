@@ -41,6 +41,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def some(names: Sequence[str], most: int) -> str:
+    """`a, b and 3 more`: so many of the names, and how many there are beside."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def wrapped(text: str) -> str:
     """A paragraph of 80 columns, indented by two, its further lines by four; no word is broken."""
     return textwrap.fill(

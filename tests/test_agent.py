@@ -100,7 +100,7 @@ for value in given["documents"]:
     found.append([document.generation, document.count(), agent.transaction(document, {})])
     found += [document.translate(agent.number(a), agent.number(b), set()) for a, b in given["flows"]]
 found.append(agent.read_vnics(given["vnics"]))
-for wrong in given["documents"][0][:-40], given["documents"][0].replace("3:", "1:", 1):
+for wrong in given["documents"][0][:-40], given["documents"][0].replace("4:", "1:", 1):
     try:
         agent.Document(wrong)
     except agent.AgentError as problem:
@@ -315,7 +315,7 @@ def test_blocks(text):
     assert document("*filter\nCOMMIT\n*nat\nCOMMIT\n", []).count() == 0
 
 
-def packed(body, head="3:") -> str:
+def packed(body, head="4:") -> str:
     text = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     return head + guest.printable(bz2.compress(text))
 
@@ -332,9 +332,9 @@ ENVELOPES = {
     "not base85": '3:~~~~"',
     "a sign that JSON writes at length": signed()[:20] + "<" + signed()[20:],
     "base85 with a space": signed()[:20] + " " + signed()[20:],
-    "not bz2": "3:" + guest.printable(b"hello"),
+    "not bz2": "4:" + guest.printable(b"hello"),
     "cut short": signed()[: len(signed()) // 8 * 4 + 2],
-    "something behind it": "3:" + guest.printable(guest.from_printable(signed()[2:]) + b"x"),
+    "something behind it": "4:" + guest.printable(guest.from_printable(signed()[2:]) + b"x"),
     "a bomb": packed(b" " * (agent.DOCUMENT_LIMIT + 1)),
     "not JSON": packed(b"hello"),
     "JSON nested without end": packed(b"[" * 200_000),
@@ -393,8 +393,8 @@ COMMIT
 -s 198.18.0.0/27 -m comment --comment "x" -g NATPOD-V-198.18.0.0/27
 :NATPOD-V-198.18.0.0/27
 -d 198.18.0.2/32 -m comment --comment "a/vm1" -j DNAT --to-destination 10.0.0.100
--d 198.18.0.4/32 -m comment --comment "a/vm3" -j DNAT --to-destination 10.0.0.103
--d 198.18.0.9/32 -m comment --comment "a/vm4" -j DNAT --to-destination 10.0.0.120
+-d +2 -m comment --comment "a/vm3" -j DNAT --to-destination 10.0.0.103
+-d +5 -m comment --comment "a/vm4" -j DNAT --to-destination 10.0.0.120
 -d 198.18.0.5/32 -m comment --comment "b/vm1" -j DNAT --to-destination 10.0.0.128
 :NATPOD-C-a
 -s 10.0.0.96/27 % -g NATPOD-SERVERS
@@ -984,7 +984,11 @@ STAT = """entries  searched found new invalid ignore delete delete_list insert i
 
 def test_a_report_adds_up_rules_by_member_or_chain_and_drops_of_all_cpus(monkeypatch):
     monkeypatch.setattr(agent, "interfaces", list)
-    files = {"/proc/net/stat/nf_conntrack": STAT, "/proc/sys/net/netfilter/nf_conntrack_max": "1048576\n"}
+    files = {
+        str(SOURCE): "the agent",
+        "/proc/net/stat/nf_conntrack": STAT,
+        "/proc/sys/net/netfilter/nf_conntrack_max": "1048576\n",
+    }
     monkeypatch.setattr(agent, "load", files.get)
     monkeypatch.setattr(agent, "run", lambda command: SAVED)
     monkeypatch.setattr(agent, "flows", list)
@@ -993,6 +997,7 @@ def test_a_report_adds_up_rules_by_member_or_chain_and_drops_of_all_cpus(monkeyp
         "members": {"customer1/vm-j": {"goto": 2, "DNAT": 5}},
         "chains": {"NATPOD-PRE": {"goto": 3}, "NATPOD-POST": {"SNAT": 9}, "NATPOD-FORWARD": {"DROP": 9}},
     }
+    assert report["agent"] == hashlib.sha256(b"the agent").hexdigest()[:12]
     assert report["conntrack"] == {"count": 0, "max": 1048576, "insert_failed": 12, "drop": 1, "early_drop": 32}
     monkeypatch.setattr(agent, "load", lambda path: None)  # connection tracking is not loaded yet
     assert set(agent.report()["conntrack"].values()) == {0}
@@ -1104,7 +1109,7 @@ def test_a_spoiled_record_counts_as_none(tmp_path, content):
 
 def test_spoiled_saved_rules_are_reported_and_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "GOOD_RULES", str(tmp_path / "rules"))
-    (tmp_path / "rules").write_bytes(b"3:\xff\xfe")
+    (tmp_path / "rules").write_bytes(b"4:\xff\xfe")
     problems = []
     assert agent.good_rules(problems) is None
     assert len(problems) == 1

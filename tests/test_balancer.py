@@ -110,7 +110,7 @@ def test_choice(healthy: set[str], active: str | None, flags: dict[str, bool], c
 
 
 def test_a_switch_begins_a_mark_and_moves_the_old_one_for_good() -> None:
-    decider = Decider(BALANCER)
+    decider = Decider(BALANCER, (N2, N1))
     assert decider.decide({N1, N2}) is not None
     assert decider.decide({N1, N2}) is None
     made = decider.decide({N2})
@@ -125,7 +125,7 @@ def test_a_switch_begins_a_mark_and_moves_the_old_one_for_good() -> None:
 
 
 def test_without_instant_failover_no_mark_is_moved() -> None:
-    decider = Decider(replace(BALANCER, instant_failover=False))
+    decider = Decider(replace(BALANCER, instant_failover=False), (N2, N1))
     decider.decide({N1, N2})
     made = decider.decide({N2})
     assert made is not None

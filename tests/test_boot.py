@@ -307,7 +307,7 @@ def test_after_first_boot_mappings_translate_and_nothing_else_passes(first_boot)
 
 
 def test_nothing_is_forwarded_until_rules_are_loaded(lab):
-    lab.metadata["nat-pod-rules"] = "3:broken"
+    lab.metadata["nat-pod-rules"] = "4:broken"
     lab.write_state()
     lab.boot()
     assert lab.run("sysctl", "-n", "net.ipv4.ip_forward", vm=True).stdout.split() == ["0"]
@@ -560,7 +560,7 @@ def remade(value: str, **changes: object) -> str:
 OTHER_FILTER = rules(MAPPINGS).replace("10.9.0.0/16", "10.8.0.0/16")
 BAD = {
     "for the other VM": (lambda value: remade(value, vm="natVm2"), "it is for 'natVm2'"),
-    "another format": (lambda value: "1" + value[1:], "format '1': this agent reads format 3"),
+    "another format": (lambda value: "1" + value[1:], "format '1': this agent reads format 4"),
     "damaged": (lambda value: value[:40] + "AAAA" + value[44:], "document refused"),
     "cut short": (lambda value: value[: len(value) // 2 // 4 * 4 + 2], "document refused"),
     "to the metadata service": (
@@ -701,6 +701,11 @@ def shown(tmp_path_factory) -> dict:
         yield json.loads(done.stdout)
 
 
+def test_status_names_the_agent_as_this_nat_pod_does(shown):
+    """The plan computes it from the bootstrap, the agent from the file that the bootstrap left on the VM."""
+    assert shown["agent"] == guest.agent_id()
+
+
 def test_status_shows_what_runs(shown):
     assert shown["applied"] == shown["wanted"]
     assert shown["forwarding"] is True
@@ -781,7 +786,7 @@ def test_the_console_has_a_report_after_each_change_and_only_then(running):
     assert running.poll().returncode == 0
     assert [report["applied"] for report in guest_reports(on_console(running))[len(first) :]] == [generation]
     before = len(on_console(running))
-    running.metadata["nat-pod-rules"] = "3:broken"
+    running.metadata["nat-pod-rules"] = "4:broken"
     running.write_state()
     for _ in range(3):
         assert running.poll().returncode == 1
@@ -890,7 +895,7 @@ def test_a_vm_that_cannot_ask_imds_runs_its_last_good_rules_and_is_fit(one_of_tw
 
 
 def test_a_refused_document_leaves_a_vm_fit_and_one_that_does_not_forward_is_not(one_of_two):
-    one_of_two.metadata["nat-pod-rules"] = "3:broken"
+    one_of_two.metadata["nat-pod-rules"] = "4:broken"
     one_of_two.write_state()
     assert one_of_two.poll().returncode == 1
     assert eventually(one_of_two, "200") == "200 fit"

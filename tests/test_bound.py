@@ -4,6 +4,7 @@ The bound is that of the compiler, with smaller numbers: so the kernel counts, m
 """
 
 import json
+import re
 import sys
 import threading
 import time
@@ -14,12 +15,17 @@ import pytest
 import yaml
 from conftest import REPOSITORY, project_with
 
+from bench.noise import FILL
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire.packets import HTTP, ICMP, UDP
 from nat_pod.lab.wire.probe import Probe
 from nat_pod.lab.wire.sandbox import Lab
+from nat_pod.plan.model import PodPlan
 from nat_pod.rules import compiler
+from nat_pod.status.compare import compare
+from nat_pod.status.report import read_report
+from nat_pod.trace.topology import Topology
 
 pytestmark = pytest.mark.lab
 
@@ -73,12 +79,22 @@ def policy(request, monkeypatch) -> str:
 
 
 @pytest.fixture
-def lab(policy, tmp_path) -> Iterator[Lab]:
+def deployed(policy, tmp_path) -> tuple[Topology, PodPlan]:
     stack = yaml.safe_load((REPOSITORY / "Pulumi.dev.yaml").read_text(encoding="utf-8"))
     stack["config"]["nat-pod:sourceNat"] = policy
-    region, _, _ = stand_up(project_with(tmp_path, "dev", yaml.safe_dump(stack)), "dev")
-    with Lab(observe(region)) as running:
+    region, plan, _ = stand_up(project_with(tmp_path, "dev", yaml.safe_dump(stack)), "dev")
+    return observe(region), plan
+
+
+@pytest.fixture
+def lab(deployed) -> Iterator[Lab]:
+    with Lab(deployed[0]) as running:
         yield running
+
+
+@pytest.fixture
+def plan(deployed) -> PodPlan:
+    return deployed[1]
 
 
 def flood(lab: Lab, found: dict, offered: Path, end: Path) -> None:
@@ -99,8 +115,23 @@ def arrived(lab: Lab, sender: str, count: int, seconds: float = 20) -> dict[str,
     }
 
 
-def test_a_customer_beyond_its_bound_starves_nobody_and_comes_back_by_itself(lab, tmp_path):
+def above_bound(lab: Lab, plan: PodPlan) -> list[str]:
+    """The customers whom `status` finds above their bounds, by what NAT VM1 reports; it finds nothing else there."""
+    asked = lab.call("log_in", vm="natVm1", argv=["nat-pod-agent", "status"])
+    reports = {"natVm1": read_report(asked["stdout"]), "natVm2": "not asked"}
+    found = [finding.what for finding in compare(plan, reports, time.time()).findings if finding.vm == "natVm1"]
+    said = [
+        re.fullmatch(r"(\S+) had too many flows open: (\d+) packets of new flows were refused .*", what)
+        for what in found
+    ]
+    assert all(said), found
+    assert all(int(one[2]) > OFFERED // 2 for one in said)
+    return [one[1] for one in said]
+
+
+def test_a_customer_beyond_its_bound_starves_nobody_and_comes_back_by_itself(lab, plan, tmp_path):
     found: dict = {}
+    assert above_bound(lab, plan) == []
     offered, end = tmp_path / "offered", tmp_path / "end"
     attack = threading.Thread(target=flood, args=(lab, found, offered, end))
     attack.start()
@@ -121,6 +152,7 @@ def test_a_customer_beyond_its_bound_starves_nobody_and_comes_back_by_itself(lab
         line for line in lab.call("rules", vm="natVm1").splitlines() if f"-A {chain} " in line and "-m recent" in line
     ]
     assert sum(int(line[1:].partition(":")[0]) for line in rules) > OFFERED // 2, "refusals are counted, by customer"
+    assert above_bound(lab, plan) == ["customer2"], "and status says whose they are"
     time.sleep(SECONDS + 1)
     assert arrived(lab, "customer2/vm2", 20) == {HTTP: 20, UDP: 20, ICMP: 20}
 
@@ -138,35 +170,6 @@ def lab_without_bound(monkeypatch, tmp_path) -> Iterator[Lab]:
     region, _, _ = stand_up(project_with(tmp_path, "dev", stack), "dev")
     with Lab(observe(region)) as running:
         yield running
-
-
-# Established connections, made by hand until the table has no room: nf_conntrack_max holds for each namespace.
-# What was in it goes first: it would expire, and leave room, while somebody looks.
-FILL = f"""
-import socket, struct, sys
-sys.path.insert(0, {str(REPOSITORY / "cloud-init")!r})
-from nat_pod_agent import attribute, conntrack
-NESTED = 0x8000
-def ends(kind, source, destination, ports):
-    addresses = attribute(1 | NESTED, attribute(1, source) + attribute(2, destination))
-    protocol = attribute(1, b"\\x06") + attribute(2, ports[:2]) + attribute(3, ports[2:])
-    return attribute(kind | NESTED, addresses + attribute(2 | NESTED, protocol))
-rest = attribute(3, struct.pack("!I", 14)) + attribute(7, struct.pack("!I", 3600))  # assured; for an hour
-rest += attribute(4 | NESTED, attribute(1 | NESTED, attribute(1, b"\\x03")))  # established
-room = int(open("/proc/sys/net/netfilter/nf_conntrack_max").read())
-channel, far = conntrack(), socket.inet_aton("11.0.0.0")
-channel.send(struct.pack("=IHHIIBBH", 20, 0x102, 0x5, 0, 0, 2, 0, 0))
-batch = b""
-for number in range(room + 1000):
-    near, port = struct.pack("!I", 0x0C000000 + number // 60000), 1024 + number % 60000
-    body = struct.pack("=BBH", 2, 0, 0)
-    body += ends(1, near, far, struct.pack("!HH", port, 80)) + ends(2, far, near, struct.pack("!HH", 80, port)) + rest
-    batch += struct.pack("=IHHII", 16 + len(body), 0x100, 0x601, number, 0) + body
-    if number % 100 == 99:  # no answer is asked for; there is one for those that find no room
-        channel.send(batch)
-        batch = b""
-print(room)
-"""
 
 
 def test_a_full_table_does_not_keep_the_document_out_that_is_the_cure(tmp_path):

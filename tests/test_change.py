@@ -9,7 +9,7 @@ pytestmark = pytest.mark.lab
 
 def test_a_change_ends_the_flows_that_it_must_and_no_other():
     """Seed 2: two switches of sourceNat, and each other kind of edit at least twice."""
-    tally = change.run(16, seed=2)
+    tally = change.run(16, seed=2, patience=30)  # what is dead stays dead; what is slow may only have had no processor
     assert tally.problems == []
     assert (tally.lost, tally.passing, tally.connected, tally.failed) == (0, 0, 0, 0)
     # And all of it was there to be tried.

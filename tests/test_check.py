@@ -82,7 +82,7 @@ def test_a_namespace_that_is_misspelt_is_asked_about_and_one_of_others_is_theirs
         edit(project, ("  nat-pod:sourceNat: masquerade", f"  {namespace}:sourceNat: static"))
         asked = f"{namespace}:sourceNat: is of another namespace, which nobody reads; did you mean nat-pod:sourceNat?"
         assert asked in run("check", "dev")[1]
-    for theirs in ("natpod:tags: 1", "network:cidr: 10.0.0.0/8", "nat-pod-lab:cidr: x", "natpod:cidr: 10.0.0.0/8"):
+    for theirs in ("natpod:labels: 1", "network:cidr: 10.0.0.0/8", "nat-pod-lab:cidr: x", "natpod:cidr: 10.0.0.0/8"):
         edit(project, ("  nat-pod:sourceNat: masquerade", f"  nat-pod:sourceNat: masquerade\n  {theirs}"))
         assert run("check", "dev")[0] == 0, theirs
 
@@ -115,7 +115,8 @@ def test_check_finds_nothing_when_the_pods_have_ranges_of_their_own(run, project
 
 def test_check_without_any_stack_file_says_where_it_looked(run, project):
     (project / "Pulumi.dev.yaml").unlink()
-    sentence = f"there is no Pulumi.<stack>.yaml in {project}; start from Pulumi.dev.yaml of nat-pod\n"
+    sentence = f"there is no Pulumi.<stack>.yaml in {project}; run: python -m nat_pod new-pod NAME, or for the "
+    sentence += "examples: python -m nat_pod new-project --examples\n"
     assert run("check") == (1, "", sentence)
 
 

@@ -54,6 +54,8 @@ HELP = [
     [],
     ["check"],
     ["pods"],
+    ["whois"],
+    ["new-project"],
     ["new-pod"],
     ["move"],
     ["allocate"],
@@ -64,6 +66,7 @@ HELP = [
     ["diff"],
     ["import"],
     ["status"],
+    ["trial"],
     ["lab"],
     ["lab", "up"],
     ["lab", "preview"],
@@ -235,7 +238,7 @@ def test_an_interruption_ends_with_130(run, monkeypatch):
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nat_pod.commands.check.read_pods", interrupt)
+    monkeypatch.setattr("nat_pod.commands.check.stack_names", interrupt)
     assert run("check") == (130, "", "")
 
 

@@ -67,8 +67,8 @@ def test_a_directory_without_the_program_is_said(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(sandbox, "available", lambda: None)
     assert main(["lab", action, "dev"]) == 1
     assert capsys.readouterr().err == (
-        f"{tmp_path} has no {missing}: the lab runs the Pulumi program of the directory that it is started in, a "
-        "checkout of nat-pod\n"
+        f"{tmp_path} has no {missing}: the lab runs the Pulumi program of the directory that it is started in; run: "
+        "python -m nat_pod new-project\n"
     )
 
 

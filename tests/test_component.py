@@ -305,6 +305,7 @@ def test_attachments_of_one_vm_are_chained_and_of_two_vms_are_not() -> None:
     assert not any("natVm2" in name for key in found if key.startswith("natVm1") for name in found[key])
 
 
+@pytest.mark.sweep
 def test_the_chain_is_what_avoids_the_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     deploy(REPOSITORY, "ten", Region(attach_seconds=0.1))
     options = Scope.options

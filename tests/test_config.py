@@ -99,6 +99,7 @@ def test_there_is_a_row_for_each_required_setting_that_is_missing():
         "subnets.natVm1",
         "subnets.natVm2",
         "subnets.vrouter",
+        "names.zone",
         'addresses["customer2/vm2"].natVm1',
         'addresses["customer2/vm2"].natVm2',
     }

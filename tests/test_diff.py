@@ -237,7 +237,7 @@ def test_a_rule_set_that_lets_an_undeclared_flow_pass_shows_as_a_mistake(dev):
     assert "MISTAKE IN THE RULES: delivered, and not declared: customer1/vm1 to management/mgmt" in " ".join(
         text.split()
     )
-    back = compare(wrong, replace(good, may_reach=plan(open_config).may_reach))
+    back = compare(wrong, replace(good, access=plan(open_config).access))
     assert set(back.not_delivered) == set(difference.not_declared)
     assert not account(back, wrong, good, keys(dev), keys(dev)).harmless
 

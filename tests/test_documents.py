@@ -13,16 +13,25 @@ import pytest
 import yaml
 from conftest import stack_mapping
 
+import nat_pod
 from bench import plot
 from bench.pods import full_pod
+from bench.rule_sets import FULL, SIZES
 from nat_pod.commands import cli
 from nat_pod.config.model import PodConfig
 from nat_pod.plan.guest import RULES_KEY, metadata_bytes, render_user_data
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.dispositions import Disposition
+from nat_pod.trial.assumptions import Assumption
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+# Without what a trial has written there.
+DOCUMENTS = sorted(
+    [
+        *(path for path in REPOSITORY.glob("*.md") if not path.name.startswith("trial-")),
+        *(REPOSITORY / "docs").rglob("*.md"),
+    ]
+)
 TEXTS = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 SOURCES = [
     path
@@ -170,6 +179,16 @@ def test_each_link_leads_somewhere(name):
     assert broken == []
 
 
+def test_the_page_on_trials_has_every_assumption():
+    page = (REPOSITORY / "docs" / "trial.md").read_text(encoding="utf-8")
+    switches = re.findall(r"^\| `([a-z-]+)` \|", page.partition("## Rehearse it")[2], re.MULTILINE)
+    assert switches == list(Assumption)
+    looked_at = page.partition("## What it looks at")[2].partition("\n## ")[0]
+    assert looked_at.count("\n| ") == 1 + len(Assumption)
+    assert len(Assumption) == 11
+    assert "says of eleven assumptions" in TEXTS["README.md"]
+
+
 def test_each_document_is_reached_from_readme():
     reached, waiting = set(), [REPOSITORY / "README.md"]
     while waiting:
@@ -209,6 +228,11 @@ def test_each_target_of_make_that_they_name_exists():
     assert named <= made
 
 
+def test_the_wheel_that_they_install_is_of_this_version():
+    named = [version for text in TEXTS.values() for version in re.findall(r"nat_pod-([\d.]+)-py3", text)]
+    assert set(named) == {nat_pod.__version__}
+
+
 def test_each_command_that_they_name_is_one(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
@@ -239,7 +263,7 @@ def test_the_reference_has_each_key_of_the_stack_file_and_its_default():
     table = {
         key.strip("`"): default.strip("`") for key, default, _ in rows(TEXTS["docs/reference.md"], "## The stack file")
     }
-    said = {"planned": "{}", "empty": "{}"}  # what {} means for subnets, gateways and addresses
+    said = {"planned": "{}", "empty": "{}", "everything": "[]"}  # what {} means for subnets, gateways and addresses
     assert {key: said.get(default, default) for key, default in table.items()} == {
         key: str(entry.get("default", "required")) for key, entry in project.items()
     }
@@ -291,7 +315,7 @@ def test_each_point_of_the_plot_lies_where_the_table_says():
         r'<circle class="\w+" cx="([^"]*)" cy="([^"]*)" r="4"><title>(\w+ (\d+) to \w+): ([\d.]+)', picture
     )
     table = dict(re.findall(r"^\| (\w+ \d+ to \w+) \| [\d.]+ \| ([\d.]+) ", RESULTS, re.MULTILINE))
-    assert len(points) == len(table) == 24
+    assert len(points) == len(table) == 2 * sum(map(len, SIZES.values()))
     for x, y, row, slots, said in points:
         assert said == table[row]
         assert low + (bottom - float(y)) / (bottom - top) * (high - low) == pytest.approx(float(said), abs=0.03)
@@ -304,13 +328,18 @@ def test_results_without_the_table_are_refused():
 
 
 def test_the_figures_of_performance_are_those_of_the_results():
-    full = r"^\| (\w+ 696 to \w+) \| [\d.]+ \| [^|]* \| ([\d.]+) "  # microseconds, x plain, x one slot
-    ratios = dict(re.findall(full, RESULTS, re.MULTILINE))
+    row = r"^\| (\w+) (\d+) to (\w+) \| [\d.]+ \| [^|]* \| ([\d.]+) "  # microseconds, x plain, x one slot
+    ratios = {
+        (towards, kind): ratio
+        for kind, size, towards, ratio in re.findall(row, RESULTS, re.MULTILINE)
+        if int(size) == FULL[kind]
+    }
+    kinds = {"the article's lines": "article", "`masquerade`": "masquerade", "`static`": "static", "routed": "routed"}
     said = {
-        (towards.removesuffix("s"), "article" if "article" in policy else policy.strip("`")): ratio
+        (towards.removesuffix("s"), kinds[policy]): ratio
         for towards, policy, ratio in rows(TEXTS["docs/performance.md"], "## A new flow, by the number of mappings")
     }
-    assert said == {(row.split()[-1], row.split()[0]): ratio for row, ratio in ratios.items()}
+    assert said == ratios
     # Its own steps, to the digit.
     steps = dict(re.findall(r"^\| ([\w ,]+) \| ([\d.]+)(?: \([^)]*\))? \| [+\d.]+ \|$", RESULTS, re.MULTILINE))
     table = rows(TEXTS["docs/performance.md"], "## What lies between plain routing and a POD")
@@ -325,13 +354,13 @@ def test_the_figures_of_commands_engine_and_changes_are_those_of_their_benchmark
         for name in ("commands", "engine", "change")
     }
     times = {
-        command: sorted(map(float, pair))
-        for command, *pair in re.findall(
-            r"^\| `([a-z -]+)` \| ([\d.]+) \| ([\d.]+) \|$", bench["commands"], re.MULTILINE
+        command: sorted(float(ratio) for ratio in found if ratio)
+        for command, *found in re.findall(
+            r"^\| `([a-z -]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]*) \|$", bench["commands"], re.MULTILINE
         )
     }
-    least, most = times.pop("trace --all")
-    every = [time for pair in times.values() for time in pair]
+    least, _, most = times.pop("trace --all")
+    every = [time for found in times.values() for time in found]
     assert f"takes {min(every)} to {max(every):g} times what Python takes" in text
     assert f"`trace --all` {least} to {most} times" in text
     medians = re.findall(r"\| ([\d.]+) \| [\d.]+ to [\d.]+ \|$", bench["engine"], re.MULTILINE)

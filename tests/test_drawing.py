@@ -7,7 +7,7 @@ widest letters of the fonts that it asks for.
 import re
 import xml.etree.ElementTree as ET
 from functools import cache
-from itertools import combinations
+from itertools import chain, combinations
 
 import pytest
 import routed_pods
@@ -149,6 +149,11 @@ PICTURES = [
     ("routed alone", ()),
     ("routed without a standby", ()),
 ]
+LARGE = ("full", "twenty", "routed twenty")
+
+
+def marked(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.sweep] if name in LARGE else []
 
 
 def picture(name, names) -> ET.Element:
@@ -161,7 +166,10 @@ def svg(name: str, names: str | tuple[str, ...]) -> str:
     return picture_of(plan, name, flow(plan, *(ends(plan) if names == "ends" else names)))
 
 
-@pytest.fixture(params=PICTURES, ids=lambda picture: f"{picture[0]} {' to '.join(picture[1])}")
+@pytest.fixture(
+    params=[pytest.param(one, marks=marked(one[0])) for one in PICTURES],
+    ids=lambda picture: f"{picture[0]} {' to '.join(picture[1])}",
+)
 def drawn(request) -> ET.Element:
     return picture(*request.param)
 
@@ -270,7 +278,7 @@ def test_all_members_of_a_small_pod_are_in_its_drawing(plans, small):
 
 def test_all_networks_of_a_small_pod_are_in_its_drawing(plans, small):
     plan = plans["dev"]
-    parts = [*(subnet.cidr for subnet in plan.subnets), *plan.customer_cidrs, *plan.customer_cidrs.values()]
+    parts = [*(subnet.cidr for subnet in plan.subnets), *plan.customer_cidrs, *chain(*plan.customer_cidrs.values())]
     assert [part for part in [*parts, "10.0.0.0/16"] if part not in small] == []
 
 
@@ -299,7 +307,7 @@ def test_each_customer_of_a_small_pod_has_an_lpg_at_both_ends(plans, small):
     assert small.split("\n").count("LPG") == 2 * len(plans["dev"].customer_cidrs)
 
 
-@pytest.mark.parametrize(("name", "names"), PICTURES, ids=str)
+@pytest.mark.parametrize(("name", "names"), [pytest.param(*one, marks=marked(one[0])) for one in PICTURES], ids=str)
 def test_the_legs_are_the_tracers(plans, name, names):
     plan = plans[name]
     chosen = flow(plan, *(ends(plan) if names == "ends" else names))

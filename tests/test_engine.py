@@ -594,12 +594,18 @@ def test_changed_ssh_key_is_planned_as_a_replacement(pod: Pod) -> None:
     assert {step.replaced_by for step in preview.steps if step.type == INSTANCE} == {("metadata",)}
 
 
+def copied_program(directory: Path) -> Path:
+    """The program, to be changed."""
+    for name in ("nat_pod", "cloud-init", "neighbours"):
+        shutil.copytree(REPOSITORY / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__main__.py", "Pulumi.yaml"):
+        shutil.copy(REPOSITORY / name, directory / name)
+    return directory
+
+
 def next_release(release: Path) -> Path:
     """The program with a bootstrap of other bytes."""
-    for name in ("nat_pod", "cloud-init"):
-        shutil.copytree(REPOSITORY / name, release / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__main__.py", "Pulumi.yaml"):
-        shutil.copy(REPOSITORY / name, release / name)
+    copied_program(release)
     artefact = release / "cloud-init" / "user-data.b64"
     config = gzip.decompress(base64.b64decode(artefact.read_text(encoding="ascii")))
     artefact.write_bytes(base64.b64encode(gzip.compress(config + b"# next release\n", mtime=0)))

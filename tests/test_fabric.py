@@ -34,6 +34,7 @@ def test_the_whole_text_of_a_vcn_with_one_host():
         "link set ens3 up\n"
         "addr add 10.0.0.100/25 dev ens3\n"
         "addr add 10.0.0.101/32 dev ens3\n"
+        "neigh replace 10.0.0.1 lladdr 00:00:17:ff:ff:01 dev ens3 nud permanent\n"
         "route add default via 10.0.0.1 dev ens3\n"
     )
     router = fabric.vcns["customer1"]

@@ -496,7 +496,7 @@ def test_a_reboot_brings_the_same_rules_and_lets_nothing_through_before_them(reb
 
 
 SPOILED = {
-    "spoiled on the disk": ("3:spoiled", "saved rules: "),
+    "spoiled on the disk": ("4:spoiled", "saved rules: "),
     "refused by the kernel": (None, "unshare --net iptables-restore"),
 }
 

@@ -14,7 +14,7 @@ from test_routed_book import BEHIND, TEXT
 
 from nat_pod.config import any_config
 from nat_pod.config.address_book import as_written, edit, settle
-from nat_pod.config.addressing import overlap
+from nat_pod.config.addressing import clash
 from nat_pod.config.aliases import block_of
 from nat_pod.config.gateways import fits, place
 from nat_pod.config.neighbours import CustomerConfig
@@ -57,7 +57,7 @@ def test_the_first_role_of_a_side_is_the_side_wherever_a_key_is_looked_up():
 
 def customer(name: str, cidr: str, *, own: bool = False) -> CustomerConfig:
     return CustomerConfig(
-        name=name, cidr=IPNetwork(cidr), hosts={}, servers=None, peer_id=None, formerly=None, hosts_formerly={},
+        name=name, cidrs=(IPNetwork(cidr),), hosts={}, servers=None, peer_id=None, formerly=None, hosts_formerly={},
         own_gateway=own,
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def by_gateway(customers: list[CustomerConfig], placed: dict[str, int | None]) -
 def check_apart(customers: list[CustomerConfig], placed: dict[str, int | None]) -> None:
     for group in by_gateway(customers, placed).values():
         for index, one in enumerate(group):
-            assert not any(overlap(one.cidr, other.cidr) for other in group[:index])
+            assert not any(clash(one.cidrs, other.cidrs) for other in group[:index])
         assert len(group) == 1 or not any(one.own_gateway for one in group)
 
 
@@ -116,7 +116,7 @@ def test_whoever_comes_and_goes_the_others_stay_where_they_are(seed):
         else:
             new = some_customers(dice, 1)[0]
             customers.insert(
-                dice.randrange(len(customers) + 1), customer(f"n{step}", str(new.cidr), own=new.own_gateway)
+                dice.randrange(len(customers) + 1), customer(f"n{step}", str(new.cidrs[0]), own=new.own_gateway)
             )
         placed = place(customers, standing, 30)
         assert {name: placed[name] for name in standing} == standing

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import builtins
 import bz2
 import gzip
 import json
@@ -19,6 +20,7 @@ from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.plan.short_names import with_short_names
 from nat_pod.rules import iptables
 
 HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-PRE")]
@@ -59,19 +61,101 @@ def test_the_cloud_config_is_yaml_with_nothing_left_to_fill_in():
     assert masked < commands.index("systemctl start nat-pod-agent.service || true")
 
 
-def test_the_deployed_agent_is_the_source_without_comments():
-    def code(text: str) -> str:
-        tree = ast.parse(text)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-                node.body = node.body[1:] or [ast.Pass()]
-        return ast.dump(tree)
+def code(text: str) -> ast.Module:
+    """A program without its docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
+
+def renamed(one: ast.AST, other: ast.AST) -> dict[str, str]:
+    """What local names of one function are called in the other; all else must be equal, and no two become one."""
+    names: dict[str, str] = {}
+
+    def compare(first: object, second: object, named: bool = False) -> None:
+        assert type(first) is type(second)
+        if isinstance(first, ast.AST):
+            for field in first._fields:
+                name = (type(first), field) in {(ast.Name, "id"), (ast.arg, "arg"), (ast.ExceptHandler, "name")}
+                compare(getattr(first, field), getattr(second, field), name)
+        elif isinstance(first, list):
+            for pair in zip(first, second, strict=True):
+                compare(*pair)
+        elif named and isinstance(first, str):
+            assert names.setdefault(first, second) == second
+        else:
+            assert first == second
+
+    compare(one, other)
+    assert len(set(names.values())) == len(names), "two names became one"
+    return {name: short for name, short in names.items() if name != short}
+
+
+def functions(tree: ast.Module) -> list[ast.AST]:
+    """The module's functions and its classes' methods, and last what is left without them."""
+    found = []
+    for body in (tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))):
+        found += [node for node in body if isinstance(node, ast.FunctionDef)]
+        body[:] = [node for node in body if not isinstance(node, ast.FunctionDef)] or [ast.Pass()]
+    return [*found, tree]
+
+
+def test_the_deployed_agent_is_the_source_without_comments_and_with_short_names():
     source = (guest.SOURCES / "nat_pod_agent.py").read_text()
     files = {file["path"]: file["content"] for file in yaml.safe_load(guest.render_cloud_config())["write_files"]}
     deployed = bz2.decompress(base64.b64decode(files["/etc/nat-pod/agent"])).decode()
     assert deployed.startswith("#!/usr/bin/env python3\n")
-    assert code(deployed) == code(source)
+    known = {
+        *vars(builtins),
+        *(node.id for node in ast.walk(functions(code(source))[-1]) if isinstance(node, ast.Name)),
+    }
+    known |= {node.name for node in code(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    changed = []
+    for one, other in zip(functions(code(source)), functions(code(deployed)), strict=True):
+        changed.append(renamed(one, other))
+        assert not set(changed[-1].values()) & known, "a local name hides what the function calls"
+    assert changed.pop() == {}, "outside functions every name stays"
+    assert sum(map(len, changed)) > 400
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f(one, two=b):\n    return one + two + c\n", "def f(a, d=b):\n    return a + d + c\n"),
+        # What others may see: functions, names of the module, attributes, arguments that are given by name.
+        (
+            "MOST = 1\nfor name in ():\n    pass\ndef f(one, two):\n    name = one.two + MOST\n    f(one, two=name)\n",
+            "MOST = 1\nfor name in ():\n    pass\ndef f(a, two):\n    name = a.two + MOST\n    f(a, two=name)\n",
+        ),
+        ("def f(one):\n    dict(one=one)\n", "def f(a):\n    dict(one=a)\n"),
+        (
+            "class C:\n    def m(self, one):\n        self.one = one\n",
+            "class C:\n    def m(a, b):\n        a.one = b\n",
+        ),
+        # A function within a function is part of it.
+        (
+            "def f(one):\n    def g(two):\n        return one, two\n    return g, [lambda x: x for one in one]\n",
+            "def f(a):\n    def g(b):\n        return a, b\n    return g, [lambda c: c for a in a]\n",
+        ),
+        (
+            "def f(one):\n    try:\n        pass\n    except (E, F) as error:\n        print('error', error)\n",
+            "def f(a):\n    try:\n        pass\n    except (E, F) as b:\n        print('error', b)\n",
+        ),
+    ],
+)
+def test_short_names(source, expected):
+    assert with_short_names(source) == expected
+    ast.parse(expected)
+
+
+def test_a_function_of_many_names_gets_no_keyword_for_one():
+    names = [f"name{number}" for number in range(300)]
+    short = with_short_names(f"def f({', '.join(names)}):\n    pass\n")
+    given = [argument.arg for argument in ast.parse(short).body[0].args.args]
+    assert len(set(given)) == 300
+    assert max(map(len, given)) == 2
 
 
 @pytest.mark.parametrize(
@@ -93,6 +177,19 @@ def test_without_comments_and_docstrings(source, expected):
     assert guest.without_comments(guest.without_docstrings(source)) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('#!/bin/x\na = b if c else "d  e"\n', '#!/bin/x\na=b if c else"d  e"\n'),
+        ("if a:\n b = 1 or - 2\nf(a, *b, c = [])\n", "if a:\n b=1 or-2\nf(a,*b,c=[])\n"),
+        ('A = """x = 1\n y\n"""\nfor a in (b): pass\n', 'A="""x = 1\n y\n"""\nfor a in(b):pass\n'),
+    ],
+)
+def test_without_blanks(source, expected):
+    assert guest.without_blanks(source) == expected
+    assert ast.dump(ast.parse(expected)) == ast.dump(ast.parse(source))
+
+
 def test_a_document_survives_the_round_trip_and_is_the_same_bytes_each_time():
     value, generation = guest.rule_document("natVm1", HOOKS, RULES)
     assert guest.rule_document("natVm1", HOOKS, RULES) == (value, generation)
@@ -106,7 +203,7 @@ def test_the_bytes_of_a_document_are_pinned():
     value, generation = guest.rule_document("natVm1", HOOKS, RULES)
     assert generation == "08f56dde982f7270"
     assert value == (
-        "3:LRx4!F+o`-Q(0~Pj5`1TXdi%37IW|~qt}in|DOsV0E/i@G*2nyPgB$nP-yiu(dr(fPf!G+rk,LfPyjLj(d7UcsOx49(KX.z/*="
+        "4:LRx4!F+o`-Q(0~Pj5`1TXdi%37IW|~qt}in|DOsV0E/i@G*2nyPgB$nP-yiu(dr(fPf!G+rk,LfPyjLj(d7UcsOx49(KX.z/*="
         "4lm*4dVNyD3r#3ExT3N;~ze4g{{bexYDs#FsYIflzYKH_-58Z%0)A`l-GR|VUKS3*f^;DU`HFi~.K5N/~X;$?7X(p5%7!i6)tio2"
         "LpHk$0Lm(Q$G96mPNWXQ#olNh=g`G1SKBAh5lHvdK)fB"
     )
@@ -127,7 +224,7 @@ def test_the_generation_covers_everything(change):
 
 
 def packed(text: bytes) -> str:
-    return "3:" + guest.printable(bz2.compress(text))
+    return "4:" + guest.printable(bz2.compress(text))
 
 
 GOOD = json.loads(bz2.decompress(guest.from_printable(guest.rule_document("natVm1", HOOKS, RULES)[0][2:])))
@@ -144,10 +241,10 @@ def signed(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("1:" + packed(b"{}")[2:], "format '1', expected '3'"),
+        ("1:" + packed(b"{}")[2:], "format '1', expected '4'"),
         ("", "format ''"),
-        ("3:***", "cannot be unpacked"),
-        ("3:" + guest.printable(b"BZh9nonsense"), "cannot be unpacked"),
+        ("4:***", "cannot be unpacked"),
+        ("4:" + guest.printable(b"BZh9nonsense"), "cannot be unpacked"),
         (packed(b"[" * 10), "cannot be unpacked"),
         (packed(b" " * (guest.DOCUMENT_LIMIT + 1)), "too long"),
         (packed(b"{}"), "exactly the keys"),

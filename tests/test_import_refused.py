@@ -229,9 +229,14 @@ def test_a_customer_that_is_no_name_with_a_network_is_a_wrong_command_line(run_i
     assert f"{option} is not a name and a network, e.g. customer1=10.0.0.0/24" in err
 
 
-def test_a_customer_given_twice_is_refused(run_import):
-    status, out, err = run_import(GOOD["article"], "--customer", "a=10.0.0.0/24", "--customer", "a=10.0.1.0/24")
-    assert (status, out, err) == (1, "", "--customer: a name was given twice; a customer has one network\n")
+def test_a_customer_given_twice_has_several_networks(run_import):
+    status, out, _ = run_import(GOOD["article"], "--customer", "a=10.0.0.0/24", "--customer", "a=10.0.1.0/24", "--json")
+    found = json.loads(out)
+    assert found["config"]["customers"]["a"]["cidr"] == ["10.0.0.0/24", "10.0.1.0/24"]
+    assert (status, len(found["config"]["customers"]["a"]["hosts"])) == (0, 3)
+    status, out, _ = run_import(GOOD["article"], "--customer", "a=10.0.0.0/24", "--customer", "a=10.0.0.0/25", "--json")
+    refused = [one["why"] for one in json.loads(out)["findings"] if one["kind"] == "refused"]
+    assert (status, ["overlaps 10.0.0.0/24 of the same list" in why for why in refused]) == (1, [True])
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "-x", "x/y"])

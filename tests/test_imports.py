@@ -22,30 +22,38 @@ LAB = PACKAGE / "lab"
 # Package (or module at the top level): what it may import of nat-pod, itself apart.  One that is missing here fails the
 # test: say where it belongs.  A later row may import earlier ones only, so the list is the flow, from top to bottom.
 ALLOWED = {
+    "each": set(),
     "errors": set(),
+    "files": set(),
     "limits": set(),
     "names": set(),
     "text": set(),
-    "config": {"errors", "limits", "names"},
-    "rules": {"config", "limits", "names"},
-    "plan": {"config", "errors", "limits", "names", "rules"},
+    "config": {"each", "errors", "limits", "names"},
+    "rules": {"config", "errors", "limits", "names"},
+    "plan": {"config", "errors", "files", "limits", "names", "rules"},
     "oci": {"config", "errors", "limits", "names", "plan"},
     "component": {"oci"},
     "trace": {"config", "errors", "names", "plan", "rules"},
     "status": {"config", "errors", "limits", "names", "plan"},
+    "trial": {"config", "errors", "files", "limits", "names", "plan", "status", "text", "trace"},
+    "deployed": {"config", "errors", "limits", "names", "plan", "status", "text", "trial"},
     "handbuilt": {"config", "errors", "limits", "names", "text"},
     "pages": {"config", "errors", "names", "plan", "text", "trace"},
     "lab.region": {"config", "errors", "limits", "names"},
     "lab.wire": {"errors", "names", "trace"},
     "lab.engine": {"config", "errors", "lab.region", "names"},
     "lab": {
-        "config", "errors", "lab.engine", "lab.region", "lab.wire", "names", "plan", "rules", "text", "trace",
+        "config", "errors", "lab.engine", "lab.region", "lab.wire", "names", "plan", "rules", "text", "trace", "trial",
     },
     "commands": {
-        "config", "errors", "handbuilt", "limits", "names", "pages", "plan", "rules", "status", "text", "trace",
+        "config", "deployed", "each", "errors", "files", "handbuilt", "limits", "names", "pages", "plan", "rules",
+        "status", "text", "trace", "trial",
     },
-    "__main__": {"commands"},
+    "__main__": {"commands", "files"},
 }  # fmt: skip
+
+# Commands, when they are asked to.
+MAY_LOAD_THE_LAB = {"commands.lab", "commands.trial"}
 
 THIRD_PARTY = {"pulumi", "pulumi_oci", "netaddr", "yaml"}
 # Speaking the engine's own protocol takes what Pulumi's SDK is made of; it arrives with pulumi.
@@ -86,7 +94,9 @@ def modules(directory: Path) -> list[Path]:
 INSIDE = sorted(PACKAGE.rglob("*.py"))
 INSIDE_LAB = [path for path in INSIDE if path.is_relative_to(LAB)]
 OUTSIDE_LAB = [path for path in INSIDE if path not in INSIDE_LAB]
-ALL = [*INSIDE, REPOSITORY / "__main__.py", REPOSITORY / "package" / "__main__.py"]
+NEIGHBOURS = REPOSITORY / "neighbours"
+PROGRAMS = [REPOSITORY / "__main__.py", REPOSITORY / "package" / "__main__.py", NEIGHBOURS / "__main__.py"]
+ALL = [*INSIDE, *PROGRAMS]
 
 
 def module_of(path: Path) -> str:
@@ -125,7 +135,7 @@ def test_the_reader_of_imports_finds_each_form_of_them(tmp_path):
 def test_a_module_imports_only_packages_that_lie_before_its_own(path):
     package = package_of(module_of(path))
     others = {package_of(name) for name in own_imports(path)} - {package}
-    if module_of(path) == "commands.lab":
+    if module_of(path) in MAY_LOAD_THE_LAB:
         others -= {"lab", "lab.wire"}  # when it is asked to: the tests below
     assert others <= ALLOWED[package]
 
@@ -156,11 +166,12 @@ def test_no_module_imports_itself_by_way_of_others_the_lab_included():
     assert circle({name: needs & set(graph) for name, needs in graph.items()}) == []
 
 
-def test_nothing_outside_the_lab_imports_it_but_the_command_lab_and_that_only_when_asked_to():
+def test_nothing_outside_the_lab_imports_it_but_two_commands_and_those_only_when_asked_to():
     who = {module_of(path) for path in OUTSIDE_LAB if any(name.startswith("nat_pod.lab") for name in imports(path))}
-    assert who == {"commands.lab"}
-    at_import = imports(PACKAGE / "commands" / "lab.py", only_at_import=True)
-    assert not [name for name in at_import if name.startswith("nat_pod.lab")]
+    assert who == MAY_LOAD_THE_LAB
+    for module in ("lab", "trial"):
+        at_import = imports(PACKAGE / "commands" / f"{module}.py", only_at_import=True)
+        assert not [name for name in at_import if name.startswith(("nat_pod.lab", "nat_pod.deployed"))]
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
@@ -174,9 +185,9 @@ def test_addresses_are_netaddrs(path):
     assert "ipaddress" not in tops(imports(path))
 
 
-def test_pulumi_is_in_the_component_in_the_program_and_in_the_labs_engine_room_only():
+def test_pulumi_is_where_a_tenancy_is_asked_or_changed_and_in_the_labs_engine_room_only():
     outside = {path.parent.name for path in OUTSIDE_LAB if tops(imports(path)) & {"pulumi", "pulumi_oci"}}
-    assert outside == {"oci"}
+    assert outside == {"oci", "deployed"}
     inside = {path.stem for path in INSIDE_LAB if tops(imports(path)) & {"pulumi", "pulumi_oci"}}
     assert inside <= USES_PULUMI
     assert "pulumi" in tops(imports(REPOSITORY / "__main__.py"))
@@ -184,7 +195,8 @@ def test_pulumi_is_in_the_component_in_the_program_and_in_the_labs_engine_room_o
 
 def test_programs_are_started_in_the_lab_only_but_for_git():
     starting = {"subprocess", "pty", "multiprocessing"}
-    assert {path.stem for path in OUTSIDE_LAB if tops(imports(path)) & starting} == STARTS_GIT
+    forks = {"each"}  # itself, and starts no program
+    assert {path.stem for path in OUTSIDE_LAB if tops(imports(path)) & starting} == STARTS_GIT | forks
     runs = re.findall(r"subprocess\.\w+\((\[[^,]+)", (PACKAGE / "config" / "revisions.py").read_text(encoding="utf-8"))
     assert runs == ['["git"']
     assert {path.stem for path in INSIDE_LAB if tops(imports(path)) & starting} <= STARTS_PROGRAMS
@@ -200,7 +212,11 @@ def test_programs_are_started_in_the_lab_only_but_for_git():
     assert calls == []
 
 
-@pytest.mark.parametrize("path", modules(REPOSITORY / "cloud-init"), ids=name_of)
+def test_the_neighbours_program_knows_nothing_of_nat_pods_code():
+    assert tops(imports(NEIGHBOURS / "__main__.py")) <= {"importlib", "typing", "pulumi", "pulumi_oci"}
+
+
+@pytest.mark.parametrize("path", [*modules(REPOSITORY / "cloud-init"), NEIGHBOURS / "probe.py"], ids=name_of)
 def test_what_runs_in_the_guest_needs_the_standard_library_only(path):
     assert tops(imports(path)) <= set(sys.stdlib_module_names)
 

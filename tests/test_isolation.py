@@ -62,12 +62,13 @@ def hundred_hosts(policy: str) -> dict[str, object]:
 def hostile(topology: Topology, plan: PodPlan) -> Topology:
     """The same POD with customers who route everything to it and have switched every check off."""
     subnets, vnics = dict(topology.subnets), dict(topology.vnics)
-    for customer in plan.customer_cidrs:
-        lpg = f"{customer}/lpg"
-        routes = (Route(destination="198.18.0.0/15", lpg=lpg), Route(destination="10.0.0.0/8", lpg=lpg))
-        subnets[customer] = replace(subnets[customer], routes=routes)
+    for name, subnet in subnets.items():
+        if subnet.vcn in plan.customer_cidrs:
+            lpg = f"{subnet.vcn}/lpg"
+            routes = (Route(destination="198.18.0.0/15", lpg=lpg), Route(destination="10.0.0.0/8", lpg=lpg))
+            subnets[name] = replace(subnet, routes=routes)
     for name, vnic in vnics.items():
-        if vnic.subnet in plan.customer_cidrs:
+        if subnets[vnic.subnet].vcn in plan.customer_cidrs:
             vnics[name] = replace(vnic, skip_source_dest_check=True)
     return replace(topology, subnets=subnets, vnics=vnics)
 

@@ -102,17 +102,40 @@ def test_a_vcn_that_comes_is_made_whole():
     assert new.batches["a"] == ""
 
 
-def test_a_load_balancer_that_comes_or_goes_is_refused_and_one_that_stays_is_left_alone():
-    for after, before in ((network(), balanced()), (balanced(), network())):
-        with pytest.raises(
-            LabError, match=r"load balancers that come, go or change \(.+\) cannot be put into a running"
-        ):
-            rewired(after, before)
+def test_a_load_balancer_comes_and_goes_and_one_that_stays_keeps_its_links():
+    gone, come = rewired(network(), balanced()), rewired(balanced(), network())
+    assert (gone.gone_balancers, gone.new_balancers) == (("balancer",), ())
+    assert (come.gone_balancers, come.new_balancers) == ((), ("balancer",))
+    assert [line.split()[3] for line in come.fabric.cables.splitlines() if " nlb-balancer " in line] == [
+        "n0", "n0b0", "n0b1",
+    ]  # fmt: skip
+    # Another VNIC makes it another one: its links have other names, as the old ones go with its namespace.
+    other = balanced()
+    other.balancers["balancer"] = replace(other.balancers["balancer"], mac="02:00:17:00:01:99")
+    change = rewired(other, balanced())
+    assert (change.gone_balancers, change.new_balancers) == (("balancer",), ("balancer",))
+    assert change.fabric.balancer_links["balancer"].number == 1
+    assert "link set n1 up" in change.batches["a"]
+    assert "link set n0 up" not in change.batches["a"]
     grown = balanced()
     add(grown, "a9", "a", "10.0.0.9")
     change = rewired(grown, balanced())
-    assert change.new_vms == ("a9",)
+    assert (change.new_vms, change.gone_balancers, change.new_balancers) == (("a9",), (), ())
     assert change.fabric.cables.count("link add") == 1, "the new host's; the balancer's links are there"
+
+
+def test_a_backend_that_goes_leaves_its_link_and_the_next_one_gets_a_new_one():
+    before, after = balanced(), balanced()
+    first, second = before.balancers["balancer"].backends
+    after.balancers["balancer"] = replace(
+        after.balancers["balancer"], backends=(second, replace(first, address="10.0.0.2"))
+    )
+    change = rewired(after, before)
+    assert change.fabric.balancer_links["balancer"].backends == (first.address, second.address, "10.0.0.2")
+    assert [line.split()[3] for line in change.fabric.cables.splitlines()] == ["n0b2"]
+    assert "link set b2 up" in change.balancer_batches["balancer"]
+    back = rewire(after, change.fabric, before)
+    assert (back.fabric.balancer_links, back.fabric.cables) == (change.fabric.balancer_links, "")
 
 
 def test_a_router_may_get_other_routes_while_it_runs():
@@ -403,6 +426,7 @@ def routed(directory: Path) -> Iterator[Path]:
     commands.down(directory, "routed")
 
 
+ROLES = ("natVm1", "natVm1-2", "natVm2")
 MAPLE_GROWN = {
     "        web: 10.0.0.100\n  nat-pod:gateways:": "        web: 10.0.0.100\n        x: 10.0.0.9\n  nat-pod:gateways:",
     "    maple/web: 198.18.10.41\n": "    maple/web: 198.18.10.41\n    maple/x: 198.18.10.42\n",
@@ -437,15 +461,23 @@ def test_a_routed_pod_changes_under_open_flows_and_its_balancers_do_not_notice(r
     }
     assert commands.check(routed, "routed").passed
 
-    # What needs new VMs, or other balancers, is refused before anything has changed.
+    # What only the engine can do is refused before anything has changed.
     standing = sandbox.call(key, "topology")
-    for changes, words in (
-        ({"ops@example": "other@example"}, "natVm1a, natVm1b, .* would be replaced"),
-        ({"standby: true": "standby: false"}, "load balancers that come, go or change"),
-    ):
-        text = (routed / "Pulumi.routed.yaml").read_text(encoding="utf-8")
-        edit(routed, changes, "routed")
-        with pytest.raises(NatPodError, match=words):
-            commands.apply(routed, "routed")
-        (routed / "Pulumi.routed.yaml").write_text(text, encoding="utf-8")
+    text = (routed / "Pulumi.routed.yaml").read_text(encoding="utf-8")
+    edit(routed, {"ops@example": "other@example"}, "routed")
+    with pytest.raises(NatPodError, match=r"natVm1a, natVm1b, .* in turn, which is the engine's part"):
+        commands.apply(routed, "routed")
+    (routed / "Pulumi.routed.yaml").write_text(text, encoding="utf-8")
     assert sandbox.call(key, "topology") == standing
+
+    # The standbys go, and come back, under open flows.
+    for changes, machines in (
+        ({"standby: true": "standby: false"}, {f"{role}: load balancer, gone" for role in ROLES}),
+        ({"standby: false": "standby: true"}, {f"{role}: load balancer, new" for role in ROLES}),
+    ):
+        edit(routed, changes, "routed")
+        done = commands.apply(routed, "routed", watch=True)
+        assert done.flows is not None
+        assert {flow.fate for flow in done.flows} == {"held up"}
+        assert machines <= set(done.machines)
+    assert commands.check(routed, "routed").passed

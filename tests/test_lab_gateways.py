@@ -7,32 +7,43 @@ in their hands: every source/destination check is off, and their subnets route a
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import project_with
 from netaddr import IPNetwork
-from test_bound import FILL
+from test_balancer import until
 from test_gateways import overlapping, with_book
 from test_isolation import PROTOCOLS, arrivals, declared, everybody, hostile, shots
 
+from bench.noise import FILL
+from nat_pod.lab.failover import acting
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire.probe import Probe
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.flows import declared_flows, stranger_addresses
+from nat_pod.trace.topology import Topology
 
 pytestmark = pytest.mark.lab
 
 
+@contextmanager
+def alike(directory: Path, customers: int, *, standby: bool = False) -> Iterator[tuple[PodPlan, Topology, Lab]]:
+    mapping = {**with_book(overlapping(customers, standby=standby)), "compartmentId": "ocid1.compartment.oc1..aaaa"}
+    config = {"oci:region": "uk-london-1", **{f"nat-pod:{key}": value for key, value in mapping.items()}}
+    region, plan, deployment = stand_up(project_with(directory, "alike", json.dumps({"config": config})), "alike")
+    assert deployment.warnings == ()
+    topology = hostile(observe(region), plan)
+    with Lab(topology) as lab:
+        yield plan, topology, lab
+
+
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PodPlan, Lab]]:
-    mapping = {"lpgLimit": 10, **with_book(overlapping(10)), "compartmentId": "ocid1.compartment.oc1..aaaa"}
-    config = {"oci:region": "uk-london-1", **{f"nat-pod:{key}": value for key, value in mapping.items()}}
-    directory = project_with(tmp_path_factory.mktemp("ten"), "alike", json.dumps({"config": config}))
-    region, plan, deployment = stand_up(directory, "alike")
-    assert deployment.warnings == ()
-    with Lab(hostile(observe(region), plan)) as lab:
+    with alike(tmp_path_factory.mktemp("ten"), 10) as (plan, _, lab):
         yield plan, lab
 
 
@@ -90,3 +101,22 @@ def test_a_customer_that_fills_its_gateways_table_takes_nothing_from_the_others(
     assert filled["status"] == 0, filled
     assert [answer.ok for answer in lab.probe(noisy, seconds=1.0)] == [False] * 8
     assert all(answer.ok for answer in lab.probe(others, seconds=4.0))
+
+
+def test_a_vm_that_is_killed_with_a_full_table_is_followed_by_its_standby(tmp_path):
+    """The standby has a table of its own: with it the customer's flows open again."""
+    with alike(tmp_path, 2, standby=True) as (plan, topology, lab):
+        role = plan.gateways["customer1"]
+        own = [
+            Probe(source_vm=one.sender, destination=one.destination, protocol="udp")
+            for one in declared_flows(plan)
+            if "customer1" in (one.sender.realm, one.receiver.realm if one.receiver else "")
+        ]
+        until(lambda: all(len(state["healthy"]) == 2 for state in lab.call("balancers").values()), 30)
+        before = acting(lab.key, topology)[str(role)]
+        filled = lab.call("run", argv=[sys.executable, "-c", FILL], vm=before)
+        assert filled["status"] == 0, filled
+        assert [answer.ok for answer in lab.probe(own, seconds=1.0)] == [False] * len(own)
+        lab.call("fail", vm=before, hang=False)
+        until(lambda: acting(lab.key, topology)[str(role)] not in (before, "nobody"), 30)
+        assert all(answer.ok for answer in lab.probe(own, seconds=4.0))

@@ -151,3 +151,19 @@ class TestWithPackets:
             assert time.monotonic() < end, report(lab)
             time.sleep(0.05)
         lab.call("run", vm="a1", argv=["iptables", "-D", *rule])
+
+
+def test_a_server_that_many_flows_share_takes_in_what_comes_in(lab: Lab):
+    """200 flows by UDP to one socket, while as many by TCP keep the thread that runs all of them busy."""
+    given = [
+        {"number": number, "protocol": protocol, "sender": "a1", "destination": "10.1.0.2", "period": 0.1}
+        for number, protocol in enumerate(("udp", "tcp") * 200, 1000)
+    ]
+    numbers = {flow["number"] for flow in given}
+    lab.call("load", action="open", flows=given)
+    for _ in range(3):
+        lab.call("load", action="mark")
+        answered(lab, numbers)
+        time.sleep(0.5)
+    assert sum(flow["lost"] for flow in report(lab).values()) == 0
+    lab.call("load", action="close", numbers=list(numbers))

@@ -11,6 +11,7 @@ from test_agent import agent, document
 from test_trace import MGMT, with_rule
 
 from nat_pod.config.model import PodConfig
+from nat_pod.config.services import Ports
 from nat_pod.errors import UnknownRuleError
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.iptables import hooks, parse, render, render_rule
@@ -27,8 +28,8 @@ MISSED: dict[str, Match] = {
     "source": Match(source="1.2.3.4/32"),
     "destination": Match(destination="1.2.3.0/24"),
     "protocol": Match(protocol="udp"),
-    "source_port": Match(protocol="tcp", source_port=9),
-    "destination_port": Match(protocol="tcp", destination_port=9),
+    "source_port": Match(protocol="tcp", source_port=Ports.one(9)),
+    "destination_port": Match(protocol="tcp", destination_port=Ports.one(9)),
     "icmp_type": Match(protocol="icmp", icmp_type=3),
     "tcp_flags": Match(protocol="tcp", tcp_flags=OPENING, ctstate=("ESTABLISHED",)),
     "ctstate": Match(ctstate=("INVALID",)),

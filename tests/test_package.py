@@ -108,6 +108,10 @@ def test_inputs_are_the_stack_files_keys(schema: dict[str, Any]) -> None:
         "balancerLimit": "integer?",
         "movesFrom": "string?",
         "gateways": "map(integer)?",
+        "names": "Names?",
+        "protect": "string?",
+        "policy": "list(PolicyEntry)?",
+        "tags": "Tags?",
         "addresses": "map(Slot)?",
     }
     declared = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text(encoding="utf-8"))["config"]
@@ -118,16 +122,19 @@ def test_inputs_are_the_stack_files_keys(schema: dict[str, Any]) -> None:
 def test_types(schema: dict[str, Any]) -> None:
     types = {token.rsplit(":", 1)[1]: entry for token, entry in schema["types"].items()}
     assert {name: members(entry["properties"], entry.get("required", [])) for name, entry in types.items()} == {
+        "Names": {"zone": "string"},
+        "PolicyEntry": {"from": "string", "to": "string", "allow": "list(string)"},
+        "Tags": {"freeform": "map(string)?", "defined": "map(string)?"},
         "NatVm": {"shape": "Shape", "imageId": "string", "sshPublicKey": "string", "availabilityDomain": "string?"},
         "Shape": {"shape": "string", "ocpus": "integer?", "memoryGbs": "integer?"},
         "Management": {
-            "cidr": "string",
+            "cidr": "list(string)",
             "vrouter": "string",
             "servers": "map(string)",
             "serversFormerly": "map(string)?",
         },
         "Customer": {
-            "cidr": "string",
+            "cidr": "list(string)",
             "hosts": "map(string)",
             "servers": "list(string)?",
             "peerId": "string?",
@@ -153,6 +160,7 @@ def test_outputs(schema: dict[str, Any]) -> None:
         "generations": "map(string)",
         "balancerIds": "map(string)?",  # these two with delivery: routes
         "nextHops": "map(string)?",
+        "nameViews": "map(string)?",  # with names
     }
 
 

@@ -110,7 +110,8 @@ def test_pods_without_any_stack_file_says_where_it_looked(run, project):
     assert run("pods") == (
         1,
         "",
-        f"there is no Pulumi.<stack>.yaml in {project}; start from Pulumi.dev.yaml of nat-pod\n",
+        f"there is no Pulumi.<stack>.yaml in {project}; run: python -m nat_pod new-pod NAME, or for the examples: "
+        "python -m nat_pod new-project --examples\n",
     )
 
 

@@ -32,6 +32,10 @@ OPTIONAL = {
     "vcnCidr": "",
     "balancerLimit": 3,
     "movesFrom": "",
+    "names": {},
+    "protect": "nothing",
+    "policy": [],
+    "tags": {},
     "addresses": {},
 }
 TYPES = {
@@ -49,6 +53,10 @@ TYPES = {
     "vcnCidr": "string",
     "balancerLimit": "integer",
     "movesFrom": "string",
+    "names": "object",
+    "protect": "string",
+    "policy": "array",
+    "tags": "object",
     "addresses": "object",
 }
 
@@ -79,14 +87,22 @@ def test_each_setting_that_the_code_misses_has_no_default_and_each_other_has_one
 def test_a_setting_is_declared_with_its_type_and_a_description(key):
     assert DECLARED[key]["type"] == TYPES[key]
     assert len(DECLARED[key]["description"]) > 20
-    assert set(DECLARED[key]) <= {"type", "description", "default"}
+    assert set(DECLARED[key]) <= {"type", "items", "description", "default"}
 
 
 def test_the_declared_defaults_are_what_the_code_takes_without_them(dev):
     del dev["sourceNat"]
     without = PodConfig.from_mapping(dev, "dev")
     declared = {key: value for key, value in OPTIONAL.items() if key not in dev and key not in only(Delivery.ROUTES)}
-    assert declared == {"delivery": "privateIps", "sourceNat": "masquerade", "lpgLimit": 10}
+    assert declared == {
+        "delivery": "privateIps",
+        "sourceNat": "masquerade",
+        "lpgLimit": 10,
+        "names": {},
+        "protect": "nothing",
+        "policy": [],
+        "tags": {},
+    }
     assert PodConfig.from_mapping({**dev, **declared}, "dev") == without
 
 
@@ -98,7 +114,7 @@ def test_the_program_knows_which_settings_are_objects():
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "OBJECTS"
     )
-    assert set(objects) == {key for key, kind in TYPES.items() if kind == "object"}
+    assert set(objects) == {key for key, kind in TYPES.items() if kind in ("object", "array")}
 
 
 # --- Pulumi.dev.yaml -------------------------------------------------------------------------------------------------
@@ -127,6 +143,10 @@ def test_the_dev_stack_is_the_articles_example():
             "natVm2": ["198.18.0.128/27", "198.18.0.64/27"],
             "vrouter": "198.18.0.160/28",
         },
+        "nat-pod:names": {},
+        "nat-pod:protect": "nothing",
+        "nat-pod:policy": [],
+        "nat-pod:tags": {},
         "nat-pod:addresses": {
             "management/mgmt": {"natVm1": "198.18.0.2", "natVm2": "198.18.0.130"},
             "customer1/vm1": {"natVm1": "198.18.0.2", "natVm2": "198.18.0.130"},
@@ -156,9 +176,10 @@ def test_the_linters_have_nothing_to_say(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_mypy_is_strict_over_the_package_and_the_program():
-    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'strict = true\npython_version = "3.11"\nfiles = ["nat_pod", "bench", "__main__.py"]\n' in text
+def test_mypy_is_strict_over_the_package_and_the_programs():
+    mypy = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    assert (mypy["strict"], mypy["python_version"]) == (True, "3.11")
+    assert mypy["files"] == ["nat_pod", "bench", "neighbours/__main__.py", "__main__.py"]
 
 
 # --- the tests themselves (conftest.py) ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from netaddr import IPAddress
 from test_proof import edited, first, planned
 
+from nat_pod.config.services import Ports
 from nat_pod.plan.model import PodPlan
 from nat_pod.rules.netfilter import Accept, Match, Rule
 from nat_pod.trace.counter_examples import BELIEVED_ERROR, ERROR_LOST, FOREIGN_ERROR, NO_WAY_IN, OPEN_PORT
@@ -182,16 +183,17 @@ def accept_first(**match: object) -> Callable[[list[Rule]], list[Rule]]:
 
 OPEN = {
     "ssh to NAT VM1 from everywhere": (
-        "natVm1", accept_first(protocol="tcp", destination_port=22), "customer2/stranger",
+        "natVm1", accept_first(protocol="tcp", destination_port=Ports.one(22)), "customer2/stranger",
     ),
     "ssh to NAT VM2 from NAT VM1": (
-        "natVm2", accept_first(source="198.18.0.0/26", protocol="tcp", destination_port=22), "natVm1",
+        "natVm2", accept_first(source="198.18.0.0/26", protocol="tcp", destination_port=Ports.one(22)), "natVm1",
     ),
     "ping of NAT VM1": ("natVm1", accept_first(protocol="icmp", icmp_type=8), "customer1/stranger"),
-    "another port": ("natVm1", accept_first(protocol="tcp", destination_port=8198), "customer1/vm1"),
-    "a port of UDP": ("natVm2", accept_first(protocol="udp", destination_port=53), "management/stranger"),
+    "another port": ("natVm1", accept_first(protocol="tcp", destination_port=Ports.one(8198)), "customer1/vm1"),
+    "a port of UDP": ("natVm2", accept_first(protocol="udp", destination_port=Ports.one(53)), "management/stranger"),
     "DHCP from everywhere": (
-        "natVm1", accept_first(protocol="udp", source_port=67, destination_port=68), "customer1/stranger",
+        "natVm1", accept_first(protocol="udp", source_port=Ports.one(67), destination_port=Ports.one(68)),
+        "customer1/stranger",
     ),
 }  # fmt: skip
 
@@ -206,7 +208,7 @@ def test_a_port_of_a_nat_vm_that_is_open_by_mistake_is_found(dev, name):
 
 
 def no_ssh(rules: list[Rule]) -> list[Rule]:
-    return [rule for rule in rules if rule.match.destination_port != 22]
+    return [rule for rule in rules if rule.match.destination_port != Ports.one(22)]
 
 
 @pytest.mark.sweep

@@ -295,7 +295,7 @@ def start(home: Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [executable, "127.0.0.1:1"],
         cwd=cwd,
-        env=own | environment,
+        env=own | {"PULUMI_HOME": str(home)} | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -112,7 +112,8 @@ def test_every_state_property_is_one_that_the_sdk_knows(world: World) -> None:
     ocids = [record.ocid for record in world.region.all(*registry.RESOURCES)]
     for ocid in ocids:
         record = world.region.get(ocid)
-        resource = getattr(pulumi_oci.core, record.kind.split(":")[-1])
+        _, module, name = record.kind.split(":")
+        resource = getattr(getattr(pulumi_oci, module.split("/")[0].lower()), name)
         known = {
             getattr(member.fget, "_pulumi_name", name)
             for name, member in vars(resource).items()
@@ -125,15 +126,15 @@ def test_every_state_property_is_one_that_the_sdk_knows(world: World) -> None:
 # One place per type
 
 
-class ConsoleHistory(Resource):
+class InternetGateway(Resource):
     """A type that the region does not have."""
 
-    kind = "oci:Core/consoleHistory:ConsoleHistory"
-    ocid_type = "consolehistory"
-    rules = InputRules(source="core_console_history_resource.go", replace=frozenset({"instanceId"}))
+    kind = "oci:Core/internetGateway:InternetGateway"
+    ocid_type = "internetgateway"
+    rules = InputRules(source="core_internet_gateway_resource.go", replace=frozenset({"vcnId"}))
 
     def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
-        return store.add(self.kind, name, {"instanceId": store.get(inputs["instanceId"], oci.INSTANCE).ocid}, ocid)
+        return store.add(self.kind, name, {"vcnId": store.get(inputs["vcnId"], oci.VCN).ocid}, ocid)
 
     def update(self, store: Store, record: Record, inputs: Inputs) -> None:
         record.facts["displayName"] = inputs.get("displayName")
@@ -142,31 +143,32 @@ class ConsoleHistory(Resource):
         store.drop(record)
 
     def queries(self) -> dict[str, Query]:
-        return {"oci:Core/getConsoleHistories:getConsoleHistories": lambda store, _: {"n": len(store.all(self.kind))}}
+        return {"oci:Core/getInternetGateways:getInternetGateways": lambda store, _: {"n": len(store.all(self.kind))}}
 
 
 @pytest.fixture
-def with_console_history(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def with_internet_gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A region that has one type more: its class, and its file in the list."""
     with monkeypatch.context() as patch:
-        patch.setattr(security, "KINDS", (*security.KINDS, ConsoleHistory()))
+        patch.setattr(security, "KINDS", (*security.KINDS, InternetGateway()))
         importlib.reload(registry)
         yield World()
     importlib.reload(registry)
 
 
-def test_a_new_type_is_one_class(with_console_history: World) -> None:
-    w = with_console_history
-    token = ConsoleHistory.kind
-    assert w.region.check(token, {}) == [("instanceId", "Missing required property")]
-    ocid, _ = w.region.create(token, {"instanceId": w.vm}, "boot")
-    assert ocid.startswith("ocid1.consolehistory.oc1.")
-    assert w.update(ocid, displayName="first boot")["displayName"] == "first boot"
-    assert w.region.diff(token, {"instanceId": "a"}, {"instanceId": "b"}).replace == ("instanceId",)
-    assert w.region.invoke("oci:Core/getConsoleHistories:getConsoleHistories", {}) == {"n": 1}
+def test_a_new_type_is_one_class(with_internet_gateway: World) -> None:
+    w = with_internet_gateway
+    token = InternetGateway.kind
+    inputs = {"compartmentId": "c", "vcnId": w.pod}
+    assert w.region.check(token, {"compartmentId": "c"}) == [("vcnId", "Missing required property")]
+    ocid, _ = w.region.create(token, inputs, "way out")
+    assert ocid.startswith("ocid1.internetgateway.oc1.")
+    assert w.update(ocid, displayName="a way out")["displayName"] == "a way out"
+    assert w.region.diff(token, {"vcnId": "a"}, {"vcnId": "b"}).replace == ("vcnId",)
+    assert w.region.invoke("oci:Core/getInternetGateways:getInternetGateways", {}) == {"n": 1}
     assert token in provider.schema()["resources"]
     w.region.delete(ocid)
-    assert w.region.find(token, "boot") is None
+    assert w.region.find(token, "way out") is None
 
 
 def test_each_file_with_a_type_is_in_the_list() -> None:

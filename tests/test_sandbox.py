@@ -318,7 +318,7 @@ class TestUse:
                 ("_build", {}, "the lab has no operation _build"),
                 ("run", {"vm": "a9", "argv": ["true"]}, "a9 is not in this lab"),
                 ("drops", {"vcn": "z"}, "z is not in this lab; it has a, b, c"),
-                ("poll", {"vm": "a1"}, "a1 is not a NAT VM of this lab"),
+                ("poll", {"vm": "a1"}, "a1 is not a VM of this lab that boots"),
                 ("run", {"vm": "a1", "argv": ["sleep", "9"], "seconds": 0.1}, "did not end within 0.1 s"),
             ):
                 with pytest.raises(LabError, match=sentence):

@@ -140,7 +140,7 @@ def test_libyaml_reads_what_python_reads(name):
 
 
 def test_a_file_nested_beyond_reason_is_refused_without_a_traceback(tmp_path):
-    put(tmp_path, "config: " + "[" * 5000)
+    put(tmp_path, "config: " + "[" * 2000)
     assert problems_of(tmp_path)[0].startswith("file: is not YAML that can be read: ")
 
 
@@ -197,7 +197,10 @@ def test_a_project_file_with_odd_entries_gives_the_defaults_it_has(tmp_path):
 def test_a_stack_that_has_no_file_is_named_with_those_that_do(tmp_path):
     with pytest.raises(NatPodError) as none:
         read_stack(tmp_path, "prod")
-    assert str(none.value) == f"Pulumi.prod.yaml: no such stack file in {tmp_path}; stacks here are: none"
+    assert str(none.value) == (
+        f"Pulumi.prod.yaml: no such stack file in {tmp_path}; stacks here are: none; for the examples run: "
+        "python -m nat_pod new-project --examples"
+    )
     put(tmp_path, "config: {}\n", "Pulumi.dev.yaml")
     put(tmp_path, "config: {}\n", "Pulumi.a.b.yaml")
     (tmp_path / "Pulumi.prod.yaml").mkdir()

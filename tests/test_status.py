@@ -18,6 +18,7 @@ import pytest
 from conftest import REPOSITORY
 from test_lab import deployed, project
 
+import nat_pod
 from nat_pod.commands import status as command
 from nat_pod.commands.cli import main
 from nat_pod.config.model import PodConfig
@@ -25,6 +26,7 @@ from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.probe import Probe
 from nat_pod.plan import guest
 from nat_pod.plan.fingerprint import fingerprint
+from nat_pod.plan.guest import agent_id
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.status.compare import compare
@@ -75,6 +77,7 @@ def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
     addresses = {vnic.primary: f"ens{place + 3}" for place, vnic in enumerate(planned.vnics)}
     return {
         "vm": vm,
+        "agent": agent_id(),
         "now": CLOCK,
         "time": "2025-06-15T15:06:33Z",
         "reported": NOW - 300,
@@ -299,12 +302,39 @@ def test_one_thing_at_a_time_is_found_and_nothing_else(plan, vm, changes, expect
     assert findings(plan, vm, **changes) == [line.replace("GENERATION", generation) for line in expected]
 
 
+def test_an_agent_that_this_nat_pod_does_not_bring_is_named(plan):
+    assert findings(plan, agent=agent_id()) == []
+    known = f"is another one than nat-pod {nat_pod.__version__} brings"
+    assert findings(plan, agent="0123456789ab") == [f"its agent (0123456789ab) {known}"]
+    assert findings(plan, agent=None) == [f"its agent (unnamed) {known}"]
+    report = reported(plan, "natVm2")
+    del report["agent"]  # one that was deployed before agents had names
+    assert read_report(json.dumps(report)).agent is None
+
+
 def test_a_customer_above_its_bound_is_found_by_its_name(plan):
     chains = {"NATPOD-C-customer2": {"ACCEPT": 77}, "NATPOD-C-customer1": {}, "NATPOD-SERVERS": {"ACCEPT": 5}}
     assert findings(plan, "natVm1", counted={"members": {}, "chains": chains}) == [
         "customer2 had too many flows open: 77 packets of new flows were refused since it booted; "
         "it may have 16128 to one server"
     ]
+
+
+@pytest.mark.parametrize(
+    ("flows", "most", "found"),
+    [
+        (250, 1000, []),  # a quarter is a customer's
+        (251, 1000, ["customer2 has 251 of 1000 flows open, more than one in 4"]),
+        (251, 1_048_576, []),
+        (251, 0, []),  # no table yet
+    ],
+)
+def test_a_customer_who_has_more_of_the_table_than_its_part_is_found_by_its_name(plan, flows, most, found):
+    many = {"flows": flows - 1, "packets": 1, "bytes": 1}
+    # Whoever opened them: one is management's.
+    ends = {"from": {"10.0.1.100": many, "198.18.0.130": ONE_FLOW}, "to": {"10.0.1.100": ONE_FLOW}}
+    said = findings(plan, "natVm1", open=ends, conntrack={"count": 1, "max": most})
+    assert [line.partition(":")[0] for line in said] == found
 
 
 RULES: dict[str, tuple[dict[str, str | None], list[str]]] = {
@@ -496,7 +526,7 @@ WRONG = {
         "--report: one for each NAT VM, and only one of them from standard input\n"),
     "outputs without generations": (
         ["--report", "natVm1=one.log", "--outputs", "two.json"], 1,
-        "--outputs two.json: has no generations of natVm1 and natVm2; write it with: pulumi stack output --json\n"),
+        "--outputs two.json: has no generations of natVm1 and natVm2; `pulumi stack output --json` prints them\n"),
     "no VM": (["--report", "one.log"], 2, None),
     "no file": (["--report", "natVm1="], 2, None),
     "a VM that the POD does not have": (

@@ -14,6 +14,7 @@ from test_status import NOW, OTHER
 from nat_pod.commands.cli import main
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.plan.fingerprint import fingerprint
+from nat_pod.plan.guest import agent_id
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.status.compare import NOT_LOOKED_AT, Status, compare
@@ -38,6 +39,7 @@ def reported(plan: PodPlan, vm: str, **changes: object) -> dict:
     active = vm.endswith("a")
     return {
         "vm": vm,
+        "agent": agent_id(),
         "now": "2025-06-15T15:06:40Z",
         "time": "2025-06-15T15:06:33Z",
         "wanted": planned.generation,
@@ -226,3 +228,12 @@ def test_text_and_json_are_the_golden_ones(plan, golden, tmp_path, monkeypatch, 
     golden(f"cli-status-routed-{name}.txt", out)
     assert main([*arguments, "--json"]) == code
     golden(f"cli-status-routed-{name}.json", capsys.readouterr().out)
+
+
+def test_a_customer_that_fills_the_table_of_its_gateway_is_found_on_each_vm_that_has_its_flows(plan):
+    """A routed POD has no bound; `status` tells who is about to take everybody's room."""
+    full = {"open": {"from": {"10.0.0.130": FLOW | {"flows": 300}}, "to": {}}, "conntrack": {"count": 300, "max": 1000}}
+    found = status(plan, natVm1a=full, natVm2a={"conntrack": {"count": 300, "max": 1000}}).findings
+    assert [(one.vm, one.what.partition(",")[0]) for one in found] == [
+        ("natVm1a", "customer1 has 300 of 1000 flows open")
+    ]

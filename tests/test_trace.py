@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from nat_pod.config.model import PodConfig
+from nat_pod.config.services import Ports
 from nat_pod.errors import UnknownRuleError
 from nat_pod.names import MANAGEMENT, MemberName
 from nat_pod.plan.planner import plan_pod
@@ -157,8 +158,16 @@ RULES = {
     "a state": (Match(ctstate=("RELATED",)), Match(ctstate=("UNTRACKED",)), "it knows the states DNAT, ESTABLISHED,"),
     "a state among known ones": (Match(ctstate=("RELATED", "INVALID")), Match(ctstate=("RELATED", "x")), "the states"),
     "a protocol": (Match(protocol="udp"), Match(protocol="sctp"), "it knows the protocols icmp, tcp, udp"),
-    "a port": (Match(protocol="udp", destination_port=9), Match(destination_port=9), "a port goes with tcp or udp"),
-    "a source port": (Match(protocol="tcp", source_port=9), Match(protocol="icmp", source_port=9), "a port goes with"),
+    "a port": (
+        Match(protocol="udp", destination_port=Ports.one(9)),
+        Match(destination_port=Ports.one(9)),
+        "a port goes with tcp or udp",
+    ),
+    "a source port": (
+        Match(protocol="tcp", source_port=Ports.one(9)),
+        Match(protocol="icmp", source_port=Ports.one(9)),
+        "a port goes with",
+    ),
     "an ICMP type": (Match(protocol="icmp", icmp_type=3), Match(protocol="tcp", icmp_type=3), "an ICMP type with icmp"),
     "TCP flags": (Match(protocol="tcp", tcp_flags=OPENING), Match(protocol="tcp", tcp_flags="ACK ACK"), "of TCP flags"),
     "TCP flags without TCP": (Match(protocol="tcp", tcp_flags=OPENING), Match(tcp_flags=OPENING), "which go with tcp"),

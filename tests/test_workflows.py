@@ -20,7 +20,9 @@ WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 # Each tag's commit, read from the action's own repository.
 ACTIONS = {
     "actions/checkout": ("d23441a48e516b6c34aea4fa41551a30e30af803", "v6.1.0"),
+    "actions/download-artifact": ("3e5f45b2cfb9172054b4087a40e8e0b5a5461e7c", "v8.0.1"),
     "actions/setup-python": ("ece7cb06caefa5fff74198d8649806c4678c61a1", "v6.3.0"),
+    "actions/upload-artifact": ("bbbca2ddaa5d8feaa63e36b76fdaad77386f024f", "v7.0.0"),
     "pulumi/actions": ("8e5e406f4007fca908480587cb9893c07090f58d", "v7.0.0"),
 }
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -35,8 +37,8 @@ def steps(path: Path) -> list[dict]:
     return [step for job in load(path)["jobs"].values() for step in job["steps"]]
 
 
-def test_there_are_three_workflows():
-    assert [path.stem for path in WORKFLOWS] == ["deploy", "preview", "test"]
+def test_there_are_four_workflows():
+    assert [path.stem for path in WORKFLOWS] == ["deploy", "preview", "release", "test"]
 
 
 @each_workflow
@@ -49,6 +51,15 @@ def test_each_action_is_pinned_by_its_commit_with_the_version_beside_it(path):
         assert ACTIONS[found[1]] == (found[2], found[3])
 
 
+# What a job may write.  Those that run the tests or the program of a pull request may write nothing of the repository.
+WRITES = {
+    ("preview", "flows"): {"pull-requests"},
+    ("preview", "preview"): {"pull-requests"},
+    ("release", "release"): {"contents"},
+    ("release", "pypi"): {"id-token"},
+}
+
+
 @each_workflow
 def test_each_job_states_what_its_token_may_do(path):
     workflow = load(path)
@@ -56,9 +67,9 @@ def test_each_job_states_what_its_token_may_do(path):
     for name, job in workflow["jobs"].items():
         granted = job.get("permissions", workflow["permissions"])
         assert granted, f"job {name} has no permissions of its own"
-        comments = {"pull-requests"} if path.stem == "preview" and name in ("flows", "preview") else set()
-        assert {scope for scope, level in granted.items() if level != "read"} == comments
-        assert set(granted) <= {"contents"} | comments
+        writes = WRITES.get((path.stem, name), set())
+        assert {scope for scope, level in granted.items() if level != "read"} == writes
+        assert set(granted) <= {"contents"} | writes
 
 
 @each_workflow
@@ -80,7 +91,7 @@ def test_secrets_are_in_the_environment_of_pulumis_steps_only(path):
     text = path.read_text(encoding="utf-8")
     holders = [step for step in steps(path) if "secrets." in json.dumps(step)]
     assert text.count("secrets.") == sum(json.dumps(step).count("secrets.") for step in holders)
-    assert len(holders) == (0 if path.stem == "test" else 2)
+    assert len(holders) == (0 if path.stem in ("test", "release") else 2)
     for asks, runs in zip(holders[::2], holders[1::2], strict=True):
         # Who asks for the stacks gets the backend's, and nothing of OCI's.
         assert asks["run"].startswith(".ci/stack-exists ")
@@ -159,7 +170,7 @@ def checkout(tmp_path):
     """A repository with this project's scripts, two stacks and an example."""
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     (tmp_path / ".ci").mkdir()
-    for name in ("approved-commit", "changed-stacks", "flows", "comment", "stack-exists"):
+    for name in ("approved-commit", "changed-stacks", "flows", "comment", "release-notes", "stack-exists"):
         shutil.copy2(REPOSITORY / ".ci" / name, tmp_path / ".ci" / name)
     shutil.copy2(REPOSITORY / "Pulumi.yaml", tmp_path / "Pulumi.yaml")
     shutil.copy2(REPOSITORY / "Pulumi.dev.yaml", tmp_path / "Pulumi.example.yaml")
@@ -268,7 +279,11 @@ COMPARTMENTS = {
 
 @pytest.mark.runs_commands
 @pytest.mark.parametrize("value", COMPARTMENTS)
-@pytest.mark.parametrize("key", ["nat-pod:compartmentId", '"nat-pod:compartmentId"', "nat-pod:cidr"])
+@pytest.mark.parametrize(
+    "key",
+    ["nat-pod:compartmentId"]
+    + [pytest.param(key, marks=pytest.mark.sweep) for key in ('"nat-pod:compartmentId"', "nat-pod:cidr")],
+)
 def test_workflows_and_commands_know_the_same_examples(checkout, key, value):
     text = f"# nat-pod:compartmentId: ocid1.compartment.oc1..example\nconfig:\n  {key}: {value}\n"
     (checkout / "Pulumi.x.yaml").write_text(text)
@@ -448,3 +463,79 @@ def test_a_comment_is_posted_once_and_then_renewed(checkout, tmp_path, found, ca
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[0].startswith("api --paginate repos/isv/pods/issues/7/comments --jq ")
     assert lines[1:] == [f"{call} --field body=@- --silent", "<!-- nat-pod: flows dev -->", "text"]
+
+
+# --- a release -------------------------------------------------------------------------------------------------------
+
+RELEASED = """# Changelog
+
+## Unreleased
+
+Nothing yet.
+
+## 1.10.0 - 2027-02-01
+
+### The next `pulumi up`
+
+- **replaces both NAT VMs**
+
+## 1.1.0 - 2026-12-01
+
+Older.
+"""
+
+
+def release_notes(directory: Path, tag: str, version: str, changelog: str = RELEASED) -> tuple[int, str, str]:
+    (directory / "nat_pod" / "__init__.py").write_text(f'"""NAT POD."""\n\n__version__ = "{version}"\n')
+    (directory / "CHANGELOG.md").write_text(changelog)
+    command = [directory / ".ci" / "release-notes", tag]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.runs_commands
+def test_the_notes_of_a_release_are_the_section_of_its_version(checkout):
+    status, out, err = release_notes(checkout, "v1.10.0", "1.10.0")
+    assert (status, err) == (0, "")
+    assert out.strip() == "### The next `pulumi up`\n\n- **replaces both NAT VMs**"
+    assert release_notes(checkout, "v1.1.0", "1.1.0") == (0, "\nOlder.\n", "")
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize("tag", ["v1.1.0", "1.10.0", "v1.10.0-rc1", "v1.10.1"])
+def test_a_tag_that_is_not_the_version_releases_nothing(checkout, tag):
+    status, out, err = release_notes(checkout, tag, "1.10.0")
+    assert (status, out) == (1, "")
+    assert err == (
+        f"::error::the tag is {tag}, and nat_pod/__init__.py says 1.10.0: write the version there first, then tag "
+        "v1.10.0\n"
+    )
+
+
+@pytest.mark.runs_commands
+@pytest.mark.parametrize(
+    "changelog",
+    [
+        RELEASED.replace("1.10.0 - 2027", "1.9.0 - 2027"),
+        RELEASED.replace("## 1.10.0 - 2027-02-01", "## 1.10.0"),
+        RELEASED.replace("### The next `pulumi up`\n\n- **replaces both NAT VMs**\n\n", ""),
+    ],
+    ids=["another version", "no date", "nothing in it"],
+)
+def test_a_version_that_changelog_says_nothing_of_is_not_released(checkout, changelog):
+    status, out, err = release_notes(checkout, "v1.10.0", "1.10.0", changelog)
+    assert (status, out) == (1, "")
+    assert err == "::error::CHANGELOG.md has no section '## 1.10.0 - YYYY-MM-DD' with anything in it\n"
+
+
+def test_a_release_is_tested_and_built_before_anything_is_published():
+    workflow = load(REPOSITORY / ".github" / "workflows" / "release.yml")
+    assert workflow["on"] == {"push": {"tags": ["v[0-9]*"]}}
+    jobs = workflow["jobs"]
+    runs = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert runs[0] == 'mkdir dist && .ci/release-notes "$TAG" > dist/notes.md'
+    assert (runs[-3], runs[-1]) == (".ci/run", "make dist")
+    assert runs[-2].startswith(".venv/bin/python -c ")
+    assert runs[-2].endswith(">> dist/notes.md")
+    assert (jobs["release"]["needs"], jobs["pypi"]["needs"]) == ("build", "release")
+    assert (jobs["pypi"]["if"], jobs["pypi"]["environment"]) == ("vars.PYPI == 'true'", "pypi")

@@ -9,8 +9,8 @@ const pod = new NatPod("ts", {
         imageId: "ocid1.image.oc1.uk-london-1.exampleoraclelinux9",
         sshPublicKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1lNZ8dvHqYbJ0yQm3m0x8sVt8o5n1s4m3y9r0P2aQd ops@example",
     },
-    management: { cidr: "10.0.0.0/16", vrouter: "198.18.0.167", servers: { mgmt: "10.0.0.100" } },
-    customers: { customer1: { cidr: "10.0.0.0/24", hosts: { vm1: "10.0.0.100" }, servers: ["mgmt"] } },
+    management: { cidr: ["10.0.0.0/16"], vrouter: "198.18.0.167", servers: { mgmt: "10.0.0.100" } },
+    customers: { customer1: { cidr: ["10.0.0.0/24"], hosts: { vm1: "10.0.0.100" }, servers: ["mgmt"] } },
     subnets: { natVm1: ["198.18.0.0/27"], natVm2: ["198.18.0.128/27"], vrouter: "198.18.0.160/28" },
     addresses: {
         "management/mgmt": { natVm1: "198.18.0.2", natVm2: "198.18.0.130" },

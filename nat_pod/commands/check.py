@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json, stack_name
 from nat_pod.config.model import Capacity
-from nat_pod.config.pods import claimed, move_problems, no_stacks, partners, read_pods, too_few_balancers
+from nat_pod.config.pods import Pod, claimed, move_problems, no_stacks, partners, read_pod, too_few_balancers
 from nat_pod.config.ranges import overlaps
-from nat_pod.config.stack_file import read_stack
+from nat_pod.config.stack_file import read_stack, stack_names
+from nat_pod.each import each
 from nat_pod.errors import ConfigError, Problem, Unsettled, shorten
 from nat_pod.plan.planner import plan_pod
 
@@ -24,7 +27,10 @@ def add(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     directory = Path.cwd()
-    every = read_pods(directory)
+    every: dict[str, Pod] = {}
+    planned: dict[str, tuple[Capacity | None, list[Problem]]] = {}
+    for pod, capacity, found in each(partial(_examined, directory, arguments.stacks), stack_names(directory)):
+        every[pod.name], planned[pod.name] = pod, (capacity, found)
     names = list(dict.fromkeys(arguments.stacks)) or list(every)
     if not names:
         raise no_stacks(directory)
@@ -32,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if name not in every:
             read_stack(directory, name)  # says so, and which stacks there are
     ranges = claimed(every)
-    findings = {name: list(every[name].problems) for name in names}
+    findings: dict[str, list[Problem]] = {name: list(every[name].problems) for name in names}
     for name in names:
         stack = every[name].stack
         if stack is not None:
@@ -41,13 +47,10 @@ def _run(arguments: argparse.Namespace) -> int:
             findings[name] += stack.located([*beside, *more])
     used: dict[str, Capacity] = {}
     for name in names:
-        pod = every[name]
-        if pod.stack is None or pod.config is None or pod.problems:
-            continue
-        try:
-            used[name] = plan_pod(pod.config, name).capacity
-        except ConfigError as error:
-            findings[name] += pod.stack.located(error.problems)
+        capacity, found = planned[name]
+        findings[name] += found
+        if capacity is not None:
+            used[name] = capacity
     for problems in findings.values():
         problems.sort(key=lambda problem: isinstance(problem, Unsettled))  # mistakes first
     if arguments.json:
@@ -65,6 +68,17 @@ def _run(arguments: argparse.Namespace) -> int:
                 what = "fine, an example" if every[name].example else "fine"
                 print(f"Pulumi.{name}.yaml: {what}, {used[name].used} of {used[name].slots} slots used")
     return FINDINGS if any(findings.values()) else OK
+
+
+def _examined(directory: Path, asked: Sequence[str], name: str) -> tuple[Pod, Capacity | None, list[Problem]]:
+    """A POD, and of one that is asked for (all by default) what is left of it, or what only its plan shows."""
+    pod = read_pod(directory, name)
+    if pod.stack is None or pod.config is None or pod.problems or (asked and name not in asked):
+        return pod, None, []
+    try:
+        return pod, plan_pod(pod.config, name).capacity, []
+    except ConfigError as error:
+        return pod, None, pod.stack.located(error.problems)
 
 
 def _problem_dict(problem: Problem) -> dict[str, object]:

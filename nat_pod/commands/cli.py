@@ -22,6 +22,8 @@ from nat_pod.errors import NatPodError, visible
 COMMANDS = {
     "check": "check",
     "pods": "pods",
+    "whois": "whois",
+    "new-project": "new_project",
     "new-pod": "new_pod",
     "move": "move",
     "allocate": "allocate",
@@ -33,6 +35,7 @@ COMMANDS = {
     "import": "import_",
     "status": "status",
     "lab": "lab",
+    "trial": "trial",
 }
 """Each command's module in this package, in the order of --help."""
 

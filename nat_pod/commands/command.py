@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from netaddr import AddrFormatError, IPNetwork
+
 from nat_pod.errors import NatPodError, excerpt
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -51,6 +53,22 @@ def stack_name(text: str) -> str:
 def add_json(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
     """The option --json."""
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_names(form: argparse._MutuallyExclusiveGroup, whose: str) -> None:
+    """The options --hosts-file and --zone-file."""
+    form.add_argument("--hosts-file", action="store_true", help=f"print lines for /etc/hosts: names of {whose}")
+    words = f"print a zone file of this domain with names of {whose}, e.g. vm1.customer1.pod1.example.internal"
+    form.add_argument("--zone-file", metavar="DOMAIN", help=words)
+
+
+def ipv4_network(text: str) -> IPNetwork | None:
+    """What was typed, as an IPv4 network or address; None for anything else, and for one with host bits."""
+    try:
+        network = IPNetwork(text)
+    except (AddrFormatError, ValueError):
+        return None
+    return network if network.version == 4 and network.ip == network.network else None
 
 
 def width() -> int:

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.config.revisions import base_of, file_at
+from nat_pod.config.services import EVERYTHING
 from nat_pod.config.settings import Value, settings
 from nat_pod.config.stack_file import Stack, read_stack, read_stack_at
 from nat_pod.errors import ConfigError, shorten, visible
@@ -19,7 +20,7 @@ from nat_pod.names import NAT_VM1, NAT_VM2, MemberName, natural
 from nat_pod.plan import guest
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.text import count, folded, table, wrapped
+from nat_pod.text import count, folded, some, table, wrapped
 from nat_pod.trace.diff import (
     Delivery,
     Difference,
@@ -142,6 +143,7 @@ def outcome_dict(outcome: Outcome) -> dict[str, object]:
         },
         "vmsReplaced": outcome.replaces_vms,
         "flowsThatEnd": len(outcome.ending),
+        "flowsNotOpenedAnyMore": len(outcome.difference.outlived),
         "flowsAtRisk": len(outcome.at_risk),
         "notDelivered": [list(pair) for pair in difference.not_delivered],
         "notDeclared": [list(pair) for pair in difference.not_declared],
@@ -186,6 +188,7 @@ def _way_dict(way: Delivery | None) -> dict[str, object] | None:
         "address": way.address,
         "seen": way.seen,
         "hops": [{"at": hop.at, "src": hop.src, "dst": hop.dst} for hop in way.hops],
+        **({} if way.services == EVERYTHING else {"allow": list(way.services.texts)}),
     }
 
 
@@ -216,10 +219,17 @@ def outcome_markdown(outcome: Outcome, stack: str, base: Base) -> str:
 def headline(outcome: Outcome) -> str:
     """The worst that can happen, in one line."""
     all_flows = len(outcome.difference.before)
-    ending, at_risk = len(outcome.ending), len(outcome.at_risk)
+    narrowed = outcome.ending & {(flow.sender, flow.receiver) for flow in outcome.difference.narrowed}
+    ending, at_risk = len(outcome.ending - narrowed), len(outcome.at_risk)
     parts = []
     if ending:
         parts.append(f"{ending} of {count(all_flows, 'flow')} {'ends' if ending == 1 else 'end'}")
+    if narrowed:
+        lose = f"{len(narrowed)} of {count(all_flows, 'flow')} {'loses' if len(narrowed) == 1 else 'lose'}"
+        parts.append(f"{lose} protocols or ports, and open connections to these end")
+    if outlived := len(outcome.difference.outlived):
+        lost = f"{outlived} of {count(all_flows, 'flow')} {'is' if outlived == 1 else 'are'}"
+        parts.append(f"{lost} not opened any more, and open connections go on")
     if at_risk:
         untils = dict.fromkeys(c.verdict.until for c in outcome.changes if c.effect is Effect.AT_RISK)
         number = f"{at_risk} more" if ending else f"{at_risk} of {count(all_flows, 'flow')}"
@@ -241,7 +251,7 @@ def headline(outcome: Outcome) -> str:
         return f"no flow ends, and no VM is replaced{form or ('' if outcome.changes else '; no setting differs')}"
     if outcome.replaces_vms:
         parts.append("both NAT VMs are replaced")
-    elif (ending or at_risk) and not in_turn:
+    elif (ending or narrowed or at_risk) and not in_turn:
         parts.append("no VM is replaced")
     return f"risk: {'; '.join(parts)}"
 
@@ -324,10 +334,10 @@ def _summary(difference: Difference) -> list[str]:
     lines = _mistakes("declared, and not delivered", difference.not_delivered)
     lines += _mistakes("delivered, and not declared", difference.not_declared)
     if difference.renamed:
-        names = [f"{old} is {new} now" for old, new in list(difference.renamed.items())[:3]]
-        more = len(difference.renamed) - len(names)
-        lines.append(f"renamed: {', '.join(names)}{f' and {more} more' if more else ''}")
-    counts = [f"{len(flows)} {name}" for name, flows in _flow_lists(difference)]
+        lines.append(f"renamed: {some([f'{old} is {new} now' for old, new in difference.renamed.items()], 3)}")
+    # Without a policy there is nothing to say of what flows may begin with.
+    lists = [(name, flows) for name, flows in _flow_lists(difference) if flows or name not in ("narrowed", "widened")]
+    counts = [f"{len(flows)} {name}" for name, flows in lists]
     lines.append(f"flows: {', '.join(counts)} (of {len(difference.before)})")
     policy_before, policy = difference.policy
     if policy_before is None:
@@ -358,7 +368,9 @@ def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[
     for name, flows in _flow_lists(difference):
         groups = sorted(by_member(difference, flows), key=lambda group: natural(group.member))
         title = f"{name.capitalize()}: {count(len(flows), 'flow')} of {count(len(groups), 'member')}"
-        if name == "rerouted":
+        if name in ("narrowed", "widened"):
+            tables.append((title, _REROUTED_HEADER, [_services_row(group) for group in groups]))
+        elif name == "rerouted":
             tables.append((title, _REROUTED_HEADER, [_rerouted_row(group) for group in groups]))
         else:
             tables.append((title, _FLOW_HEADER, [_flow_row(group) for group in groups]))
@@ -391,6 +403,8 @@ def _flow_lists(difference: Difference) -> list[tuple[str, tuple[FlowChange, ...
         ("renumbered", difference.renumbered),
         ("gained", difference.gained),
         ("rerouted", difference.rerouted),
+        ("narrowed", difference.narrowed),
+        ("widened", difference.widened),
     ]
 
 
@@ -428,6 +442,18 @@ def _some(members: Sequence[MemberName]) -> str:
     realms = {member.realm for member in members}
     of = f"of {min(realms)}" if len(realms) == 1 else f"of {len(realms)} networks"
     return f"{len(members)} {'hosts' if not any(member.is_server for member in members) else 'members'} {of}"
+
+
+def _services_row(group: MemberChange) -> list[str]:
+    """What the first flow may begin with before and after, and whether others differ from it."""
+    said = dict.fromkeys(_passes(flow) for flow in group.flows)
+    more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""
+    return [group.member, _some(group.others), str(len(group.flows)), f"{next(iter(said))}{more}"]
+
+
+def _passes(flow: FlowChange) -> str:
+    before, after = ("nothing" if way is None else str(way.services) for way in (flow.before, flow.after))
+    return f"{before} -> {after}"
 
 
 def _rerouted_row(group: MemberChange) -> list[str]:

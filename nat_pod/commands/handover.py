@@ -8,6 +8,7 @@ from nat_pod.commands.command import (
     OK,
     Subparsers,
     add_json,
+    add_names,
     add_outputs,
     add_parser,
     add_stack,
@@ -18,6 +19,7 @@ from nat_pod.commands.stack import load
 from nat_pod.names import MANAGEMENT
 from nat_pod.pages.handover import Sheet, handover, with_outputs
 from nat_pod.pages.handover_page import sheet_markdown
+from nat_pod.pages.zone import hosts_lines, names_for, zone_file
 
 
 def add(commands: Subparsers) -> None:
@@ -27,7 +29,9 @@ def add(commands: Subparsers) -> None:
     add_stack(parser)
     parser.add_argument("neighbour", metavar="CUSTOMER", help="a customer of the stack file, or `management`")
     add_outputs(parser, "adds the OCIDs")
-    add_json(parser)
+    form = parser.add_mutually_exclusive_group()
+    add_names(form, "those whom this neighbour may call")
+    add_json(form)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -35,7 +39,11 @@ def _run(arguments: argparse.Namespace) -> int:
     sheet = handover(plan, arguments.stack, arguments.neighbour)
     if arguments.outputs is not None:
         sheet = with_outputs(sheet, plan, read_outputs(arguments.outputs), arguments.outputs)
-    if arguments.json:
+    if arguments.hosts_file:
+        print(hosts_lines(names_for(plan, arguments.stack, arguments.neighbour)))
+    elif arguments.zone_file is not None:
+        print(zone_file(names_for(plan, arguments.stack, arguments.neighbour), arguments.zone_file))
+    elif arguments.json:
         print_json(sheet_dict(sheet))
     else:
         print(sheet_markdown(sheet))
@@ -47,7 +55,7 @@ def sheet_dict(sheet: Sheet) -> dict[str, object]:
     return {
         "stack": sheet.stack,
         "neighbour": sheet.realm,
-        "cidr": sheet.cidr,
+        "cidr": sheet.cidrs[0] if len(sheet.cidrs) == 1 else list(sheet.cidrs),  # as in the stack file
         "pod": sheet.pod,
         "deployed": sheet.deployed,
         **_connection(sheet),
@@ -65,6 +73,7 @@ def sheet_dict(sheet: Sheet) -> dict[str, object]:
             }
             for rule in sheet.security
         ],
+        "passes": [{"from": sender, "to": receiver, "allow": allow} for sender, receiver, allow in sheet.passes],
         "far": {
             far.member: {
                 "address": far.address,
@@ -77,6 +86,7 @@ def sheet_dict(sheet: Sheet) -> dict[str, object]:
         "near": {
             near.member: {"real": near.real, "calledAt": near.called_at, "seenAs": near.seen_as} for near in sheet.near
         },
+        **({} if sheet.names is None else {"names": {"zone": sheet.names.zone, "viewId": sheet.names.view_id}}),
         "try": [
             {"on": attempt.sender, "address": attempt.address, "answers": attempt.receiver, "seenAs": attempt.seen_as}
             for attempt in sheet.attempts

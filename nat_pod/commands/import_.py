@@ -50,7 +50,7 @@ def add(commands: Subparsers) -> None:
         type=_customer_network,
         action="append",
         default=[],
-        help="a customer and its network, which rules do not tell; repeat it for each customer",
+        help="a customer and its network, which rules do not tell; repeat it for each customer and each network",
     )
     parser.add_argument(
         "--stack",
@@ -91,9 +91,9 @@ def _run(arguments: argparse.Namespace) -> int:
         for vm, files in zip(SIDES, (arguments.vnics1, arguments.vnics2), strict=True)
         if files
     }
-    customers = dict(arguments.customer)
-    if len(customers) < len(arguments.customer):
-        raise NatPodError("--customer: a name was given twice; a customer has one network")
+    customers: dict[str, tuple[IPNetwork, ...]] = {}
+    for name, cidr in arguments.customer:
+        customers[name] = (*customers.get(name, ()), cidr)
     pod = reconstruct(tables, vnics)
     found = draft(pod, customers, arguments.stack or "new") if pod.flows and pod.pairs else None
     if found is not None and arguments.stack:

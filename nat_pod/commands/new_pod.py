@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from netaddr import IPNetwork
@@ -61,8 +62,14 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"written  {new.path.name}: {new.cidr}, {room}")
     for path in new.fill_in:
         print(f"fill in  {path}")
-    print(f"then     python -m nat_pod check {arguments.name}     # names what is still wrong, each with its rule")
-    print(f"         python -m nat_pod allocate {arguments.name}")
+    steps = [
+        f"check {arguments.name}     # names what is still wrong, each with its rule",
+        f"allocate {arguments.name}",
+    ]
+    if not (directory / "Pulumi.yaml").exists():  # nat-pod is installed elsewhere, and this directory is new
+        steps.insert(0, "new-project     # the Pulumi project that the stack belongs to")
+    for word, step in zip_longest(("then",), steps, fillvalue=""):
+        print(f"{word:<8} python -m nat_pod {step}")
     return OK
 
 
@@ -87,6 +94,7 @@ config:
     #   cidr: 10.0.0.0/24                  # may overlap management's network, not another customer's
     #   hosts: {{vm1: 10.0.0.100}}
   nat-pod:sourceNat: static                # each host has an address of its own at the far end
+  nat-pod:protect: all                     # pulumi replaces or deletes no VCN, LPG or NAT VM unasked (docs/operate.md)
 """
 
 
@@ -112,6 +120,8 @@ config:
     # customer1:
     #   cidr: 10.0.0.0/24                  # may overlap management's network, not another customer's
     #   hosts: {{vm1: 10.0.0.100}}
+  nat-pod:protect: all                     # pulumi replaces or deletes no VCN, LPG, balancer or NAT VM unasked; with
+                                           # network it replaces NAT VMs in turn as before (docs/operate.md)
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import assert_never
 
 from nat_pod import limits
-from nat_pod.commands.command import OK, Subparsers, add_json, add_parser, add_stack, print_json
+from nat_pod.commands.command import OK, Subparsers, add_json, add_names, add_parser, add_stack, print_json
 from nat_pod.commands.plan_routed import neighbours_table, routed_dict, routed_facts, routed_tables
 from nat_pod.commands.stack import load
 from nat_pod.config.delivery import Delivery
@@ -17,6 +17,7 @@ from nat_pod.errors import NatPodError
 from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, servers_first
 from nat_pod.pages import drawing, mermaid, routed_drawing
 from nat_pod.pages.journey import Journey, first_flow, journey
+from nat_pod.pages.zone import hosts_lines, names_of_pod, zone_file
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.text import count, folded, markdown_table, table
 
@@ -29,6 +30,7 @@ def add(commands: Subparsers) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown, with Mermaid pictures")
     form.add_argument("--svg", metavar="FILE", type=Path, help="draw the POD and the path of a flow into FILE")
+    add_names(form, "all members")
     add_json(form)
     parser.set_defaults(wrong=parser.error)
 
@@ -39,6 +41,10 @@ def _run(arguments: argparse.Namespace) -> int:
     _, plan = load(arguments.stack)
     if arguments.json:
         print_json(plan_dict(plan))
+    elif arguments.hosts_file:
+        print(hosts_lines(names_of_pod(plan, arguments.stack)))
+    elif arguments.zone_file is not None:
+        print(zone_file(names_of_pod(plan, arguments.stack), arguments.zone_file))
     elif arguments.markdown:
         flow = _flow(plan, arguments.flow)
         pictures = [("Networks", mermaid.networks(plan, arguments.stack))]

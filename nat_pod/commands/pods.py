@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from netaddr import AddrFormatError, IPNetwork
+from netaddr import IPNetwork
 
 from nat_pod import limits
-from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, print_json
+from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, ipv4_network, print_json
 from nat_pod.commands.plan_routed import holds
 from nat_pod.config.addressing import default_layout
 from nat_pod.config.any_config import AnyConfig
@@ -28,20 +28,18 @@ def add(commands: Subparsers) -> None:
     """The command's parser."""
     words = "list the PODs of this directory, the capacity left in each, and the next free range"
     parser = add_parser(commands, "pods", words, _run)
-    parser.add_argument("--fits", metavar="CIDR", type=_network, help="say into which of them a new customer fits")
+    words = "say into which of them a new customer with this network, or these, fits"
+    parser.add_argument("--fits", metavar="CIDR", type=_network, nargs="+", help=words)
     parser.add_argument("--hosts", metavar="N", type=_count, default=1, help="with --fits: how many hosts it has")
     add_json(parser)
 
 
 def _network(text: str) -> IPNetwork:
-    try:
-        network = IPNetwork(text)
-    except (AddrFormatError, ValueError):
-        network = None
-    if network is None or network.version != 4 or "/" not in text or network.ip != network.network:
+    network = ipv4_network(text)
+    if network is None or "/" not in text:
         raise argparse.ArgumentTypeError(f"{excerpt(text)} is not an IPv4 network, e.g. 10.0.0.0/24")
-    if network.prefixlen not in limits.VCN_PREFIXES:
-        raise argparse.ArgumentTypeError(f"{text} is no VCN's: a VCN is a /16 to a /30, e.g. 10.0.0.0/24")
+    if network.prefixlen not in limits.NETWORK_PREFIXES:
+        raise argparse.ArgumentTypeError(f"{text} is no customer's: its networks are /8 to /32, e.g. 10.0.0.0/24")
     return network
 
 
@@ -67,13 +65,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _fits(pods: Mapping[str, Pod], arguments: argparse.Namespace) -> int:
     """`pods --fits`: each POD with the gateway that the customer would have, or with what keeps it out."""
-    cidr, hosts = arguments.fits, arguments.hosts
+    cidrs, hosts = tuple(arguments.fits), arguments.hosts
     real = [name for name, pod in pods.items() if not pod.example]
-    found = {name: fit(name, pods, cidr, hosts) for name in real}
+    found = {name: fit(name, pods, cidrs, hosts) for name in real}
     if arguments.json:
         print_json({name: None if one is None else _fit_dict(one) for name, one in found.items()})
     else:
-        print(_fits_text(found, cidr, hosts, [name for name in pods if name not in real]))
+        print(_fits_text(found, cidrs, hosts, [name for name in pods if name not in real]))
     return OK if any(one is not None and not one.obstacles for one in found.values()) else FINDINGS
 
 
@@ -86,8 +84,8 @@ def _fit_dict(one: Fit) -> dict[str, object]:
     }
 
 
-def _fits_text(found: Mapping[str, Fit | None], cidr: IPNetwork, hosts: int, examples: list[str]) -> str:
-    who = f"a customer of {cidr} with {count(hosts, 'host')}"
+def _fits_text(found: Mapping[str, Fit | None], cidrs: Sequence[IPNetwork], hosts: int, examples: list[str]) -> str:
+    who = f"a customer of {', '.join(map(str, cidrs))} with {count(hosts, 'host')}"
     rows = [[visible(name), _fit_words(one)] for name, one in found.items()]
     lines = [f"Where {who} fits", table(["POD", ""], rows)] if rows else [f"{who}: there is no POD yet"]
     if not any(one is not None and not one.obstacles for one in found.values()):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from nat_pod import limits
 from nat_pod.commands.command import (
@@ -26,22 +29,20 @@ from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import servers_first
 from nat_pod.plan.model import PodPlan
 from nat_pod.rules.guard import ERRORS, FORWARD, INPUT, OUTPUT, OWN_ERRORS, REFUSED
-from nat_pod.status.compare import MemberUse, Status, compare
+from nat_pod.status.compare import MemberUse, Status, agent_name, compare
 from nat_pod.status.finding import duration
+from nat_pod.status.metrics import metrics_text
 from nat_pod.status.report import Health, Repairs, VmReport, read_report
 from nat_pod.status.standby import pair_text
 from nat_pod.text import count, table, wrapped
 
 _HOW_TO_FETCH = """\
-To fetch a NAT VM's report from its serial console, with no access to the VM; it
-may be 15 minutes old:
-  oci compute console-history capture --instance-id OCID
-  oci compute console-history get-content --length 1048576 --file one.log \\
-      --instance-console-history-id OCID
-Or by ssh, where it reaches the VM; it is as of now:
-  ssh opc@198.18.0.130 sudo nat-pod-agent status > two.json
-Then:
-  python -m nat_pod status dev --report natVm1=one.log --report natVm2=two.json
+The NAT VMs write their reports to their serial consoles, which Pulumi can read;
+they may be 15 minutes old:
+  python -m nat_pod status prod --fetch
+A report of this moment, by ssh, where it reaches the VM:
+  ssh opc@198.18.0.130 sudo nat-pod-agent status > 2.json
+  python -m nat_pod status prod --report natVm1=1.json --report natVm2=2.json
 A routed POD's NAT VMs are natVm1a, natVm1b, natVm2a and natVm2b.
 
 Exit status 0: all run what the stack file says; 1: findings"""
@@ -62,7 +63,17 @@ def add(commands: Subparsers) -> None:
         help="a NAT VM's report, by its name: natVm1; - reads standard input (default: ask the stack's lab)",
     )
     add_outputs(parser, "says what is deployed")
-    add_json(parser)
+    parser.add_argument(
+        "--fetch",
+        action="store_true",
+        help="capture the NAT VMs' serial consoles by pulumi, with its backend and credentials, and compare what is "
+        "deployed; the captures are removed again",
+    )
+    output = parser.add_mutually_exclusive_group()
+    add_json(output)
+    output.add_argument(
+        "--prometheus", action="store_true", help="metrics in Prometheus's text format (docs/monitoring.md)"
+    )
 
 
 def _report_source(text: str) -> tuple[str, str]:
@@ -74,14 +85,33 @@ def _report_source(text: str) -> tuple[str, str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     _, plan = load(arguments.stack)
-    deployed = None if arguments.outputs is None else _deployed_generations(plan, arguments.outputs)
-    texts = _given(plan, arguments) or reports(arguments.stack, [vm.key for vm in plan.vms])
+    deployed, texts = _sources(plan, arguments)
     compared = compare(plan, {vm.key: _report_of(vm.key, texts.get(vm.key)) for vm in plan.vms}, time.time(), deployed)
     if arguments.json:
         print_json(status_dict(compared))
+    elif arguments.prometheus:
+        print(metrics_text(arguments.stack, compared), end="")
     else:
         print(status_text(compared, arguments.stack))
     return FINDINGS if compared.findings else OK
+
+
+def _sources(
+    plan: PodPlan, arguments: argparse.Namespace
+) -> tuple[dict[str, str] | None, Mapping[str, str | NatPodError]]:
+    """What is deployed, if that was asked, and the texts of the reports, by VM."""
+    if arguments.fetch:
+        if arguments.report or arguments.outputs is not None:
+            raise NatPodError("--fetch asks the tenancy for everything; leave --report and --outputs out")
+        from nat_pod.deployed.consoles import fetch  # loads Pulumi, which takes a second
+
+        fetched = fetch(Path.cwd(), arguments.stack, lambda words: print(words, file=sys.stderr, flush=True))
+        return _deployed_generations(plan, fetched.outputs, f"stack {arguments.stack}"), fetched.consoles
+    deployed = None
+    if arguments.outputs is not None:
+        where = f"--outputs {excerpt(arguments.outputs)}"
+        deployed = _deployed_generations(plan, read_outputs(arguments.outputs), where)
+    return deployed, _given(plan, arguments) or reports(arguments.stack, [vm.key for vm in plan.vms])
 
 
 def _given(plan: PodPlan, arguments: argparse.Namespace) -> dict[str, str | NatPodError]:
@@ -111,13 +141,12 @@ def _report_of(vm: str, text: str | NatPodError | None) -> VmReport | str:
     return found
 
 
-def _deployed_generations(plan: PodPlan, file: str) -> dict[str, str]:
+def _deployed_generations(plan: PodPlan, outputs: Mapping[str, Any], where: str) -> dict[str, str]:
     names = [vm.key for vm in plan.vms]
-    generations = read_outputs(file).get("generations")
+    generations = outputs.get("generations")
     if not isinstance(generations, dict) or not all(isinstance(generations.get(vm), str) for vm in names):
         raise NatPodError(
-            f"--outputs {excerpt(file)}: has no generations of {' and '.join(names)}; "
-            "write it with: pulumi stack output --json"
+            f"{where}: has no generations of {' and '.join(names)}; `pulumi stack output --json` prints them"
         )
     return {vm: excerpt(generations[vm]) for vm in names}
 
@@ -148,6 +177,7 @@ def _report_dict(report: VmReport, status: Status, vm: str) -> dict[str, object]
         return None if time is None else round(status.now - time)
 
     return {
+        "agent": agent_name(report),
         "planned": status.planned[vm],
         "wanted": report.wanted,
         "applied": report.applied,
@@ -235,6 +265,7 @@ def _vm_rows(status: Status) -> list[list[object]]:
         *(standby if status.pairs else ()),
         row("generation", lambda _, report: report.applied or "none"),
         row("applied", lambda _, report: ago(report.since.get("applied"))),
+        row("agent", lambda _, report: agent_name(report)),
         row("last round", lambda _, report: ago(report.round)),
         row("report", lambda _, report: ago(report.made)),
         row("forwarding", lambda _, report: "on" if report.forwarding else "OFF"),

@@ -126,8 +126,9 @@ def _unlisted(name: str, plan: PodPlan) -> tuple[MemberName, str]:
     realm, _, address = name.partition("/")
     if realm in realms and _is_address(address):
         owner = next((slot.member for slot in plan.slots if (slot.member.realm, slot.real) == (realm, address)), None)
-        if owner is None and IPAddress(address) not in IPNetwork(realms[realm]):
-            raise NatPodError(f"{name}: {address} is outside {realms[realm]}, the network of {realm}")
+        if owner is None and not any(IPAddress(address) in IPNetwork(cidr) for cidr in realms[realm]):
+            what = "network" if len(realms[realm]) == 1 else "networks"
+            raise NatPodError(f"{name}: {address} is outside {', '.join(realms[realm])}, the {what} of {realm}")
         if owner is None:
             return MemberName(realm, address), address
         raise NatPodError(f"{name}: that is {owner}; use its name")

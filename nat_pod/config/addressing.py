@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.limits import RESERVED_HIGH, RESERVED_LOW, SLOTS_PER_PAIR, VNIC_SUBNET_PREFIX
+from nat_pod.limits import RESERVED_HIGH, RESERVED_LOW, SLOTS_PER_PAIR, VCN_PREFIXES, VNIC_SUBNET_PREFIX
 from nat_pod.names import Side
 
 _SUBNET_SIZE = 2 ** (32 - VNIC_SUBNET_PREFIX)
@@ -165,6 +165,21 @@ def halves(cidr: IPNetwork) -> tuple[IPNetwork, IPNetwork]:
 def overlap(one: IPNetwork, other: IPNetwork) -> bool:
     """Whether two networks share an address."""
     return bool(one.first <= other.last and other.first <= one.last)
+
+
+def can_be_a_vcns(network: IPNetwork) -> bool:
+    """Whether a network can be a CIDR of a VCN; one that is larger or smaller can only lie behind a VCN."""
+    return network.prefixlen in VCN_PREFIXES
+
+
+def largest_around(address: IPAddress) -> IPNetwork:
+    """The largest CIDR that a VCN can have, around an address."""
+    return IPNetwork((int(address), VCN_PREFIXES[0])).cidr
+
+
+def clash(ones: Iterable[IPNetwork], others: Collection[IPNetwork]) -> tuple[IPNetwork, IPNetwork] | None:
+    """The first network of each of two lists that share an address; None when no two do."""
+    return next(((one, other) for one in ones for other in others if overlap(one, other)), None)
 
 
 def _vnic_subnet(cidr: IPNetwork, index: int) -> IPNetwork:

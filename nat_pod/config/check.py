@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addressing import overlap, reserved_by_oci
-from nat_pod.config.neighbours import CustomerConfig, ManagementConfig
+from nat_pod.config.addressing import can_be_a_vcns, overlap, reserved_by_oci
+from nat_pod.config.neighbours import CustomerConfig, ManagementConfig, cidr_paths
 from nat_pod.config.reader import Reader
-from nat_pod.names import NAMESPACE
+from nat_pod.names import MANAGEMENT, NAMESPACE
 
 # Never a target: a mapping to 169.254.169.254 hands the NAT VM's own metadata, with its instance certificates, to a
 # remote peer (measured); the others are not unicast addresses of a VCN.
 NEVER_MAPPED = tuple(IPNetwork(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+
+_SIZES = (
+    "must be a /8 to a /32: a VCN's own is a /16 to a /30, and what lies behind it may be larger or smaller; "
+    "name the networks, e.g. 10.0.0.0/24"
+)
 
 
 def check_networks(
@@ -29,23 +34,27 @@ def check_networks(
 
     gateways: whether the POD can have several of it; then `gateways.py` says who is where.
     """
-    management_cidr = None if management is None else management.cidr
-    named = [] if management_cidr is None else [("management.cidr", management_cidr)]
-    of_customers = [(f"customers.{customer.name}.cidr", customer.cidr) for customer in customers or ()]
-    for path, network in named + of_customers:
-        if network.prefixlen not in limits.VCN_PREFIXES:
-            reader.add(path, str(network), "must be a /16 to a /30, as every VCN, e.g. 10.0.0.0/24")
+    of_management = [] if management is None else cidr_paths(MANAGEMENT, management.cidrs)
+    of_customers = [
+        (customer.name, *place) for customer in customers or () for place in cidr_paths(customer.name, customer.cidrs)
+    ]
+    for realm, path, network in [*((MANAGEMENT, *place) for place in of_management), *of_customers]:
+        if network.prefixlen not in limits.NETWORK_PREFIXES:
+            reader.add(path, str(network), _SIZES)
+            continue
         for never in NEVER_MAPPED:
             if overlap(network, never):
                 reader.add(path, str(network), f"overlaps {never}, which is never the address of a VM in a VCN")
         if cidr is not None and overlap(network, cidr):
             why = "OCI refuses to peer the two"
-            if network is management_cidr:
+            if realm == MANAGEMENT:
                 why = "the vRouter could not tell the two apart"
+            elif not can_be_a_vcns(network):
+                why = "what is sent there does not leave the POD's VCN"
             reader.add(path, str(network), f"overlaps the POD's own range {cidr}; {why}")
-    for index, (path, network) in enumerate([] if gateways else of_customers):
-        for other_path, other in of_customers[:index]:
-            if overlap(network, other):
+    for index, (realm, path, network) in enumerate([] if gateways else of_customers):
+        for other_realm, other_path, other in of_customers[:index]:
+            if realm != other_realm and overlap(network, other):
                 reader.add(
                     path,
                     str(network),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from nat_pod.config.addressing import overlap
+from nat_pod.config.addressing import clash
 from nat_pod.config.neighbours import CustomerConfig
 from nat_pod.config.reader import Reader
 from nat_pod.errors import Unsettled
@@ -46,7 +46,7 @@ def read_gateways(
             _judge(reader, names[name], [other for other in others if natural(other.name) < natural(name)], number)
         elif number is None:
             rule = f"fits none of the {most} gateways that the VCN's range has room for; {_MORE_ROOM}"
-            reader.add(path, str(names[name].cidr), rule)
+            reader.add(path, _ranges(names[name]), rule)
         elif number > 1:
             rule = f"needs gateway {number}: it does not fit beside the customers of {_before(number)}"
             command = f"python -m nat_pod allocate {reader.stack}"
@@ -83,7 +83,7 @@ def fits(customer: CustomerConfig, others: Collection[CustomerConfig]) -> bool:
     """Whether a gateway with these customers can take one more."""
     if customer.own_gateway:
         return not others
-    return not any(other.own_gateway or overlap(customer.cidr, other.cidr) for other in others)
+    return not any(other.own_gateway or clash(customer.cidrs, other.cidrs) for other in others)
 
 
 def _lines(reader: Reader, value: object, customers: Sequence[CustomerConfig], most: int) -> dict[str, int]:
@@ -112,8 +112,9 @@ def _lines(reader: Reader, value: object, customers: Sequence[CustomerConfig], m
 def _judge(reader: Reader, customer: CustomerConfig, others: Sequence[CustomerConfig], number: int) -> None:
     """Customers that are in one gateway and may not be: nobody is moved but by whoever answers for the flows."""
     for other in others:
-        if overlap(customer.cidr, other.cidr):
-            why = f"overlaps {NAMESPACE}:customers.{other.name}.cidr ({other.cidr}), and both are in gateway {number}"
+        found = clash(customer.cidrs, other.cidrs)
+        if found is not None:
+            why = f"overlaps {NAMESPACE}:customers.{other.name}.cidr ({found[1]}), and both are in gateway {number}"
         elif customer.own_gateway or other.own_gateway:
             owner = customer if customer.own_gateway else other
             why = f"is in gateway {number} beside {other.name}, and {owner.name} asks for one of its own"
@@ -121,11 +122,15 @@ def _judge(reader: Reader, customer: CustomerConfig, others: Sequence[CustomerCo
             continue
         reader.add(
             f"customers.{customer.name}.cidr",
-            str(customer.cidr),
+            str(found[0]) if found else _ranges(customer),
             f"{why}; to move it, which ends its flows, write gateways: "
             f"{{{customer.name}: {number + 1}}} and delete the lines of its hosts in addresses",
             f"python -m nat_pod allocate {reader.stack}",
         )
+
+
+def _ranges(customer: CustomerConfig) -> str:
+    return ", ".join(map(str, customer.cidrs))
 
 
 def _before(number: int) -> str:

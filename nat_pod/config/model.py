@@ -21,6 +21,7 @@ from nat_pod.config.addresses import Members, other_range, read_book
 from nat_pod.config.addressing import Layout, Pair, Slot
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
 from nat_pod.config.delivery import Delivery, without_foreign
+from nat_pod.config.name_zone import read_names
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
     CustomerConfig,
@@ -31,8 +32,11 @@ from nat_pod.config.neighbours import (
     renames_of,
     written_members,
 )
+from nat_pod.config.policy import Entry, read_policy
+from nat_pod.config.protect import Protect
 from nat_pod.config.reader import Reader
 from nat_pod.config.subnets import read_layout, read_pod_cidr
+from nat_pod.config.tags import Tags, read_tags
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import MemberName, Side
 
@@ -74,6 +78,10 @@ class PodConfig(Neighbours):
     source_nat: SourceNat
     lpg_limit: int
     layout: Layout
+    policy: tuple[Entry, ...]
+    zone: str | None
+    protect: Protect
+    tags: Tags
     book: dict[MemberName, Slot]
     released: dict[MemberName, Slot]
 
@@ -114,7 +122,7 @@ class PodConfig(Neighbours):
 
 
 _REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = ("delivery", "sourceNat", "lpgLimit", "subnets", "addresses")
+_OPTIONAL = ("delivery", "sourceNat", "lpgLimit", "subnets", "policy", "names", "protect", "tags", "addresses")
 SETTINGS = (*_REQUIRED, *_OPTIONAL)
 """The keys of a stack file below `nat-pod:`."""
 
@@ -136,9 +144,14 @@ def read_draft(
     cidr = read_pod_cidr(reader, root.get("cidr"))
     nat_vm = read_nat_vm(reader, root.get("natVm"))
     management = read_management(reader, root.get("management"))
-    customers = read_customers(reader, root.get("customers"), written_members(root))
+    written = written_members(root)
+    customers = read_customers(reader, root.get("customers"), written)
+    policy = read_policy(reader, root.get("policy"), written, customers or ())
     source_nat = reader.choice("sourceNat", root.get("sourceNat", SourceNat.MASQUERADE), SourceNat)
     lpg_limit = reader.integer("lpgLimit", root.get("lpgLimit", limits.LPGS_PER_VCN), 1, limits.LPGS_PER_VCN_RAISED)
+    zone = read_names(reader, root.get("names"))
+    protect = reader.choice("protect", root.get("protect", Protect.NOTHING), Protect)
+    tags = read_tags(reader, root.get("tags"))
     pinned = root.get("subnets")
     layout = read_layout(reader, None if pinned == {} else pinned, cidr, nat_vm)  # {} is Pulumi.yaml's "not pinned"
     check_networks(reader, cidr, management, customers)
@@ -164,6 +177,8 @@ def read_draft(
         or source_nat is None
         or lpg_limit is None
         or layout is None
+        or protect is None
+        or tags is None
     ):
         return None, reader.problems, reader.unsettled
     config = PodConfig(
@@ -175,6 +190,10 @@ def read_draft(
         source_nat=source_nat,
         lpg_limit=lpg_limit,
         layout=layout,
+        policy=policy,
+        zone=zone,
+        protect=protect,
+        tags=tags,
         book=book,
         released=released,
     )

@@ -17,6 +17,7 @@ from nat_pod.config.addressing import overlap
 from nat_pod.config.aliases import VCN_PREFIX, VcnLayout, block_of
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import PodConfig
+from nat_pod.config.protect import Protect
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import NatPodError, Problem
 from nat_pod.limits import RESERVED_LOW
@@ -53,7 +54,7 @@ def moved(old: PodConfig, written: Mapping[str, object], stack: str) -> Moved:
     vcn = _vcn_beside(old, stack)
     vrouter = VcnLayout(vcn).vrouter
     config: dict[str, object] = {"delivery": str(Delivery.ROUTES), "movesFrom": stack}
-    for key in ("compartmentId", "cidr", "natVm", "management", "customers", "lpgLimit"):
+    for key in ("compartmentId", "cidr", "natVm", "management", "customers", "policy", "lpgLimit"):
         if key in written:
             config[key] = written[key]
         if key == "cidr":
@@ -62,6 +63,7 @@ def moved(old: PodConfig, written: Mapping[str, object], stack: str) -> Moved:
     config["management"] = management | {"vrouter": str(IPAddress(vrouter.first + RESERVED_LOW))}
     customers = _without(written["customers"], ())
     config["customers"] = {name: _without(customer, _OF_THE_OLD_POD) for name, customer in customers.items()}
+    config["protect"] = str(Protect.ALL)
     config["addresses"] = {
         **{str(name): str(known_address(old, name)) for name in old.book},
         **{str(name): {"address": str(known_address(old, name)), "released": True} for name in old.released},
@@ -72,6 +74,7 @@ def moved(old: PodConfig, written: Mapping[str, object], stack: str) -> Moved:
         "vcnCidr": "where that POD has neither an alias nor a subnet",
         "natVm.shape": "a routed NAT VM has one VNIC: the smallest flex shape may do",
         "management.vrouter": f"another address than in that POD: the vRouter's subnet is {vrouter} here",
+        "protect": "pulumi replaces or deletes no VCN, LPG, balancer or NAT VM unasked (docs/operate.md)",
         "addresses": "a server's address of NAT VM1, a host's of NAT VM2",
     }
     peers = tuple(customer.name for customer in old.customers if customer.peer_id is not None)

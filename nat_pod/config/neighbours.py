@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addressing import reserved_by_oci
+from nat_pod.config.addressing import can_be_a_vcns, clash, reserved_by_oci
 from nat_pod.config.reader import EXAMPLES, NAME_RULE, Reader, listed
 from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, NAME, STRANGER, TRANSIT, MemberName
@@ -20,12 +20,13 @@ _VROUTER_ADDRESSES = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ManagementConfig:
-    """The management network: its CIDR, the vRouter's floating IP in this POD, the servers by name.
+    """Management: its networks, the vRouter's floating IP in this POD, the servers by name.
 
-    `servers_formerly` has the former names of renamed servers by their present ones.
+    `cidrs` are all networks behind the vRouter, in the order of the file.  `servers_formerly` has the former names of
+    renamed servers by their present ones.
     """
 
-    cidr: IPNetwork
+    cidrs: tuple[IPNetwork, ...]
     vrouter: IPAddress
     servers: dict[str, IPAddress]
     servers_formerly: dict[str, str]
@@ -33,15 +34,17 @@ class ManagementConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CustomerConfig:
-    """A customer: its VCN's CIDR, its hosts by name, the servers it may reach (None: all), an LPG to peer with.
+    """A customer: its networks, its hosts by name, the servers it may reach (None: all), an LPG to peer with.
 
-    `formerly` is the name it had before it was renamed: its LPG and its slots stay the ones of that name.
+    `cidrs` are its VCN's and those behind it, in the order of the file; the first one's security rules have the
+    customer's name alone.  `formerly` is the name it had before it was renamed: its LPG and its slots stay the ones of
+    that name.
     `hosts_formerly` has the former names of renamed hosts by their present ones.  `own_gateway`: in a routed POD it
     shares its customer gateway with nobody.
     """
 
     name: str
-    cidr: IPNetwork
+    cidrs: tuple[IPNetwork, ...]
     hosts: dict[str, IPAddress]
     servers: tuple[str, ...] | None
     peer_id: str | None
@@ -60,12 +63,13 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """The members' names as they stand in the file, and the realms whose names cannot be known.
+    """The members' names and the realms as they stand in the file, and the realms whose names cannot be known.
 
     A member whose address is wrong is still a member: its slot must not be called a leftover.
     """
 
     names: frozenset[MemberName]
+    realms: frozenset[str]
     unknown: frozenset[str]
     customers_unknown: bool
 
@@ -79,21 +83,46 @@ def read_management(reader: Reader, value: object) -> ManagementConfig | None:
     section = reader.section(
         "management", value, required=("cidr", "vrouter", "servers"), optional=("serversFormerly",)
     )
-    cidr = reader.network("management.cidr", section.get("cidr"), "10.0.0.0/16")
+    cidrs = _read_cidrs(reader, "management.cidr", section.get("cidr"), "10.0.0.0/16")
     vrouter = reader.address("management.vrouter", section.get("vrouter"), "198.18.3.250")
-    servers = _addresses_in(reader, "management.servers", section.get("servers"), "servers", cidr)
+    servers = _addresses_in(reader, "management.servers", section.get("servers"), "servers", cidrs)
     formerly = _formerly_in(reader, "management.serversFormerly", section.get("serversFormerly"), section, "servers")
-    if cidr is None or vrouter is None:
+    if cidrs is None or vrouter is None:
         return None
-    usable = cidr.size - limits.RESERVED_LOW - limits.RESERVED_HIGH
-    if usable - len(servers) < _VROUTER_ADDRESSES:
-        reader.add(
-            "management.cidr",
-            str(cidr),
-            f"has {usable} usable addresses for {len(servers)} servers; the vRouter needs {_VROUTER_ADDRESSES} of its "
-            "own there, its VNIC's and the floating IP",
-        )
-    return ManagementConfig(cidr=cidr, vrouter=vrouter, servers=servers, servers_formerly=formerly)
+    # A network that is no VCN's says nothing of the VCN that the vRouter is in.
+    if all(map(can_be_a_vcns, cidrs)):
+        left = {cidr: _usable(cidr) - sum(1 for at in servers.values() if at in cidr) for cidr in cidrs}
+        if max(left.values()) < _VROUTER_ADDRESSES:
+            usable = sum(map(_usable, cidrs))
+            reader.add(
+                "management.cidr",
+                ", ".join(map(str, cidrs)),
+                f"{'has' if len(cidrs) == 1 else 'have'} {usable} usable addresses for {len(servers)} servers; the "
+                f"vRouter needs {_VROUTER_ADDRESSES} of its own there, its VNIC's and the floating IP",
+            )
+    return ManagementConfig(cidrs=cidrs, vrouter=vrouter, servers=servers, servers_formerly=formerly)
+
+
+def _usable(cidr: IPNetwork) -> int:
+    return int(cidr.size) - limits.RESERVED_LOW - limits.RESERVED_HIGH
+
+
+def cidr_paths(realm: str, cidrs: Sequence[IPNetwork]) -> list[tuple[str, IPNetwork]]:
+    """The networks of a neighbour with their places in the file: `customers.acme.cidr`, of several `...cidr[1]`."""
+    path = f"{realm}.cidr" if realm == MANAGEMENT else f"customers.{realm}.cidr"
+    return [(path if len(cidrs) == 1 else f"{path}[{index}]", cidr) for index, cidr in enumerate(cidrs)]
+
+
+def _read_cidrs(reader: Reader, path: str, value: object, example: str) -> tuple[IPNetwork, ...] | None:
+    """The networks of a neighbour, no two of which share an address."""
+    cidrs = reader.networks(path, value, example)
+    for index, cidr in enumerate(cidrs or ()):
+        found = clash([cidr], (cidrs or ())[:index])
+        if found is not None:
+            reader.add(
+                f"{path}[{index}]", str(cidr), f"overlaps {found[1]} of the same list; leave the smaller one out"
+            )
+    return cidrs
 
 
 def read_customers(
@@ -120,8 +149,8 @@ def read_customers(
         section = reader.section(path, entry, required=("cidr", "hosts"), optional=optional)
         if entry is None:
             reader.add(path, None, f"is empty; {EXAMPLES['customers']}")
-        cidr = reader.network(f"{path}.cidr", section.get("cidr"), "10.0.0.0/24")
-        hosts = _addresses_in(reader, f"{path}.hosts", section.get("hosts"), "hosts", cidr)
+        cidrs = _read_cidrs(reader, f"{path}.cidr", section.get("cidr"), "10.0.0.0/24")
+        hosts = _addresses_in(reader, f"{path}.hosts", section.get("hosts"), "hosts", cidrs)
         peer_id = reader.ocid(f"{path}.peerId", section.get("peerId"), ("localpeeringgateway",))
         servers = _server_list(reader, f"{path}.servers", section.get("servers"), written)
         formerly = reader.text(f"{path}.formerly", section.get("formerly"), NAME_RULE, NAME)
@@ -133,11 +162,11 @@ def read_customers(
             reader.add(f"{path}.formerly", formerly, f"is already what {former[formerly]} was called")
         if peer_id is not None and peers.setdefault(peer_id, name) != name:
             reader.add(f"{path}.peerId", peer_id, f"is already the LPG of {peers[peer_id]}; an LPG has one peer")
-        if cidr is not None:
+        if cidrs is not None:
             customers.append(
                 CustomerConfig(
                     name=name,
-                    cidr=cidr,
+                    cidrs=cidrs,
                     hosts=hosts,
                     servers=servers,
                     peer_id=peer_id,
@@ -174,8 +203,10 @@ def _server_list(reader: Reader, path: str, value: object, written: Written) -> 
     return tuple(sorted(set(value)))
 
 
-def _addresses_in(reader: Reader, path: str, value: object, what: str, cidr: IPNetwork | None) -> dict[str, IPAddress]:
-    """Named addresses that lie in `cidr`, no two the same."""
+def _addresses_in(
+    reader: Reader, path: str, value: object, what: str, cidrs: tuple[IPNetwork, ...] | None
+) -> dict[str, IPAddress]:
+    """Named addresses that lie in one of `cidrs`, no two the same."""
     good: dict[str, IPAddress] = {}
     owner: dict[IPAddress, str] = {}
     for name, entry in reader.named(path, value, f"{what}, e.g. vm1: 10.0.0.100").items():
@@ -189,18 +220,31 @@ def _addresses_in(reader: Reader, path: str, value: object, what: str, cidr: IPN
         address = reader.address(place, entry, "10.0.0.100")
         if address is None:
             continue
-        if cidr is not None and address not in cidr:
-            reader.add(place, str(address), f"is outside the VCN's {cidr}")
-            continue
-        if cidr is not None and reserved_by_oci(address, cidr):
-            reader.add(place, str(address), f"{reserved_by_oci(address, cidr)}; no VNIC can have it")
-            continue
+        if cidrs is not None:
+            wrong = _unusable(address, cidrs)
+            if wrong is not None:
+                reader.add(place, str(address), wrong)
+                continue
         if address in owner:
             reader.add(place, str(address), f"is already the address of {owner[address]}; one name per address")
             continue
         owner[address] = name
         good[name] = address
     return good
+
+
+def _unusable(address: IPAddress, cidrs: Sequence[IPNetwork]) -> str | None:
+    """Why no member can have this address; None when one can.
+
+    OCI keeps some addresses of a subnet, and so of a VCN's CIDR.  A network that is too large or too small for a VCN
+    lies behind one, where other people's rules hold.
+    """
+    cidr = next((cidr for cidr in cidrs if address in cidr), None)
+    if cidr is None:
+        only = len(cidrs) == 1
+        return f"is outside the VCN's {cidrs[0]}" if only else f"is in none of {', '.join(map(str, cidrs))}"
+    reserved = reserved_by_oci(address, cidr) if can_be_a_vcns(cidr) else None
+    return None if reserved is None else f"{reserved}; no VNIC can have it"
 
 
 def _formerly_in(reader: Reader, path: str, value: object, section: Mapping[str, object], key: str) -> dict[str, str]:
@@ -245,19 +289,11 @@ def written_members(root: Mapping[str, object]) -> Written:
         else:
             unknown.add(realm)
     return Written(
-        names=frozenset(names), unknown=frozenset(unknown), customers_unknown=not isinstance(customers, Mapping)
+        names=frozenset(names),
+        realms=frozenset(realms),
+        unknown=frozenset(unknown),
+        customers_unknown=not isinstance(customers, Mapping),
     )
-
-
-def may_reach(management: ManagementConfig, customers: Iterable[CustomerConfig]) -> dict[str, tuple[MemberName, ...]]:
-    """By customer: the servers that its hosts may open flows to."""
-    return {
-        customer.name: tuple(
-            MemberName(MANAGEMENT, name)
-            for name in (management.servers if customer.servers is None else customer.servers)
-        )
-        for customer in customers
-    }
 
 
 def renames_of(management: ManagementConfig | None, customers: Iterable[CustomerConfig]) -> Renames:

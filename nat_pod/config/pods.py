@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from netaddr import IPNetwork
@@ -20,6 +20,7 @@ from nat_pod.config.placement import REGION, placement_problems
 from nat_pod.config.routed import MORE_BALANCERS, RoutedConfig
 from nat_pod.config.stack_file import Stack, read_stack, stack_names
 from nat_pod.config.subnets import claimed_range
+from nat_pod.each import each
 from nat_pod.errors import ConfigError, NatPodError, Problem
 from nat_pod.names import NAMESPACE
 
@@ -72,10 +73,12 @@ def read_pods(directory: Path) -> dict[str, Pod]:
 
     Raises ConfigError for a project file with problems, because these are not a single stack's.
     """
-    return {name: _read_pod(directory, name) for name in stack_names(directory)}
+    names = stack_names(directory)
+    return dict(zip(names, each(partial(read_pod, directory), names), strict=True))
 
 
-def _read_pod(directory: Path, name: str) -> Pod:
+def read_pod(directory: Path, name: str) -> Pod:
+    """One of them, with its problems read.  Raises as `read_pods` does."""
     try:
         stack = read_stack(directory, name)
     except ConfigError as error:
@@ -84,7 +87,9 @@ def _read_pod(directory: Path, name: str) -> Pod:
         return Pod(name=name, cidr=None, unknown=True, stack=None, unreadable=error.problems)
     mapping = stack.pod_config()
     cidr = claimed_range(mapping)
-    return Pod(name=name, cidr=cidr, unknown=cidr is None and mapping.get("cidr") is not None, stack=stack)
+    pod = Pod(name=name, cidr=cidr, unknown=cidr is None and mapping.get("cidr") is not None, stack=stack)
+    _ = pod.problems  # read here and now: this may be a process of its own, and somebody asks for them anyway
+    return pod
 
 
 def claimed(pods: Mapping[str, Pod]) -> dict[str, IPNetwork | None]:
@@ -154,4 +159,7 @@ def range_unknown(pods: Mapping[str, Pod]) -> list[str]:
 
 def no_stacks(directory: Path) -> NatPodError:
     """What to say when `read_pods` finds none."""
-    return NatPodError(f"there is no Pulumi.<stack>.yaml in {directory}; start from Pulumi.dev.yaml of nat-pod")
+    return NatPodError(
+        f"there is no Pulumi.<stack>.yaml in {directory}; run: python -m nat_pod new-pod NAME, or for the examples: "
+        "python -m nat_pod new-project --examples"
+    )

@@ -138,6 +138,21 @@ class Reader:
             return None
         return network
 
+    def networks(self, path: str, value: object, example: str) -> tuple[IPNetwork, ...] | None:
+        """One network or a list of them, in the order of the list; None when one of them cannot be read."""
+        if not isinstance(value, list):
+            network = self.network(path, value, example)
+            return None if network is None else (network,)
+        if not value:
+            self.add(path, value, f"is an empty list; write a network, e.g. {example}")
+        found = []
+        for index, entry in enumerate(value):
+            if entry is None:
+                self.add(f"{path}[{index}]", None, f"is empty; write a network, e.g. {example}")
+            found.append(self.network(f"{path}[{index}]", entry, example))
+        good = tuple(network for network in found if network is not None)
+        return good if good and len(good) == len(found) else None
+
     def address(self, path: str, value: object, example: str) -> IPAddress | None:
         """One IPv4 address."""
         if value is None:
@@ -165,6 +180,9 @@ EXAMPLES = {
     "vrouter": "the vRouter's floating IP in this POD, e.g. vrouter: 198.18.3.250",
     "servers": "e.g. servers: {mgmt: 10.0.0.100}",
     "hosts": "e.g. hosts: {vm1: 10.0.0.100}",
+    "from": "the end that opens flows, e.g. from: management/mgmt",
+    "to": "the end that they are opened to, e.g. to: customer1",
+    "allow": "what passes, e.g. allow: [tcp/22, icmp]",
     "ocpus": "e.g. {shape: VM.Optimized3.Flex, ocpus: 12, memoryGbs: 48}",
     "memoryGbs": "e.g. {shape: VM.Optimized3.Flex, ocpus: 12, memoryGbs: 48}",
     "subnets.natVm1": "e.g. natVm1: [198.18.0.0/27]",
@@ -172,6 +190,7 @@ EXAMPLES = {
     "subnets.vrouter": "the network of the vRouter's floating IP, e.g. vrouter: 198.18.0.160/28",
     "natVm1": "the address on NAT VM1, e.g. natVm1: 198.18.0.2",
     "natVm2": "the address on NAT VM2, e.g. natVm2: 198.18.0.130",
+    "zone": "e.g. zone: pod1.example.internal",
     "address": "the alias, e.g. address: 198.18.2.17",
 }
 

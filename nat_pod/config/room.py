@@ -10,7 +10,7 @@ from typing import assert_never
 from netaddr import IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addressing import overlap
+from nat_pod.config.addressing import clash
 from nat_pod.config.aliases import BLOCK_PREFIX, block_of, free_aliases, owners
 from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.gateways import place
@@ -61,7 +61,7 @@ def room(config: RoutedConfig, taken_elsewhere: int = 0) -> Room:
     ranges = {
         "addresses of the POD's range": (config.cidr.size - config.vcn.size) // of_block - len(blocks),
         # NAT VM2's table, if each further block is a rule of its own.
-        "route rules": limits.ROUTE_RULES_PER_TABLE - len(config.host_ranges) - 1,
+        "route rules": limits.ROUTE_RULES_PER_TABLE - len(config.host_ranges) - len(config.management.cidrs),
     }
     return Room(
         customers=config.lpg_limit - len(config.customers),
@@ -72,28 +72,28 @@ def room(config: RoutedConfig, taken_elsewhere: int = 0) -> Room:
     )
 
 
-def fit(name: str, pods: Mapping[str, Pod], cidr: IPNetwork, hosts: int) -> Fit | None:
-    """Whether a customer with this range and so many hosts fits into a POD; None where its file cannot be read."""
+def fit(name: str, pods: Mapping[str, Pod], cidrs: tuple[IPNetwork, ...], hosts: int) -> Fit | None:
+    """Whether a customer with these networks and so many hosts fits into a POD; None where its file cannot be read."""
     config = pods[name].config
     if config is None:
         return None
     obstacles = [] if len(config.customers) < config.lpg_limit else [f"it has all its {config.lpg_limit} LPGs"]
-    if overlap(cidr, config.cidr):
-        obstacles.append(f"its own range {config.cidr} overlaps {cidr}")
+    if found := clash(cidrs, [config.cidr]):
+        obstacles.append(f"its own range {config.cidr} overlaps {found[0]}")
     match config:
         case PodConfig():
-            return Fit(pod=name, obstacles=(*obstacles, *_in_slots(config, cidr, hosts)))
+            return Fit(pod=name, obstacles=(*obstacles, *_in_slots(config, cidrs, hosts)))
         case RoutedConfig():
-            return _in_gateway(name, pods, config, cidr, hosts, obstacles)
+            return _in_gateway(name, pods, config, cidrs, hosts, obstacles)
         case _ as never:
             assert_never(never)
 
 
-def _in_slots(config: AnyConfig, cidr: IPNetwork, hosts: int) -> list[str]:
+def _in_slots(config: AnyConfig, cidrs: tuple[IPNetwork, ...], hosts: int) -> list[str]:
     found = [
-        f"{other.name} has {other.cidr}, and NAT VM1 has one route table for all customers"
+        f"{other.name} has {shared[1]}, and NAT VM1 has one route table for all customers"
         for other in config.customers
-        if overlap(cidr, other.cidr)
+        if (shared := clash(cidrs, other.cidrs))
     ]
     if config.capacity.free < hosts:
         found.append(f"it has {config.capacity.free} slots left for {hosts} hosts")
@@ -101,9 +101,14 @@ def _in_slots(config: AnyConfig, cidr: IPNetwork, hosts: int) -> list[str]:
 
 
 def _in_gateway(
-    name: str, pods: Mapping[str, Pod], config: RoutedConfig, cidr: IPNetwork, hosts: int, obstacles: list[str]
+    name: str,
+    pods: Mapping[str, Pod],
+    config: RoutedConfig,
+    cidrs: tuple[IPNetwork, ...],
+    hosts: int,
+    obstacles: list[str],
 ) -> Fit:
-    new = CustomerConfig(name=_NEW, cidr=cidr, hosts={}, servers=None, peer_id=None, formerly=None, hosts_formerly={})
+    new = CustomerConfig(name=_NEW, cidrs=cidrs, hosts={}, servers=None, peer_id=None, formerly=None, hosts_formerly={})
     number = place([*config.customers, new], config.gateways, config.layout.gateways)[_NEW]
     if number is None:
         most = config.layout.gateways

@@ -20,6 +20,7 @@ from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
 from nat_pod.config.delivery import Delivery, without_foreign
 from nat_pod.config.gateways import read_gateways, written_gateways
 from nat_pod.config.model import Capacity
+from nat_pod.config.name_zone import read_names
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
     CustomerConfig,
@@ -30,8 +31,11 @@ from nat_pod.config.neighbours import (
     renames_of,
     written_members,
 )
+from nat_pod.config.policy import Entry, read_policy
+from nat_pod.config.protect import Protect
 from nat_pod.config.reader import Reader
 from nat_pod.config.subnets import read_pod_cidr
+from nat_pod.config.tags import Tags, read_tags
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import INNER, NAT_VM1, SIDES, STACK_NAME, MemberName, Role
 
@@ -57,6 +61,10 @@ class RoutedConfig(Neighbours):
     lpg_limit: int
     balancer_limit: int
     moves_from: str | None
+    policy: tuple[Entry, ...]
+    zone: str | None
+    protect: Protect
+    tags: Tags
     gateways: dict[str, int]
     gateway_lines: dict[str, int]
     book: dict[MemberName, IPAddress]
@@ -129,7 +137,20 @@ class RoutedConfig(Neighbours):
 
 
 _REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = ("delivery", "standby", "vcnCidr", "lpgLimit", "balancerLimit", "movesFrom", "gateways", "addresses")
+_OPTIONAL = (
+    "delivery",
+    "standby",
+    "vcnCidr",
+    "lpgLimit",
+    "balancerLimit",
+    "movesFrom",
+    "gateways",
+    "policy",
+    "names",
+    "protect",
+    "tags",
+    "addresses",
+)
 SETTINGS = (*_REQUIRED, *_OPTIONAL)
 """The keys of a routed POD's stack file below `nat-pod:`."""
 
@@ -145,11 +166,16 @@ def read_draft(
     vcn = None if cidr is None else _read_vcn(reader, root.get("vcnCidr"), cidr)
     nat_vm = read_nat_vm(reader, root.get("natVm"))
     management = read_management(reader, root.get("management"))
-    customers = read_customers(reader, root.get("customers"), written_members(root), gateways=True)
+    written = written_members(root)
+    customers = read_customers(reader, root.get("customers"), written, gateways=True)
+    policy = read_policy(reader, root.get("policy"), written, customers or ())
     standby = reader.boolean("standby", root.get("standby", True))
     lpg_limit = reader.integer("lpgLimit", root.get("lpgLimit", limits.LPGS_PER_VCN), 1, limits.LPGS_PER_VCN_RAISED)
     balancer_limit = reader.integer("balancerLimit", root.get("balancerLimit", limits.BALANCERS_PER_REGION), 0, 1000)
     moves_from = reader.text("movesFrom", root.get("movesFrom") or None, _MOVES_FROM_RULE, STACK_NAME)
+    zone = read_names(reader, root.get("names"))
+    protect = reader.choice("protect", root.get("protect", Protect.NOTHING), Protect)
+    tags = read_tags(reader, root.get("tags"))
     check_networks(reader, cidr, management, customers, gateways=True)
     if vcn is not None and management is not None:
         check_vrouter(reader, management.vrouter, VcnLayout(vcn).vrouter)
@@ -176,6 +202,8 @@ def read_draft(
         or standby is None
         or lpg_limit is None
         or balancer_limit is None
+        or protect is None
+        or tags is None
     ):
         return None, reader.problems, reader.unsettled
     config = RoutedConfig(
@@ -189,6 +217,10 @@ def read_draft(
         lpg_limit=lpg_limit,
         balancer_limit=balancer_limit,
         moves_from=moves_from,
+        policy=policy,
+        zone=zone,
+        protect=protect,
+        tags=tags,
         gateways=gateways,
         gateway_lines=written_gateways(root.get("gateways")),
         book=book,

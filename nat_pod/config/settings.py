@@ -44,8 +44,8 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
     """Every setting of a stack file.
 
     config: its keys with their namespaces, beside: what stands beside them, as a `Stack` has both.  A shape that is
-    written as a name alone, the order of a customer's servers, `released: false`, a number in quotes and an omitted
-    default make no difference, nor does `address:` before an alias.
+    written as a name alone, the order of a customer's servers or of a policy, a list of one CIDR, `released: false`, a
+    number in quotes and an omitted default make no difference, nor does `address:` before an alias.
     """
     delivery = written(config.get(f"{NAMESPACE}:delivery"))
     found: dict[Path, Value] = {("delivery",): str(delivery), ("lpgLimit",): str(limits.LPGS_PER_VCN)}
@@ -84,9 +84,16 @@ def _renamed(path: Path, value: Value, renames: Renames) -> tuple[Path, Value]:
             return ("management", "servers", renames.member(MemberName(MANAGEMENT, server)).short), value
         case ("gateways", customer):
             return ("gateways", renames.realm(customer)), value
+        case ("policy", *ends):
+            return ("policy", *(_renamed_end(end, renames) for end in ends)), value
         case ("addresses", member, *rest):
             return ("addresses", renames.member(MemberName.parse(member)), *rest), value
     return path, value
+
+
+def _renamed_end(end: str, renames: Renames) -> str:
+    """An end of a policy's entry: a member's name, or a realm's."""
+    return renames.member(MemberName.parse(end)) if "/" in end else renames.realm(end)
 
 
 def changed(old: Mapping[Path, Value], new: Mapping[Path, Value]) -> tuple[Changed, ...]:
@@ -99,9 +106,16 @@ def _leaves(path: Path, value: object) -> Iterator[tuple[Path, Value]]:
     if isinstance(value, Mapping):
         for key, member in value.items():
             yield from _leaves((*path, str(key)), member)
+    elif path == ("policy",) and isinstance(value, list):
+        for entry in value:
+            allowed = tuple(sorted(map(_text, entry["allow"])))
+            yield ("policy", _text(entry["from"]), _text(entry["to"])), allowed or "nothing"
     elif isinstance(value, list):
         texts = [_text(member) for member in value]
-        yield path, tuple(sorted(texts) if path[-1] == "servers" else texts)
+        if path[-1] == "cidr" and len(texts) == 1:
+            yield path, texts[0]
+        else:
+            yield path, tuple(sorted(texts) if path[-1] == "servers" else texts)
     elif value is not None and not (path[-1] == "released" and value is False):
         yield path, _text(value)
 

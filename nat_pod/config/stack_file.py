@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,21 @@ def read_stack(directory: Path, name: str) -> Stack:
     """
     path = directory / f"Pulumi.{name}.yaml"
     if not path.is_file():
-        known = ", ".join(visible(stack) for stack in stack_names(directory)) or "none"
+        known = ", ".join(visible(stack) for stack in stack_names(directory)) or (
+            "none; for the examples run: python -m nat_pod new-project --examples"
+        )
         raise NatPodError(f"{path.name}: no such stack file in {directory}; stacks here are: {known}")
     if not is_stack_name(name):
         raise ConfigError(path.name, [Problem("file name", name, f"is not a valid stack name; {STACK_NAME_RULE}")])
     project = directory / "Pulumi.yaml"
-    defaults = _config_of(load_yaml(project), project.name) if project.is_file() else {}
+    defaults = _defaults(_text(project), project.name) if project.is_file() else {}
     text = _text(path)
     return _merge(name, path, text, path.name, defaults, _mapping(text, path.name))
+
+
+@lru_cache(4)  # a directory of many stacks has one project
+def _defaults(project: str, source: str) -> dict[object, object]:
+    return _config_of(_mapping(project, source), source)
 
 
 def read_stack_at(directory: Path, name: str, revision: str) -> Stack | None:
@@ -285,6 +293,7 @@ def _where(error: Exception) -> tuple[str, None, str]:
     return place, None, f"is not YAML that can be read: {reason}"
 
 
+_TEXT = "tag:yaml.org,2002:str"
 _MOST_VALUES = 100_000
 """With aliases followed.  A full /21 POD has some 7,000; ten lines of aliases of aliases can fill any memory."""
 
@@ -321,7 +330,8 @@ class _Bounded(yaml.constructor.SafeConstructor):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            plain = key_node.tag == _TEXT and isinstance(key_node, yaml.ScalarNode)
+            key = key_node.value if plain else self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):
                 if key in seen:
                     raise yaml.constructor.ConstructorError(

@@ -63,6 +63,15 @@ def create(path: Path, text: str) -> None:
             raise NatPodError(f"{path.name}: exists already; choose another name (nothing was changed)") from None
 
 
+def put(path: Path, text: str) -> None:
+    """Write a file that only nat-pod writes, in place of one that is there.  Raises NatPodError when it cannot be."""
+    with _written(path, text) as temporary:
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+
+
 @contextmanager
 def _written(path: Path, text: str) -> Iterator[Path]:
     """A file beside `path` with the text, safely on disk; removed in the end if it is still there."""

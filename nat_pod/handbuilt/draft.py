@@ -25,7 +25,7 @@ from nat_pod.handbuilt.reconstruct import Handbuilt
 from nat_pod.handbuilt.remarks import Remark, RemarkKind
 from nat_pod.limits import MAX_VNICS
 from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, MemberName, Side
-from nat_pod.text import count
+from nat_pod.text import count, some
 
 ASSUMED = "ASSUMED"
 _HEAD = [
@@ -88,7 +88,7 @@ class _Parts:
     pinned: bool
 
 
-def draft(pod: Handbuilt, given: Mapping[str, IPNetwork], stack: str) -> Draft:
+def draft(pod: Handbuilt, given: Mapping[str, tuple[IPNetwork, ...]], stack: str) -> Draft:
     """The stack file of a hand-built POD.
 
     given: customers' networks that are known, by name.  stack: the stack's name, for messages.
@@ -149,7 +149,8 @@ def _config(parts: _Parts) -> dict[str, Any]:
 
 def _customer(parts: _Parts, customer: FoundCustomer) -> dict[str, Any]:
     """`servers` is written only if the customer does not reach all of them; all its hosts reach the same ones."""
-    entry: dict[str, Any] = {"cidr": str(customer.network)}
+    cidrs = [str(network) for network in customer.networks]
+    entry: dict[str, Any] = {"cidr": cidrs[0] if len(cidrs) == 1 else cidrs}
     reached = sorted(parts.servers[server].short for server in _reached_by(parts, customer))
     if customer.hosts and len(reached) < len(parts.servers):
         entry["servers"] = reached
@@ -203,12 +204,12 @@ def _gained(parts: _Parts) -> Iterator[Remark]:
             if together - own:
                 more = [parts.servers[server] for server in sorted(together - own)]
                 why = f"others of {customer.name} do, and nat-pod decides by customer"
-                yield Remark(kind=RemarkKind.GAINED, why=f"{parts.hosts[host]} gets to reach {_some(more)}: {why}")
+                yield Remark(kind=RemarkKind.GAINED, why=f"{parts.hosts[host]} gets to reach {some(more, 3)}: {why}")
     for server, own in _reached(parts.pod.flows, parts.servers, NAT_VM2).items():
         more = [name for host, name in parts.hosts.items() if host not in own and parts.pod.hosts[host] is not None]
         if more:
             why = "in nat-pod each server reaches each host"
-            yield Remark(kind=RemarkKind.GAINED, why=f"{parts.servers[server]} gets to reach {_some(more)}: {why}")
+            yield Remark(kind=RemarkKind.GAINED, why=f"{parts.servers[server]} gets to reach {some(more, 3)}: {why}")
 
 
 def _unknown(pod: Handbuilt, hosts: Sequence[int]) -> Iterator[Remark]:
@@ -235,7 +236,3 @@ def _refused(config: Mapping[str, Any], parts: _Parts, stack: str) -> Iterator[R
     filled["management"]["vrouter"] = str(vrouter[2])
     for problem in read_draft(filled, stack)[1]:
         yield Remark(kind=RemarkKind.REFUSED, why=str(replace(problem, command="")))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

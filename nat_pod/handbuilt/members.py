@@ -17,7 +17,7 @@ from nat_pod.handbuilt.saved_vm import SavedVms
 from nat_pod.handbuilt.vnic_pairs import VnicPairs
 from nat_pod.limits import VNIC_SUBNET_PREFIX
 from nat_pod.names import NAT_VM1, NAT_VM2, SIDES, Side
-from nat_pod.text import count
+from nat_pod.text import count, some
 
 _MOST_MEMBERS = 5_000
 
@@ -160,5 +160,4 @@ def _unused(vms: SavedVms, slots: Sequence[AddressPair | None], layout: VnicPair
         addresses = frozenset() if listed is None or listed.addresses is None else listed.addresses
         unused = [dotted(address) for address in sorted(addresses - used)]
         if unused:
-            shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-            yield Remark(kind=RemarkKind.UNUSED, vm=side, why=f"no mapping needs the private IPs {shown}")
+            yield Remark(kind=RemarkKind.UNUSED, vm=side, why=f"no mapping needs the private IPs {some(unused, 3)}")

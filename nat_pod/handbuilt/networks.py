@@ -6,7 +6,7 @@ A customer's network comes from `--customer`, from a rule that tests for it, or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork, spanning_cidr
@@ -27,10 +27,10 @@ _MANAGEMENT_PREFIX = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundCustomer:
-    """A customer to be.  hosts: real addresses.  why: what its network is assumed from; "" if it was given."""
+    """A customer to be.  hosts: real addresses.  why: what its network is assumed from; "" if they were given."""
 
     name: str
-    network: IPNetwork
+    networks: tuple[IPNetwork, ...]
     hosts: tuple[int, ...]
     why: str = ""
 
@@ -44,14 +44,18 @@ class _Group:
     tested: Range | None
 
 
-def find_customers(pod: Handbuilt, given: Mapping[str, IPNetwork]) -> tuple[list[FoundCustomer], list[int]]:
+def find_customers(pod: Handbuilt, given: Mapping[str, tuple[IPNetwork, ...]]) -> tuple[list[FoundCustomer], list[int]]:
     """The hosts by customer, and the hosts that are in none of the given networks.
 
     Hosts are grouped by the given networks, then by names in comments, by networks in rules, and by /24.
     """
     customers = [
-        FoundCustomer(name=name, network=network, hosts=tuple(host for host in pod.hosts if host in _span(network)))
-        for name, network in given.items()
+        FoundCustomer(
+            name=name,
+            networks=networks,
+            hosts=tuple(host for host in pod.hosts if any(host in _span(network) for network in networks)),
+        )
+        for name, networks in given.items()
     ]
     placed = {host for customer in customers for host in customer.hosts}
     left = [host for host in pod.hosts if host not in placed]
@@ -61,12 +65,13 @@ def find_customers(pod: Handbuilt, given: Mapping[str, IPNetwork]) -> tuple[list
     groups += _groups_by_network(pod, [host for host in left if host not in by_comment], taken)
     for group in groups:
         others = [host for host in pod.hosts if host not in group.hosts]
-        network, why = _customer_network(group, others, [customer.network for customer in customers])
-        customers.append(FoundCustomer(name=group.name, network=network, hosts=tuple(group.hosts), why=why))
+        taken_by = [network for customer in customers for network in customer.networks]
+        network, why = _customer_network(group, others, taken_by)
+        customers.append(FoundCustomer(name=group.name, networks=(network,), hosts=tuple(group.hosts), why=why))
     return customers, left if given else []
 
 
-def _groups_by_comment(pod: Handbuilt, hosts: list[int], given: Mapping[str, IPNetwork]) -> list[_Group]:
+def _groups_by_comment(pod: Handbuilt, hosts: list[int], given: Container[str]) -> list[_Group]:
     found: dict[str, list[int]] = {}
     for host in sorted(hosts):
         realm = comment_name(pod, NAT_VM1, host)[0]

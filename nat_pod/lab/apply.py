@@ -2,6 +2,9 @@
 
 First it goes into a copy of the lab's tenancy: POD and neighbours.  Only when all of that holds do the namespaces
 change, in place.  A preview ends before that, so it says what the region really made of the change.
+
+NAT VMs with standbys are replaced in turn, and the engine waits between them until the balancer calls the new one
+healthy.  So such a change is tried in the copy as well, and then carried out with the lab following (`following.py`).
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from nat_pod.errors import NatPodError
+from nat_pod.lab.following import Following
 from nat_pod.lab.observe import observe
 from nat_pod.lab.region.kinds import INSTANCE
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 from nat_pod.lab.scratch import scratch_folder
-from nat_pod.lab.surroundings import before, build, prepare, withdraw, withdraw_customers
+from nat_pod.lab.surroundings import before, build, prepare
 from nat_pod.lab.tenancy import Tenancy, start_again
 from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.fabric import lay_cables
@@ -30,13 +34,13 @@ from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.rewiring import rewire
 from nat_pod.plan.guest import RULES_KEY, read_document
 from nat_pod.plan.model import PodPlan
-from nat_pod.text import table
+from nat_pod.text import some, table
 from nat_pod.trace.topology import VM_NAT, Topology
 
 MADE, CHANGED, REPLACED, REMOVED = "made", "changed", "replaced", "removed"
 _SHOWN = 4  # names of one type; the rest is counted
 _SETTLED = 3.0  # seconds: every flow has sent at least twice by then (load.PERIODS)
-_OPEN_SECONDS = 20.0  # for all flows to be answered before the change; on a busy machine some take their time
+_PATIENCE_SECONDS = 20.0  # for all flows to be answered: TCP sends again after 6 s, then after 13 s
 
 Resources = Mapping[tuple[str, str], tuple[str, Any]]
 
@@ -96,20 +100,18 @@ def apply(
         tenancy = Tenancy.unpacked(folder, directory, stack, kept)
         flows = tenancy.declared() if watch else []
         say(f"Pulumi.{stack}.yaml: {tenancy.means}, against a copy of the simulated region")
-        done, after = _change(directory, stack, tenancy, standing)
+        done, after, in_turn = _change(directory, stack, tenancy, standing)
         if only_preview:
             return done
         if watch:
             say(f"{_open(key, flows)} TCP flows are open")
-        say("the lab changes in place")
-        try:
-            machines = sandbox.call(key, "apply", topology=packed_topology(after))
-        except LabError as error:
-            sandbox.stop(key)
-            raise NatPodError(
-                f"{error}\nthe lab could not be changed in place and is down; run: python -m nat_pod lab up {stack}"
-            ) from None
-        sandbox.call(key, "keep", state=tenancy.packed())
+        if in_turn:
+            say(f"the lab follows {tenancy.means}, which replaces {', '.join(in_turn)} in turn")
+            machines = _follow(directory, stack, key, kept, standing, say)
+        else:
+            say("the lab changes in place")
+            machines = _become(key, stack, after)
+            sandbox.call(key, "keep", state=tenancy.packed())
     return Applied(
         means=done.means,
         pod=done.pod,
@@ -132,30 +134,22 @@ def topology_of(key: str) -> Topology:
     return found
 
 
-def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -> tuple[Applied, Topology]:
+def _change(
+    directory: Path, stack: str, tenancy: Tenancy, standing: Topology
+) -> tuple[Applied, Topology, tuple[str, ...]]:
+    """Carry the change out in a copy: what became of it, the network, and the NAT VMs that are replaced in turn."""
     plan, region = prepare(directory, stack)
     there: Region = tenancy.region
     if region.name != there.name:
         raise NatPodError(f"the lab is in {there.name}, and the stack file in {region.name}; {start_again(stack)}")
     there.lpg_limit, there.balancer_limit = region.lpg_limit, region.balancer_limit
     try:
-        at_first = tenancy.resources()
-        withdraw(plan, there)
-        before(plan, there)
-        at_second = tenancy.resources()
-        if replaced := _replaced(plan, stack, at_second):
+        if not tenancy.by_engine and (replaced := _replaced(plan, stack, tenancy.resources())):
             raise NatPodError(
-                f"{', '.join(replaced)} would be replaced: `pulumi up` waits between them until the balancer calls the "
-                "new VM healthy, for which packets have to reach it"
+                f"{', '.join(replaced)} would be replaced in turn, which is the engine's part; "
+                "install the pulumi CLI (https://www.pulumi.com/docs/install/)"
             )
-        deployment = tenancy.up()
-        at_third = tenancy.resources()
-        if anew := _launched_anew(plan, at_second, at_third):
-            raise NatPodError(f"{', '.join(anew)} would be launched anew; a running lab does not wait between them")
-        withdraw_customers(plan, there)
-        build(plan, there, deployment.outputs)
-        at_last = tenancy.resources()
-        tenancy.declare(plan)
+        found = _carry_out(plan, tenancy)
         after = observe(there)
         rewiring = rewire(standing, lay_cables(standing), after)
     except (OciError, NatPodError, ValueError) as error:
@@ -169,22 +163,96 @@ def _change(directory: Path, stack: str, tenancy: Tenancy, standing: Topology) -
         ),
         *(f"{name}: gone" for name in rewiring.gone_vms if name not in after.vms),
     ]
-    return Applied(
+    done = Applied(
         means=tenancy.means,
-        pod=tuple(_differences(there, at_second, at_third)),
-        neighbours=(*_differences(there, at_first, at_second), *_differences(there, at_third, at_last)),
-        warnings=deployment.warnings,
+        pod=tuple(_differences(there, found.before_up, found.after_up)),
+        neighbours=(
+            *_differences(there, found.at_first, found.before_up),
+            *_differences(there, found.after_up, found.at_last),
+        ),
+        warnings=found.warnings,
         generations={
             name: (_generation(standing.vms[name].metadata), _generation(vm.metadata))
             for name, vm in after.vms.items()
             if vm.kind == VM_NAT and name in standing.vms
         },
         machines=tuple(machines),
-    ), after
+    )
+    # As long as there are balancers to wait for.
+    in_turn = [name for name in rewiring.new_vms if name in standing.vms and standing.vms[name].kind == VM_NAT]
+    return done, after, tuple(in_turn if standing.balancers and after.balancers else ())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CarriedOut:
+    """What there was at each step of a change."""
+
+    at_first: Resources
+    before_up: Resources
+    after_up: Resources
+    at_last: Resources
+    warnings: tuple[str, ...]
+
+
+def _carry_out(plan: PodPlan, tenancy: Tenancy) -> _CarriedOut:
+    """What owners do before, `pulumi up`, and what they do then."""
+    region = tenancy.region
+    at_first = tenancy.resources()
+    before(plan, region)
+    before_up = tenancy.resources()
+    deployment = tenancy.up()
+    after_up = tenancy.resources()
+    build(plan, region, deployment.outputs)
+    tenancy.declare(plan)
+    return _CarriedOut(
+        at_first=at_first,
+        before_up=before_up,
+        after_up=after_up,
+        at_last=tenancy.resources(),
+        warnings=deployment.warnings,
+    )
+
+
+def _become(key: str, stack: str, after: Topology) -> list[str]:
+    try:
+        did: list[str] = sandbox.call(key, "apply", topology=packed_topology(after))
+    except LabError as error:
+        sandbox.stop(key)
+        raise NatPodError(
+            f"{error}\nthe lab could not be changed in place and is down; run: python -m nat_pod lab up {stack}"
+        ) from None
+    return did
+
+
+def _follow(
+    directory: Path, stack: str, key: str, kept: str, standing: Topology, say: Callable[[str], None]
+) -> list[str]:
+    """Carry the change out once more, with the lab being what the region is at each moment."""
+    plan, _ = prepare(directory, stack)
+    with scratch_folder() as folder:
+        tenancy = Tenancy.unpacked(folder, directory, stack, kept)
+        following = Following(key, tenancy.region, standing, lambda after: _become(key, stack, after), say)
+        try:
+            with following:
+                _carry_out(plan, tenancy)
+        except NatPodError as error:
+            if sandbox.find(key) is None:
+                raise
+            raise NatPodError(
+                f"{error}\n{tenancy.means} ended half-way, and the lab is what it left; "
+                f"it goes on with: python -m nat_pod lab apply {stack}"
+            ) from None
+        finally:
+            if sandbox.find(key) is not None:
+                sandbox.call(key, "keep", state=tenancy.packed())
+    return following.did
 
 
 def _replaced(plan: PodPlan, stack: str, there: Resources) -> list[str]:
-    """The NAT VMs that have a standby and would be replaced; without standbys they are, or `up` refuses to."""
+    """The NAT VMs that have a standby and would be replaced; without standbys they are, or `up` refuses to.
+
+    Pulumi's mocks know no replacement.
+    """
     found = []
     for vm in plan.vms if plan.balancers else ():
         _, inputs = there.get((INSTANCE, f"nat-pod-{stack}-{vm.key}"), ("", None))
@@ -196,12 +264,6 @@ def _replaced(plan: PodPlan, stack: str, there: Resources) -> list[str]:
         if not all(kept) or (size.get("ocpus"), size.get("memoryInGbs")) != (plan.ocpus, plan.memory_gbs):
             found.append(vm.key)
     return found
-
-
-def _launched_anew(plan: PodPlan, old: Resources, new: Resources) -> list[str]:
-    """The instances of a POD with standbys that have another OCID than before, whatever setting did it."""
-    instances = [one for one in old.keys() & new.keys() if one[0] == INSTANCE and old[one][0] != new[one][0]]
-    return sorted(name for _, name in instances) if plan.balancers else []
 
 
 def _generation(metadata: Mapping[str, str]) -> str:
@@ -232,19 +294,23 @@ def _open(key: str, flows: Sequence[tuple[str, str, str]]) -> int:
         for number, (sender, address, _) in enumerate(flows)
     ]
     sandbox.call(key, "load", action="open", flows=given)
-    end = time.monotonic() + _OPEN_SECONDS
+    return sum(bool(flow["answers"]) for flow in _settled(key).values())
+
+
+def _settled(key: str) -> dict[str, Any]:
+    """The report on all flows, once each is answered or has ended, or the time is up."""
+    end = time.monotonic() + _PATIENCE_SECONDS
     while True:
         time.sleep(_SETTLED)
-        answered = sum(bool(flow["answers"]) for flow in sandbox.call(key, "load", action="report").values())
-        if answered == len(flows) or time.monotonic() > end:
-            return answered
+        report: dict[str, Any] = sandbox.call(key, "load", action="report")
+        if all(flow["answers"] or flow["error"] for flow in report.values()) or time.monotonic() > end:
+            return report
 
 
 def _watched(key: str, flows: Sequence[tuple[str, str, str]]) -> list[Watched]:
     """What has become of them."""
     sandbox.call(key, "load", action="mark")
-    time.sleep(_SETTLED)
-    report = sandbox.call(key, "load", action="report")
+    report = _settled(key)
     sandbox.call(key, "load", action="close", numbers=list(range(len(flows))))
     found = []
     for number, (sender, _, receiver) in enumerate(flows):
@@ -286,7 +352,6 @@ def _summary(changes: Sequence[Change]) -> list[str]:
         grouped.setdefault((change.what, change.type.rsplit(":", 1)[-1]), []).append(change)
     lines = []
     for (what, kind), group in grouped.items():
-        shown = [change.name + (f" ({', '.join(change.paths)})" if change.paths else "") for change in group[:_SHOWN]]
-        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
-        lines.append(f"  {what:<8}  {kind} {', '.join(shown)}{more}")
+        names = [change.name + (f" ({', '.join(change.paths)})" if change.paths else "") for change in group]
+        lines.append(f"  {what:<8}  {kind} {some(names, _SHOWN)}")
     return lines

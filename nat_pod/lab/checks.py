@@ -18,9 +18,11 @@ from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.flows import Flow, declared_flows, refused_flows
 from nat_pod.trace.topology import VM_ROUTER, Topology
 from nat_pod.trace.walk import Packet, Trace, Tracer
+from nat_pod.trial.flow_table import Tried, flow_tables
 
 PROTOCOLS = (ICMP, HTTP, UDP)
 _TRANSPORT = {ICMP: "icmp", HTTP: "tcp", UDP: "udp"}
+_OVER = {transport: protocol for protocol, transport in _TRANSPORT.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +92,10 @@ def expectations(plan: PodPlan, deployed: Topology, idle: Container[str] = ()) -
 
 
 def expect(flows: Sequence[Flow], deployed: Topology, idle: Container[str] = ()) -> list[Expectation]:
-    """Flows with each protocol, or with the one that a port belongs to."""
+    """Flows with each protocol, or with the only one that is meant."""
     tracer, expected = Tracer(deployed, idle), []
     for flow in flows:
-        for protocol in (HTTP,) if flow.port is not None else PROTOCOLS:
+        for protocol in PROTOCOLS if flow.protocol is None else (_OVER[flow.protocol],):
             packet = Packet(
                 src=flow.source,
                 dst=flow.destination,
@@ -160,51 +162,25 @@ def seen_hops(answer: Answer, labels: Mapping[str, str]) -> list[tuple[str, str,
 
 def report_text(report: Report) -> str:
     """The article's section 5 as tables: what arrives, and what is refused."""
-    declared = _by_flow([v for v in report.verdicts if v.expectation.declared])
-    refused = _by_flow([v for v in report.verdicts if not v.expectation.declared])
-    parts = [
-        *(f"{vm} {how}, by `lab fail`." for vm, how in report.down.items()),
-        *([f"Acting: {', '.join(report.active.values())}."] if report.active else []),
-        *([""] if report.down or report.active else []),
-        "Declared flows, with packets",
-        table(
-            ["from", "to", "address used", *(p.upper() for p in PROTOCOLS), "the far end saw"],
-            [
-                [
-                    flow.sender,
-                    flow.receiver,
-                    flow.destination,
-                    *(_mark(verdicts, protocol, "pass") for protocol in PROTOCOLS),
-                    ", ".join(sorted({v.answer.seen for v in verdicts if v.answer.seen is not None})) or "nothing",
-                ]
-                for flow, verdicts in declared
-            ],
-        ),
-        "",
-        "Flows that must not connect, with packets",
-        table(
-            ["what", "from", "source", "to", *(p.upper() for p in PROTOCOLS), "dies of"],
-            [
-                [
-                    flow.why,
-                    flow.sender,
-                    flow.source,
-                    flow.destination + (f" port {flow.port}" if flow.port is not None else ""),
-                    *(_mark(verdicts, protocol, "refused") for protocol in PROTOCOLS),
-                    verdicts[0].expectation.predicted.disposition,
-                ]
-                for flow, verdicts in refused
-            ],
-        ),
-        "",
-        *(
-            f"FAIL {v.expectation.flow.sender} to {v.expectation.flow.destination} {v.expectation.protocol}: {problem}"
-            for v in report.verdicts
-            for problem in v.problems
-        ),
-        _summary(report, len(declared), len(refused)),
+    tried = [
+        Tried(
+            flow=one.expectation.flow,
+            protocol=_TRANSPORT[one.expectation.protocol],
+            seen=one.answer.seen,
+            dies_of=str(one.expectation.predicted.disposition),
+            problems=one.problems,
+        )
+        for one in report.verdicts
     ]
-    return "\n".join(parts)
+    return "\n".join(
+        [
+            *(f"{vm} {how}, by `lab fail`." for vm, how in report.down.items()),
+            *([f"Acting: {', '.join(report.active.values())}."] if report.active else []),
+            *([""] if report.down or report.active else []),
+            *flow_tables(tried),
+            _summary(report),
+        ]
+    )
 
 
 def prediction_text(expected: Sequence[Expectation]) -> str:
@@ -234,6 +210,7 @@ def report_dict(report: Report) -> dict[str, object]:
                 "to": v.expectation.flow.destination,
                 "receiver": v.expectation.flow.receiver,
                 "protocol": v.expectation.protocol,
+                **({} if v.expectation.flow.port is None else {"port": v.expectation.flow.port}),
                 "declared": v.expectation.declared,
                 "why": v.expectation.flow.why or None,
                 "predicted": str(v.expectation.predicted.disposition),
@@ -246,29 +223,15 @@ def report_dict(report: Report) -> dict[str, object]:
     }
 
 
-def _summary(report: Report, declared: int, refused: int) -> str:
+def _summary(report: Report) -> str:
     wrong = sum(1 for verdict in report.verdicts if verdict.problems)
     tried = len(report.verdicts)
+    flows = {verdict.expectation.flow: verdict.expectation.declared for verdict in report.verdicts}
+    declared = sum(flows.values())
+    counted = f"{declared} declared flows and {len(flows) - declared} refused ones, {tried} probes"
     if report.passed:
-        return (
-            f"{declared} declared flows and {refused} refused ones, {tried} probes: all as declared, "
-            "every hop as the tracer predicted"
-        )
-    return f"{declared} declared flows and {refused} refused ones, {tried} probes: {wrong} NOT as declared"
-
-
-def _by_flow(verdicts: Sequence[ProbeVerdict]) -> list[tuple[Flow, list[ProbeVerdict]]]:
-    grouped: dict[Flow, list[ProbeVerdict]] = {}
-    for verdict in verdicts:
-        grouped.setdefault(verdict.expectation.flow, []).append(verdict)
-    return list(grouped.items())
-
-
-def _mark(verdicts: Sequence[ProbeVerdict], protocol: str, good: str) -> str:
-    for verdict in verdicts:
-        if verdict.expectation.protocol == protocol:
-            return "FAIL" if verdict.problems else good
-    return "-"
+        return f"{counted}: all as declared, every hop as the tracer predicted"
+    return f"{counted}: {wrong} NOT as declared"
 
 
 def _predicted_word(expected: Expectation) -> str:

@@ -185,8 +185,8 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
     for name in ("Pulumi.yaml", "__main__.py"):
         if not (directory / name).is_file():
             raise NatPodError(
-                f"{directory} has no {name}: the lab runs the Pulumi program of the directory that it is started in, "
-                "a checkout of nat-pod"
+                f"{directory} has no {name}: the lab runs the Pulumi program of the directory that it is started in; "
+                "run: python -m nat_pod new-project"
             )
     with scratch_folder() as scratch:
         tenancy = Tenancy.make(scratch, directory, stack, region)

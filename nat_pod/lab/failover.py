@@ -179,14 +179,17 @@ def ending_flows(plan: PodPlan, each: int) -> list[Held]:
 
 def _groups(plan: PodPlan) -> dict[tuple[Side, bool], list[Flow]]:
     """The declared flows by the side of who opens them, and by whether only that end may."""
-    declared = declared_flows(plan)
+    # Where a policy governs a pair, the ports of the flows that are held may be closed.
+    declared = [flow for flow in declared_flows(plan) if flow.protocol is None]
     pairs = {(flow.sender, flow.receiver) for flow in declared}
     groups: dict[tuple[Side, bool], list[Flow]] = {}
     for flow in declared:
         one_way = (flow.receiver, flow.sender) not in pairs
         groups.setdefault((flow.sender.side, one_way), []).append(flow)
     if not groups:
-        raise NatPodError("the stack file declares no flow, so there is none to hold open")
+        raise NatPodError(
+            "the stack file declares no flow that may use every protocol and port, so there is none to hold open"
+        )
     return groups
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from netaddr import IPAddress
 
+from nat_pod.lab.region import dns
 from nat_pod.lab.region.inputs import Inputs
 from nat_pod.lab.region.kinds import (
     BACKEND_SET,
@@ -34,7 +35,6 @@ from nat_pod.lab.region.kinds import (
     VNIC_ATTACHMENT,
 )
 from nat_pod.lab.region.region import Region
-from nat_pod.lab.surroundings import ROLE, ROUTES
 from nat_pod.names import POD, VROUTER, MemberName, Role
 from nat_pod.plan import guest
 from nat_pod.rules import iptables
@@ -56,6 +56,7 @@ from nat_pod.trace.topology import (
     Vm,
     Vnic,
 )
+from nat_pod.trial.neighbours import ROLE, ROUTES
 
 _KINDS = (
     VCN,
@@ -87,6 +88,7 @@ class _Observer:
     """One look at a region: its objects by OCID, and their names."""
 
     def __init__(self, region: Region) -> None:
+        self._region = region
         self._objects: dict[str, dict[str, Inputs]] = {
             kind: {record.ocid: region.read(record.ocid) for record in region.all(kind)} for kind in _KINDS
         }
@@ -97,7 +99,7 @@ class _Observer:
         self._pods = self._pod_vcns()
 
     def topology(self) -> Topology:
-        vcns = [Vcn(name=self._vcn_name(vcn["id"]), cidrs=tuple(vcn["cidrBlocks"])) for vcn in self._all(VCN)]
+        vcns = [self._vcn(vcn) for vcn in self._all(VCN)]
         subnets = [self._subnet(subnet) for subnet in self._all(SUBNET)]
         lpgs = [self._lpg(lpg) for lpg in self._all(LPG)]
         vnics = [self._vnic(vnic) for vnic in self._all(VNIC) if vnic["instanceId"]]
@@ -147,6 +149,15 @@ class _Observer:
         return self._name(vm, self._get(vm["createVnicDetails"]["subnetId"], SUBNET)["vcnId"])
 
     # Network
+
+    def _vcn(self, vcn: Inputs) -> Vcn:
+        answers = dns.answers(self._region, vcn["id"])
+        return Vcn(
+            name=self._vcn_name(vcn["id"]),
+            cidrs=tuple(vcn["cidrBlocks"]),
+            zones=tuple(dns.zones(self._region, vcn["id"])),
+            names=tuple((name, address) for name, addresses in answers.items() for address in addresses),
+        )
 
     def _subnet(self, subnet: Inputs) -> Subnet:
         rules: list[SecurityRule] = []
@@ -311,7 +322,7 @@ class _Observer:
         if tags.get(ROLE) == VROUTER:
             # The further VNIC leads to the POD's range, aliases included; the default route leaves by the first one.
             routes = tuple((tags[ROUTES], vnic_name) for vnic_name in named[1:])
-            return Vm(name=name, kind=VM_ROUTER, vnics=tuple(named), routes=routes, forwarding=True)
+            return Vm(name=name, kind=VM_ROUTER, vnics=tuple(named), routes=routes, forwarding=True, metadata=metadata)
         return Vm(name=name, kind=VM_HOST, member=_member(name), vnics=tuple(named), metadata=metadata)
 
 

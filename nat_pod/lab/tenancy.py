@@ -10,17 +10,19 @@ import base64
 import io
 import json
 import tarfile
-from http import HTTPStatus
 from pathlib import Path
 
+from nat_pod.config.protect import Protect
 from nat_pod.errors import NatPodError
 from nat_pod.lab.engine.engine import Engine, find_cli
 from nat_pod.lab.engine.program import Deployment, deploy
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.region.inputs import Inputs
-from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.surroundings import delete_all
+from nat_pod.lab.wire.load import PORT, TCP
+from nat_pod.names import NAMESPACE
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.flows import declared_flows
 
@@ -37,7 +39,11 @@ class Tenancy:
         cli = find_cli()
         if by_engine and cli is None:
             raise NatPodError(f"this lab was brought up by the pulumi CLI, which is not here now; {start_again(stack)}")
-        self._engine = Engine(directory, stack, folder / _REGION, cli) if by_engine and cli is not None else None
+        self._engine = None
+        if by_engine and cli is not None:
+            # In a lab one looks at what a replacement does; nothing of it has to be kept from that.
+            unprotected = {f"{NAMESPACE}:protect": str(Protect.NOTHING)}
+            self._engine = Engine(directory, stack, folder / _REGION, cli, instead=unprotected)
 
     @classmethod
     def make(cls, folder: Path, directory: Path, stack: str, region: Region) -> Tenancy:
@@ -62,6 +68,11 @@ class Tenancy:
         return base64.b64encode(buffer.getvalue()).decode()
 
     @property
+    def by_engine(self) -> bool:
+        """Whether `up` is done by the Pulumi engine."""
+        return self._engine is not None
+
+    @property
     def means(self) -> str:
         """What `up` is done by, for people."""
         return "pulumi up" if self._engine is not None else "the program under mocks (no pulumi CLI)"
@@ -74,9 +85,13 @@ class Tenancy:
         return Deployment(outputs=self._engine.outputs(), warnings=run.warnings)
 
     def declare(self, plan: PodPlan) -> None:
-        """Note the flows of the plan that is deployed now."""
-        flows = [(flow.sender, flow.destination, flow.receiver) for flow in declared_flows(plan)]
-        (self._folder / _DECLARED).write_text(json.dumps(flows))
+        """Note the flows of the plan that is deployed now, those that may use the port of the lab's open flows."""
+        flows = {
+            (flow.sender, flow.destination, flow.receiver): None
+            for flow in declared_flows(plan)
+            if flow.receiver is not None and plan.access.services(flow.sender, flow.receiver).permits(TCP, PORT)
+        }
+        (self._folder / _DECLARED).write_text(json.dumps(list(flows)))
 
     def declared(self) -> list[tuple[str, str, str]]:
         """The flows that were noted: sender, address, receiver."""
@@ -103,24 +118,6 @@ class Tenancy:
         delete_all(self.region, [ocid for one in before - now if (ocid := self.region.find(*one)) is not None])
         file.write_text(json.dumps(sorted(now)))
         return deployment
-
-
-def delete_all(region: Region, ocids: list[str]) -> None:
-    """Delete resources that need one another, whatever their order.  Raises NatPodError when some are still needed."""
-    while ocids:
-        left: list[str] = []
-        why: OciError | None = None
-        for ocid in ocids:
-            try:
-                region.delete(ocid)
-            except OciError as error:
-                if error.status == HTTPStatus.NOT_FOUND:
-                    continue  # it went with another one, as a private IP does with its VNIC
-                left.append(ocid)
-                why = error
-        if len(left) == len(ocids):
-            raise NatPodError(str(why))
-        ocids = left
 
 
 def start_again(stack: str) -> str:

@@ -7,6 +7,7 @@ before anything is deployed.  These types only describe; the package `config` ch
 No `from __future__ import annotations` here and in component.py: Pulumi reads the annotations themselves.
 """
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 
@@ -42,8 +43,9 @@ class NatVm(TypedDict):
 class Management(TypedDict):
     """The management network."""
 
-    cidr: str
-    """Its range, e.g. 10.0.0.0/16; customers' ranges may lie inside."""
+    cidr: list[str]
+    """Its ranges, all that are behind the vRouter, e.g. 10.0.0.0/16; customers' ranges may lie inside.  A stack file
+    may write one alone, without a list."""
 
     vrouter: str
     """The vRouter's floating IP in this POD, an address in the subnet vrouter."""
@@ -58,8 +60,9 @@ class Management(TypedDict):
 class Customer(TypedDict):
     """A customer's network."""
 
-    cidr: str
-    """Its range, e.g. 10.0.0.0/24; customers may overlap each other with delivery routes only."""
+    cidr: list[str]
+    """Its ranges, its VCN's and those behind it, e.g. 10.0.0.0/24; customers may overlap each other with delivery
+    routes only.  A stack file may write one alone, without a list."""
 
     hosts: dict[str, str]
     """Hosts by name: their addresses."""
@@ -91,6 +94,36 @@ class Layout(TypedDict):
 
     vrouter: str
     """The subnet of the vRouter's floating IP, e.g. 198.18.0.160/28."""
+
+
+class PolicyEntry(TypedDict):
+    """What one end may open to the other: management or a server, and a customer or a host."""
+
+    from_: str
+    """Who opens: customer1, customer1/vm1, management or management/mgmt."""
+
+    to: str
+    """To whom, in the same form."""
+
+    allow: list[str]
+    """What passes: all, icmp, tcp, udp, tcp/22, udp/5000-5010; nothing else does."""
+
+
+class Names(TypedDict):
+    """Names of the POD's members in OCI's private DNS."""
+
+    zone: str
+    """The zone that they are in, e.g. pod1.example.internal."""
+
+
+class Tags(TypedDict):
+    """Tags that every resource of the POD gets which can have some."""
+
+    freeform: NotRequired[dict[str, str]]
+    """Free-form tags by key."""
+
+    defined: NotRequired[dict[str, str]]
+    """Defined tags by namespace and key: Operations.CostCenter."""
 
 
 class Slot(TypedDict):
@@ -154,5 +187,29 @@ class NatPodArgs(TypedDict):
     gateways: NotRequired[dict[str, int]]
     """With delivery routes: the customers that are not in the first gateway, and the number of theirs."""
 
+    policy: NotRequired[list[PolicyEntry]]
+    """What may be opened between ends that it names; everything between others."""
+
+    names: NotRequired[Names]
+    """Private views of OCI DNS with names for the members, for VCNs to attach; none by default."""
+
+    protect: NotRequired[str]
+    """What the engine refuses to delete: nothing (the default), network (VCN, LPGs, balancers) or all (NAT VMs too)."""
+
+    tags: NotRequired[Tags]
+    """Tags of every resource; none by default."""
+
     addresses: NotRequired[dict[str, Slot]]
     """The address book by member (management/mgmt, customer1/vm1), as `python -m nat_pod allocate STACK` writes it."""
+
+
+def as_written(args: NatPodArgs) -> dict[str, object]:
+    """The arguments with the stack file's own keys: a key `from` cannot be a name in Python, and is `from_` here."""
+    policy = args.get("policy")
+    if not isinstance(policy, list):
+        return {**args}
+    entries = [
+        {key.removesuffix("_"): value for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+        for entry in policy
+    ]
+    return {**args, "policy": entries}

@@ -43,7 +43,8 @@ class Balancer:
             is_preserve_source_destination=plan.preserves_addresses,
             # The subnet's own list is empty: its VNIC gets in and out what a NAT VM of its role does.
             network_security_group_ids=[groups[plan.role].id],
-            opts=scope.options(delete_before_replace=True),
+            **scope.tags,
+            opts=scope.options(delete_before_replace=True, protect=scope.guarded_network),
         )
         self._set = self._backend_set(name)
         self._listener = oci.networkloadbalancer.Listener(

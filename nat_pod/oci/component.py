@@ -18,8 +18,9 @@ from nat_pod.config import any_config
 from nat_pod.config.delivery import Delivery
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import INNER, LPGS, MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, VROUTER, Role
-from nat_pod.oci.args import NatPodArgs
+from nat_pod.oci.args import NatPodArgs, as_written
 from nat_pod.oci.balancers import Balancer, make_balancers
+from nat_pod.oci.dns import make_name_views
 from nat_pod.oci.nat_vms import NatVms
 from nat_pod.oci.network import Network, RouteRule
 from nat_pod.oci.next_hops import NextHops, together
@@ -73,6 +74,9 @@ class NatPod(pulumi.ComponentResource):
     next_hops: dict[str, str] | None
     """With delivery routes: the address that routes to natVm1, to natVm2 and to further gateways lead to."""
 
+    name_views: dict[str, pulumi.Output[str]] | None
+    """With names: OCID of the private view that each customer and `management` may attach to its VCN's resolver."""
+
     def __init__(self, name: str, args: NatPodArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         # Before anything is registered: a POD that is not possible is refused as a whole.
         plan = _plan(args)
@@ -93,6 +97,7 @@ class NatPod(pulumi.ComponentResource):
             case _ as never:
                 assert_never(never)
 
+        self.name_views = make_name_views(scope) or None
         self.vcn_id = network.vcn.id
         self.nat_vm_ids = {key: vm.id for key, vm in vms.instances.items()}
         self.lpg_ids = {customer: lpg.id for customer, lpg in network.lpgs.items()}
@@ -104,7 +109,7 @@ class NatPod(pulumi.ComponentResource):
 
     def outputs(self) -> dict[str, Any]:
         """The component's outputs under the names by which a stack exports them."""
-        routed = {"balancerIds": self.balancer_ids, "nextHops": self.next_hops}
+        some = {"balancerIds": self.balancer_ids, "nextHops": self.next_hops, "nameViews": self.name_views}
         return {
             "vcnId": self.vcn_id,
             "natVmIds": self.nat_vm_ids,
@@ -113,7 +118,7 @@ class NatPod(pulumi.ComponentResource):
             "addressBook": self.address_book,
             "routesToAdd": self.routes_to_add,
             "generations": self.generations,
-            **{name: value for name, value in routed.items() if value is not None},
+            **{name: value for name, value in some.items() if value is not None},
         }
 
     def _availability_domain(self) -> pulumi.Input[str]:
@@ -230,7 +235,7 @@ def _plan(args: NatPodArgs) -> PodPlan:
     unknown = [Problem(f"{NAMESPACE}:{path}", None, _PLAIN) for path in _outputs_in(args)]
     if unknown:
         raise ConfigError(f"Pulumi.{stack}.yaml", unknown)
-    return plan_pod(any_config.read(args, stack), stack)
+    return plan_pod(any_config.read(as_written(args), stack), stack)
 
 
 _PLAIN = (

@@ -74,7 +74,13 @@ class NatVms:
             availability_config=oci.core.InstanceAvailabilityConfigArgs(recovery_action="RESTORE_INSTANCE"),
             # Otherwise a changed shape in the stack file would reboot a NAT VM without warning.
             update_operation_constraint="AVOID_DOWNTIME",
-            opts=scope.options(depends_on=list(after), delete_before_replace=True, replace_on_changes=replaced),
+            **scope.tags,
+            opts=scope.options(
+                depends_on=list(after),
+                delete_before_replace=True,
+                replace_on_changes=replaced,
+                protect=scope.guarded_nat_vms,
+            ),
         )
         self.instances[vm.key] = instance
         self._primary_vnics[vm.key] = self._primary_vnic_id(instance, vm)
@@ -100,6 +106,7 @@ class NatVms:
             "skip_source_dest_check": True,
             # The provider's default on an instance is "true", which OCI refuses in these subnets.
             "assign_public_ip": "false",
+            **self._scope.tags,
         }
 
     def _attachment(
@@ -153,5 +160,6 @@ class NatVms:
                 vnic_id=vnic_id,
                 ip_address=address,
                 display_name=self._scope.child(address),
+                **self._scope.tags,
                 opts=self._scope.options(deleted_with=owner, replace_on_changes=["vnicId"], delete_before_replace=True),
             )

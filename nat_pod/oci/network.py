@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import pulumi
 import pulumi_oci as oci
@@ -12,7 +13,7 @@ from nat_pod.oci.scope import Scope
 from nat_pod.oci.security import security_list
 from nat_pod.plan.model import LpgPlan
 
-RouteRule = oci.core.RouteTableRouteRuleArgs
+RouteRule: TypeAlias = oci.core.RouteTableRouteRuleArgs
 
 
 class Network:
@@ -25,7 +26,8 @@ class Network:
             compartment_id=scope.plan.compartment_id,
             cidr_blocks=[scope.plan.vcn_cidr],
             display_name=scope.name,
-            opts=scope.options(),
+            **scope.tags,
+            opts=scope.options(protect=scope.guarded_network),
         )
         self.subnets: dict[str, oci.core.Subnet] = {}
         self.lpgs: dict[str, oci.core.LocalPeeringGateway] = {}
@@ -38,6 +40,7 @@ class Network:
             manage_default_resource_id=self.vcn.default_security_list_id,
             ingress_security_rules=[],
             egress_security_rules=[],
+            **self._scope.tags,
             opts=self._scope.options(),
         )
 
@@ -76,6 +79,7 @@ class Network:
             prohibit_public_ip_on_vnic=True,
             route_table_id=route_table_id,
             security_list_ids=security_list_ids,
+            **self._scope.tags,
             opts=self._scope.options(),
         )
 
@@ -88,6 +92,7 @@ class Network:
             vcn_id=self.vcn.id,
             display_name=name,
             route_rules=rules,
+            **self._scope.tags,
             opts=self._scope.options(),
         )
 
@@ -127,7 +132,8 @@ class Network:
             peer_id=lpg.peer_id,
             route_table_id=table.id,
             display_name=name,
-            opts=scope.options(aliases=aliases),
+            **scope.tags,
+            opts=scope.options(aliases=aliases, protect=scope.guarded_network),
         )
 
 

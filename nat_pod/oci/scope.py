@@ -27,6 +27,28 @@ class Scope:
         """The name of a child."""
         return f"{self.name}-{key}"
 
+    @property
+    def tags(self) -> dict[str, Any]:
+        """The tags of every resource that can have some; nothing at all where the stack file says none.
+
+        Then what OCI itself puts on a resource (tag defaults) is not touched.
+        """
+        tags = self.plan.tags
+        return {
+            **({"freeform_tags": dict(tags.freeform)} if tags.freeform else {}),
+            **({"defined_tags": dict(tags.defined)} if tags.defined else {}),
+        }
+
+    @property
+    def guarded_network(self) -> bool | None:
+        """`protect` of what neighbours' peerings and routes lead to; None leaves it to the component's own option."""
+        return self.plan.protect.network or None
+
+    @property
+    def guarded_nat_vms(self) -> bool | None:
+        """`protect` of the NAT VMs."""
+        return self.plan.protect.nat_vms or None
+
     def options(self, **options: Any) -> pulumi.ResourceOptions:  # noqa: ANN401 as ResourceOptions takes them
         """Options of a child."""
         return pulumi.ResourceOptions(parent=self.component, **options)

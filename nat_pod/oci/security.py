@@ -20,6 +20,7 @@ def security_groups(scope: Scope, vcn: oci.core.Vcn) -> Groups:
             compartment_id=scope.plan.compartment_id,
             vcn_id=vcn.id,
             display_name=scope.child(role),
+            **scope.tags,
             opts=scope.options(),
         )
         for role in scope.plan.roles
@@ -63,6 +64,7 @@ def security_list(scope: Scope, vcn: oci.core.Vcn, key: str) -> oci.core.Securit
         display_name=scope.child(key),
         ingress_security_rules=[_list_ingress(rule) for rule in rules if rule.direction == "INGRESS"],
         egress_security_rules=[_list_egress(rule) for rule in rules if rule.direction == "EGRESS"],
+        **scope.tags,
         opts=scope.options(),
     )
 

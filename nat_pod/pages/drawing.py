@@ -90,7 +90,8 @@ class Drawing:
             start, end = columns.CUSTOMERS + 12, columns.CUSTOMERS + columns.CUSTOMER_WIDTH - 18
             line = y + self.layout.header(name)
             paper.text(start, y + 21, fit(name, end - start, bold=True), "head")
-            paper.text(end, line - 11, self.plan.customer_cidrs[name], "mono", "end")
+            for above, network in enumerate(reversed(self.layout.networks(name))):
+                paper.text(end, line - 11 - columns.CAPTION * above, network, "mono", "end")
             for host in realm.members:
                 style = "used" if host.member in self.layout.touched else "cell"
                 paper.box(columns.CUSTOMERS + 6, line, columns.CUSTOMER_WIDTH - 18, columns.HOST - 2, style, 4)
@@ -116,9 +117,11 @@ class Drawing:
         routes = self.plan.neighbours[MANAGEMENT]
         caption = y + height - 12 - columns.CAPTION * min(2, len(routes))
         tall = columns.SERVER * len(self.layout.servers.members) + (columns.MORE if self.layout.servers.more else 0)
-        line = max(y + 44, min(middle - (tall - 4) / 2, caption - 20 - tall))
+        networks = self.layout.networks(MANAGEMENT)
+        line = max(y + 44 + columns.CAPTION * (len(networks) - 1), min(middle - (tall - 4) / 2, caption - 20 - tall))
         paper.text(columns.MANAGEMENT + 16, y + 24, MANAGEMENT, "head")
-        paper.text(columns.END - 12, y + 24, self.plan.management_cidr, "mono", "end")
+        for below, network in enumerate(networks):
+            paper.text(columns.END - 12, y + 24 + columns.CAPTION * below, network, "mono", "end")
         for server in self.layout.servers.members:
             style = "used" if server.member in self.layout.touched else "cell"
             paper.box(columns.SERVERS, line, columns.SERVER_WIDTH, columns.SERVER - 4, style, 4)

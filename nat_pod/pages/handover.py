@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 
 from netaddr import IPNetwork
 
+from nat_pod.config.services import Services
 from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import MANAGEMENT, VROUTER, MemberName, natural
 from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.plan.name_views import name_views
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, security_rule
-from nat_pod.trace.flows import flow_between
+from nat_pod.trace.flows import flow_between, sample
 from nat_pod.trace.topology import SecurityRule
 from nat_pod.trace.walk import Packet, Tracer
 
@@ -51,29 +53,43 @@ class Near:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """Something to try: who calls which address, and what the far end sees as the source."""
+    """Something to try: who calls which address, what passes, and what the far end sees as the source."""
 
-    sender: str
-    receiver: str
+    sender: MemberName
+    receiver: MemberName
     address: str
     seen_as: str
+    services: Services
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamesInDns:
+    """The zone in OCI's private DNS that has names for the far side, one of them, and the OCID of its view if known."""
+
+    zone: str
+    example: str
+    view_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sheet:
     """All of the page.
 
-    `ocid`: for a customer that of the POD's LPG, for management that of the vRouter's subnet; None without the stack's
-    outputs.  `deployed`: whether the outputs are those of this very plan.  `peer_id`: the customer's LPG, when the POD
-    asks for the peering.  `pod` is the POD's range, and `vcn` its VCN's: in a routed POD a small part of it, where the
-    NAT VMs are.  `vrouter`: the floating IP in the POD, and the gateway of its subnet there.
+    `cidrs`: its networks.
+    `ocid`: for a customer that of the POD's LPG, for management that of the vRouter's subnet; None without the
+    stack's outputs. `deployed`: whether the outputs are those of this very plan. `peer_id`: the customer's LPG,
+    when the POD asks for the peering. `pod` is the POD's range, and `vcn` its VCN's: in a routed POD a small part
+    of it, where the NAT VMs are. `passes`: what the policy says of its flows, who opens, to whom, and what.
+    `vrouter`: the floating IP in the POD, and the gateway of its subnet there. `names`: None where the stack file
+    has no `names`, or none for this neighbour.
     """
 
     stack: str
     realm: str
-    cidr: str
+    cidrs: tuple[str, ...]
     pod: str
     vcn: str
+    passes: tuple[tuple[str, str, str], ...]
     destinations: tuple[str, ...]
     security: tuple[SecurityRule, ...]
     policies: tuple[tuple[str, tuple[str, ...]], ...]
@@ -83,6 +99,7 @@ class Sheet:
     peer_id: str | None
     vrouter: tuple[str, str]
     vrouter_subnet: str
+    names: NamesInDns | None = None
     ocid: str | None = None
     deployed: bool | None = None
 
@@ -113,7 +130,7 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
     return Sheet(
         stack=stack,
         realm=realm,
-        cidr=plan.realms[realm],
+        cidrs=plan.realms[realm],
         pod=plan.cidr,
         vcn=plan.vcn_cidr,
         destinations=plan.neighbours[realm],
@@ -121,10 +138,19 @@ def handover(plan: PodPlan, stack: str, realm: str) -> Sheet:
         policies=_policies(realm, pod_asks=peer_id is not None),
         far=far_sheet,
         near=near_sheet,
-        attempts=_attempts(near_sheet, far_sheet),
+        attempts=_attempts(plan, near_sheet, far_sheet),
+        passes=_passes(plan, realm),
         peer_id=peer_id,
         vrouter=(plan.vrouter_ip, str(network[1])),
         vrouter_subnet=str(network),
+        names=next(
+            (
+                NamesInDns(zone=view.zone, example=view.records[0].domain)
+                for view in name_views(plan)
+                if realm in view.realms
+            ),
+            None,
+        ),
     )
 
 
@@ -141,14 +167,16 @@ class _Seen:
 
     def may_call(self, sender: SlotPlan, receiver: SlotPlan) -> bool:
         """Whether the stack file declares the flow."""
-        return sender.member.is_server or receiver.member in self._plan.may_reach[sender.member.realm]
+        return receiver.member in self._plan.access.reach(sender.member)
 
     def source(self, sender: SlotPlan, receivers: Sequence[SlotPlan]) -> str | None:
         """The source of a member's packets at the far end.  All far ends see the same, so the first one is traced."""
         if not receivers:
             return None
         flow = flow_between(sender, receivers[0])
-        traced = self._tracer.trace(flow.sender, Packet(src=flow.source, dst=flow.destination), flow.receiver)
+        protocol, port = sample(self._plan.access.services(sender.member, receivers[0].member))
+        packet = Packet(src=flow.source, dst=flow.destination, protocol=protocol, dport=port or 0)
+        traced = self._tracer.trace(flow.sender, packet, flow.receiver)
         if traced.disposition is not Disposition.DELIVERED:
             raise NatPodError(
                 f"no page was written: the rules do not deliver {flow.sender} to {flow.receiver}: "
@@ -161,7 +189,7 @@ def _near(sees: _Seen, slot: SlotPlan, far: Sequence[SlotPlan]) -> Near:
     return Near(
         member=slot.member,
         real=slot.real,
-        called_at=slot.address(slot.member.side.other),
+        called_at=slot.called,
         seen_as=sees.source(slot, [other for other in far if sees.may_call(slot, other)]),
     )
 
@@ -169,10 +197,9 @@ def _near(sees: _Seen, slot: SlotPlan, far: Sequence[SlotPlan]) -> Near:
 def _far(sees: _Seen, slot: SlotPlan, near: Sequence[SlotPlan]) -> Far:
     calls = [other for other in near if sees.may_call(slot, other)]
     called_by = [other for other in near if sees.may_call(other, slot)]
-    address = slot.address(slot.member.side.other)
     return Far(
         member=slot.member,
-        address=address if called_by else None,
+        address=slot.called if called_by else None,
         seen_as=sees.source(slot, calls),
         calls=tuple(other.member for other in calls),
         called_by=tuple(other.member for other in called_by),
@@ -189,7 +216,7 @@ def _security(plan: PodPlan, realm: str) -> tuple[SecurityRule, ...]:
     peers = [(cidr, f"calls from the {others}", f"calls to the {others}") for cidr in plan.neighbours[realm]]
     if realm == MANAGEMENT:
         at = "at the vRouter's VNIC:"
-        peers.append((plan.management_cidr, f"{at} servers to the POD", f"{at} the POD to servers"))
+        peers += [(cidr, f"{at} servers to the POD", f"{at} the POD to servers") for cidr in plan.management_cidrs]
     rules = []
     for cidr, incoming, outgoing in peers:
         rules.append(SecurityRule(direction="INGRESS", protocol="all", peer=cidr, description=incoming))
@@ -198,7 +225,12 @@ def _security(plan: PodPlan, realm: str) -> tuple[SecurityRule, ...]:
     return (*rules, replace(security_rule(path_mtu), stateless=False))
 
 
-def _attempts(near: Sequence[Near], far: Sequence[Far]) -> tuple[Attempt, ...]:
+def _passes(plan: PodPlan, realm: str) -> tuple[tuple[str, str, str], ...]:
+    entries = [entry for entry in plan.access.entries if realm in (entry.sender.realm, entry.receiver.realm)]
+    return tuple((str(entry.sender), str(entry.receiver), str(entry.allow)) for entry in entries)
+
+
+def _attempts(plan: PodPlan, near: Sequence[Near], far: Sequence[Far]) -> tuple[Attempt, ...]:
     """One call in each direction in which a call is allowed."""
     mine = {member.member: member for member in near}
     out = [(mine[other.called_by[0]], other) for other in far if other.called_by]
@@ -206,7 +238,13 @@ def _attempts(near: Sequence[Near], far: Sequence[Far]) -> tuple[Attempt, ...]:
     attempts = [(one.member, two.member, two.address, one.seen_as) for one, two in out[:1]]
     attempts += [(two.member, one.member, one.called_at, two.seen_as) for two, one in back[:1]]
     return tuple(
-        Attempt(sender=sender, receiver=receiver, address=address, seen_as=seen_as)
+        Attempt(
+            sender=sender,
+            receiver=receiver,
+            address=address,
+            seen_as=seen_as,
+            services=plan.access.services(sender, receiver),
+        )
         for sender, receiver, address, seen_as in attempts
         if address is not None and seen_as is not None
     )
@@ -262,7 +300,15 @@ def with_outputs(sheet: Sheet, plan: PodPlan, outputs: Mapping[str, object], sou
     outputs: what `pulumi stack output --json` prints.  source: the file's name, for messages.
     Raises NatPodError for outputs without those OCIDs.
     """
-    place = ("vrouterSubnetId",) if sheet.realm == MANAGEMENT else ("lpgIds", sheet.realm)
+    value = _ocid_at(outputs, ("vrouterSubnetId",) if sheet.realm == MANAGEMENT else ("lpgIds", sheet.realm), source)
+    names = sheet.names
+    if names is not None:
+        names = replace(names, view_id=_ocid_at(outputs, ("nameViews", sheet.realm), source))
+    generations = {vm.key: vm.generation for vm in plan.vms}
+    return replace(sheet, ocid=value, names=names, deployed=outputs.get("generations") == generations)
+
+
+def _ocid_at(outputs: Mapping[str, object], place: tuple[str, ...], source: str) -> str:
     value: object = outputs
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -271,5 +317,4 @@ def with_outputs(sheet: Sheet, plan: PodPlan, outputs: Mapping[str, object], sou
             f"--outputs {excerpt(source)}: has no OCID at {'.'.join(place)}; give the output of "
             "`pulumi stack output --json` of a POD that was deployed with it"
         )
-    generations = {vm.key: vm.generation for vm in plan.vms}
-    return replace(sheet, ocid=value, deployed=outputs.get("generations") == generations)
+    return value

@@ -5,8 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from netaddr import IPNetwork
+
+from nat_pod.config.addressing import can_be_a_vcns
+from nat_pod.config.services import TCP
 from nat_pod.names import MANAGEMENT
-from nat_pod.pages.handover import Attempt, Sheet
+from nat_pod.pages.handover import Attempt, NamesInDns, Sheet
 from nat_pod.text import markdown_table
 from nat_pod.trace.topology import SecurityRule
 
@@ -21,7 +25,7 @@ def sheet_markdown(sheet: Sheet) -> str:
     parts = [
         f"# {sheet.realm}: the way through POD `{sheet.stack}`",
         _wrap(
-            f"Your VCN, {sheet.cidr}, and {others} talk through {_pod(sheet)}. The networks at both ends "
+            f"{_yours(sheet)}, and {others} talk through {_pod(sheet)}. The networks at both ends "
             "may overlap: each side knows the other by the POD's addresses listed below, and by no others."
         ),
     ]
@@ -40,6 +44,7 @@ def sheet_markdown(sheet: Sheet) -> str:
         "## 2. Route rules",
         _wrap(f"In the route table of every subnet that holds one of the {members} of section 5:"),
         markdown_table(["destination", "target"], [[cidr, sheet.target] for cidr in sheet.destinations]),
+        *([] if _is_vcns(sheet) else [_wrap(_behind(sheet))]),
         "## 3. Security rules",
         _wrap(
             f"In a security list of these subnets, or an NSG of these {members}. Stateful; narrow the protocols to "
@@ -56,9 +61,48 @@ def sheet_markdown(sheet: Sheet) -> str:
     ]
     if sheet.attempts:
         parts += ["## 6. Try it", *(_attempt(attempt) for attempt in sheet.attempts)]
+    if sheet.names is not None:
+        parts += ["## Names, if you want them", *_names(sheet, sheet.names)]
+    if sheet.passes:
+        parts += [
+            "## What passes",
+            _wrap(
+                "Of these flows only what is listed passes; several lines of one flow add up. All others between "
+                "the addresses above pass whatever they are."
+            ),
+            markdown_table(["who opens", "to whom", "what passes"], [list(row) for row in sheet.passes]),
+        ]
     parts.append(f"## {7 if sheet.attempts else 6}. What does not work, by design")
     parts.append("\n".join(_wrap(f"- {line}") for line in _refusals(sheet, members, ours)))
     return "\n\n".join(parts)
+
+
+def _all(sheet: Sheet) -> str:
+    *before, last = sheet.cidrs
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def _yours(sheet: Sheet) -> str:
+    return f"Your VCN, {sheet.cidrs[0]}" if _is_vcns(sheet) else f"Your networks, {_all(sheet)}"
+
+
+def _is_vcns(sheet: Sheet) -> bool:
+    """Whether its networks are just a VCN's own, as far as anybody can tell."""
+    return len(sheet.cidrs) == 1 and can_be_a_vcns(IPNetwork(sheet.cidrs[0]))
+
+
+def _behind(sheet: Sheet) -> str:
+    """What is to be done for networks that are not the VCN's own."""
+    if sheet.realm == MANAGEMENT:
+        return (
+            "For networks that lie behind this VCN: let the vRouter's own VCN route them, and let their routers lead "
+            "these destinations to the vRouter."
+        )
+    return (
+        "For networks that lie behind your VCN (a hub, a data centre): associate a route table with this LPG that "
+        "leads them to your DRG, put these destinations with the LPG as the target into the VCN route table of the "
+        "DRG attachment, and let the routers behind lead them to your DRG. OCI calls it transit routing."
+    )
 
 
 def _pod(sheet: Sheet) -> str:
@@ -97,7 +141,7 @@ def _vrouter(sheet: Sheet) -> str:
     lines: tuple[str, ...] = (
         f"Attach a VNIC of each vRouter to the POD's subnet {sheet.vrouter_subnet}, with its source/destination "
         f"check skipped. Its OCID: {_ocid(sheet, 'vrouterSubnetId')}.",
-        f"Give the active one the private IP {address} there; the POD routes {sheet.cidr} to it.",
+        f"Give the active one the private IP {address} there; the POD routes {_all(sheet)} to it.",
         f"In its operating system, route {sheet.pod} by that VNIC, gateway {gateway}, and enable forwarding.",
     )
     if sheet.vcn != sheet.pod:
@@ -107,6 +151,35 @@ def _vrouter(sheet: Sheet) -> str:
 
 def _ocid(sheet: Sheet, output: str) -> str:
     return f"`{sheet.ocid}`" if sheet.ocid else f"see `pulumi stack output {output} --stack {sheet.stack}`"
+
+
+def _names(sheet: Sheet, names: NamesInDns) -> list[str]:
+    """How the owner of a VCN attaches the view; nothing else on the page needs it."""
+    view = names.view_id or "VIEW_OCID"
+    shown = f"`{names.view_id}`" if names.view_id else f"see `pulumi stack output nameViews --stack {sheet.stack}`"
+    return [
+        _wrap(
+            f"The addresses of section 4 have names in `{names.zone}`, e.g. `{names.example}`. They are in a private "
+            f"view of OCI DNS: {shown}. Your hosts resolve them once you attach it to your VCN's resolver (Console: "
+            "Networking, your VCN, DNS Resolver, Associated private views), or by the OCI CLI. It replaces the list: "
+            "name the views that are attached already, too."
+        ),
+        "\n".join(
+            [
+                "```",
+                "oci network vcn-dns-resolver-association get --vcn-id YOUR_VCN",
+                "oci dns resolver update --scope PRIVATE --resolver-id RESOLVER \\",
+                f'    --attached-views \'[{{"viewId": "{view}"}}]\'',
+                "dig +short " + names.example,
+                "```",
+            ]
+        ),
+        _wrap(
+            "In the POD's own tenancy this takes `read dns-views` in its compartment, `manage dns-resolvers` in yours. "
+            "Whether a VCN of another tenancy can attach it, Oracle does not document: there use "
+            f"`handover {sheet.stack} {sheet.realm} --zone-file {names.zone}` for a private zone of your own."
+        ),
+    ]
 
 
 def _far_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
@@ -136,10 +209,16 @@ def _near_table(sheet: Sheet) -> tuple[Sequence[str], list[list[str]]]:
 
 
 def _attempt(attempt: Attempt) -> str:
-    commands = [f"ping -c 3 {attempt.address}", f"curl -m 5 http://{attempt.address}/"]
+    services, to = attempt.services, attempt.address
+    commands = [f"ping -c 3 {to}"] if services.icmp else []
+    if services.permits(TCP, 80):
+        commands.append(f"curl -m 5 http://{to}/")
+    if not commands:
+        udp, ports = ("", services.tcp) if services.tcp else ("u", services.udp)
+        commands = [f"nc -zv{udp} -w 5 {to} {max(ports[0].first, 1)}"]
     notes = [f"{attempt.receiver} sees {attempt.seen_as}", "the same, if it has a web server"]
     width = max(len(command) for command in commands)
-    lines = [f"    {command:{width}}  # {note}" for command, note in zip(commands, notes, strict=True)]
+    lines = [f"    {command:{width}}  # {note}" for command, note in zip(commands, notes, strict=False)]
     return "\n".join([f"On {attempt.sender}:", "", *lines])
 
 

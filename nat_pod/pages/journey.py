@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nat_pod.config.services import ICMP
 from nat_pod.names import MemberName, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.explain import Hop
-from nat_pod.trace.flows import declared_flows, flow_between
+from nat_pod.trace.flows import declared_flows, flow_between, sample
 from nat_pod.trace.topology import Vm
 from nat_pod.trace.walk import Packet, Trace, trace
 
@@ -55,7 +56,9 @@ def first_flow(plan: PodPlan) -> tuple[MemberName, MemberName] | None:
 def journey(plan: PodPlan, sender: SlotPlan, receiver: SlotPlan) -> Journey:
     """Trace the flow from one member to another."""
     flow = flow_between(sender, receiver)
-    packet = Packet(src=flow.source, dst=flow.destination)
+    services = plan.access.services(sender.member, receiver.member)
+    protocol, port = sample(services) if services else (ICMP, None)
+    packet = Packet(src=flow.source, dst=flow.destination, protocol=protocol, dport=port or 0)
     traced = trace(expected_topology(plan), sender.member, packet, receiver.member)
     delivered = traced.disposition is Disposition.DELIVERED
     return Journey(

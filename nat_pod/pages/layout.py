@@ -14,7 +14,11 @@ from nat_pod.pages.journey import Journey
 from nat_pod.pages.svg import mono, width
 from nat_pod.plan.model import PodPlan, SlotPlan
 
-_MOST_HOSTS, _MOST_SERVERS, _MOST_VNICS = 14, 8, 4
+_MOST_HOSTS, _MOST_SERVERS, _MOST_VNICS, _MOST_NETWORKS = 14, 8, 4, 4
+
+
+def _more(cidrs: list[str]) -> str:
+    return f"and {len(cidrs) - _MOST_NETWORKS + 1} more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,15 @@ class Layout:
         return self.header(customer) + columns.HOST * len(realm.members) + (columns.MORE if realm.more else 0) + 4
 
     def header(self, customer: str) -> float:
-        """The height of the head of a customer's box: a long name has its own line, above the CIDR."""
-        beside = columns.CUSTOMER_WIDTH - 30 - mono(self.plan.customer_cidrs[customer]) - 8
-        return columns.HEADER + (0 if width(customer, 13, True) <= beside else columns.CAPTION)
+        """The height of the head of a customer's box: a long name has its own line, above the CIDRs."""
+        first, *more = self.networks(customer)
+        beside = columns.CUSTOMER_WIDTH - 30 - mono(first) - 8
+        return columns.HEADER + columns.CAPTION * (len(more) + (width(customer, 13, True) > beside))
+
+    def networks(self, realm: str) -> list[str]:
+        """A neighbour's networks, a line each, and of many how many more there are."""
+        cidrs = [*self.plan.realms[realm]]
+        return cidrs if len(cidrs) <= _MOST_NETWORKS else [*cidrs[: _MOST_NETWORKS - 1], _more(cidrs)]
 
     def vm_height(self) -> float:
         """The height of each NAT VM's box."""
@@ -80,6 +90,7 @@ class Layout:
         vms = 48 + self.vm_height() + 3 * columns.CAPTION
         servers = (
             60
+            + columns.CAPTION * (len(self.networks(MANAGEMENT)) - 1)
             + columns.SERVER * len(self.servers.members)
             + (columns.MORE if self.servers.more else 0)
             + 4 * columns.CAPTION

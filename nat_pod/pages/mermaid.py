@@ -21,15 +21,15 @@ _IDS: dict[Machine, str] = {NAT_VM1: "vm1", NAT_VM2: "vm2"}
 def networks(plan: PodPlan, stack: str) -> str:
     """A flowchart: who is connected to whom, and the addresses of each."""
     lines = ["flowchart LR"]
-    for number, (customer, cidr) in enumerate(plan.customer_cidrs.items()):
-        lines += _network(f"c{number}", customer, cidr, f"h{number}", _members(plan, customer))
+    for number, (customer, cidrs) in enumerate(plan.customer_cidrs.items()):
+        lines += _network(f"c{number}", customer, cidrs, f"h{number}", _members(plan, customer))
     lines.append(f"  subgraph pod[{_label(_pod(plan, stack))}]")
     for role in plan.roles:
         lines.append(f"    {_id(role)}[{_label([role.prose, *_machines(plan, role)])}]")
     lines.append("  end")
     subnet = next(subnet.cidr for subnet in plan.subnets if subnet.key == VROUTER)
     lines.append(f"  vr([{_label(['vRouter', plan.vrouter_ip, f'in {subnet}'])}])")
-    lines += _network("m", MANAGEMENT, plan.management_cidr, "s", _members(plan, MANAGEMENT))
+    lines += _network("m", MANAGEMENT, plan.management_cidrs, "s", _members(plan, MANAGEMENT))
     lines += [f"  h{number} <-- LPG --> {_id(plan.gateways[name])}" for number, name in enumerate(plan.customer_cidrs)]
     lines += [f"  {_id(role)} <--> vm2" for role in plan.roles if role.side is NAT_VM1]
     lines += ["  vm2 <--> vr", "  vr <--> s"]
@@ -86,9 +86,9 @@ def packets(flow: Journey) -> str:
     return "\n".join(lines)
 
 
-def _network(key: str, name: str, cidr: str, node: str, members: Sequence[str]) -> list[str]:
+def _network(key: str, name: str, cidrs: Sequence[str], node: str, members: Sequence[str]) -> list[str]:
     return [
-        f"  subgraph {key}[{_label([f'{name}: {cidr}'])}]",
+        f"  subgraph {key}[{_label([f'{name}: {cidrs[0]}', *cidrs[1:]])}]",
         f"    {node}[{_label(members)}]",
         "  end",
     ]

@@ -17,7 +17,9 @@ from netaddr import IPAddress, IPNetwork
 from nat_pod.config.addressing import overlap
 from nat_pod.config.aliases import VcnLayout
 from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.config.protect import Protect
 from nat_pod.config.routed import RoutedConfig
+from nat_pod.config.services import ICMP
 from nat_pod.names import INNER, MANAGEMENT, NAT_VM2, MemberName, natural
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.diff import delivered
@@ -177,7 +179,11 @@ class _Names:
                 f"pulumi up --stack {new}",
             ),
             see=(f"python -m nat_pod status {new}: no finding",),
-            back=(f"pulumi destroy --run-program --stack {new}",),
+            back=(
+                f"in Pulumi.{new}.yaml write protect: nothing; then pulumi destroy --run-program --stack {new}"
+                if self.new.protect is not Protect.NOTHING
+                else f"pulumi destroy --run-program --stack {new}",
+            ),
         )
 
     def vrouter(self) -> Step:
@@ -276,7 +282,8 @@ class _Names:
 
     def _tries(self, customer: str) -> Iterable[str]:
         """A call each way, of a pair that may."""
-        flows = [flow for flow in declared_flows(self.plan) if flow.receiver is not None]
+        pinged = [flow for flow in declared_flows(self.plan) if flow.protocol in (None, ICMP)]
+        flows = [flow for flow in pinged if flow.receiver is not None]
         for mine in (True, False):
             for flow in flows:
                 realm = flow.sender.realm if mine else flow.receiver.realm if flow.receiver is not None else ""
@@ -305,7 +312,9 @@ class _Names:
             do=(
                 f"Wait until nobody wants to go back, a day say. Each customer deletes its LPG to {old}.",
                 f"{MANAGEMENT} detaches the vRouters' VNICs from {old}'s subnet {self.old.layout.vrouter}.",
-                f"pulumi destroy --stack {old}",
+                f"pulumi destroy --stack {old}"
+                if self.old.protect is Protect.NOTHING
+                else f"In Pulumi.{old}.yaml write protect: nothing; then pulumi destroy --run-program --stack {old}",
                 f"Delete Pulumi.{old}.yaml, and the line movesFrom of Pulumi.{new}.yaml.",
             ),
             see=(f"python -m nat_pod check: Pulumi.{new}.yaml is fine, and Pulumi.{old}.yaml is not listed",),

@@ -13,7 +13,7 @@ from nat_pod.pages.drawing import Drawing
 from nat_pod.pages.journey import Journey, Machine, Stretch
 from nat_pod.pages.layout import Layout
 from nat_pod.plan.model import BalancerPlan, NatVmPlan, PodPlan, RouteRulePlan
-from nat_pod.text import count
+from nat_pod.text import count, some
 
 _ROUTES = 6
 """Lines of the route tables, but for those of further gateways."""
@@ -66,7 +66,7 @@ class _RoutedDrawing(Drawing):
         for role in roles:
             if len(roles) > 1:
                 names = [name for name, gateway in self.plan.gateways.items() if gateway == role]
-                paper.text(x + 12, line + 12, f"{role.prose}: {_some(names)}", "quiet")
+                paper.text(x + 12, line + 12, f"{role.prose}: {some(names, 2)}", "quiet")
                 line += columns.CAPTION
             line = self._role(role, x, line)
         if side == NAT_VM1:
@@ -151,14 +151,10 @@ class _RoutedDrawing(Drawing):
         if len(led) > _GATEWAYS:
             yield f"and those of {count(len(led) - _GATEWAYS, 'more gateway')} to it"
         if any(rule.customer is not None for rule in rules):
-            yield "each customer's CIDR to its LPG"
+            several = any(len(cidrs) > 1 for cidrs in self.plan.customer_cidrs.values())
+            yield f"each customer's {'CIDRs' if several else 'CIDR'} to its LPG"
         if any(rule.private_ip == self.plan.vrouter_ip for rule in rules):
-            yield f"{self.plan.management_cidr} to the vRouter"
-
-
-def _some(names: Sequence[str]) -> str:
-    """Up to two names, and how many more."""
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+            yield f"{some(self.plan.management_cidrs, 2)} to the vRouter"
 
 
 def _sends_to(balancer: BalancerPlan) -> str:

@@ -7,13 +7,19 @@ knows Pulumi, OCIDs, files or the kernel.  Things refer to one another by key (`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
+from netaddr import IPNetwork
+
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import Capacity, SourceNat
+from nat_pod.config.policy import Access
+from nat_pod.config.protect import Protect
 from nat_pod.config.renames import Renames
 from nat_pod.config.room import Room
+from nat_pod.config.tags import Tags
 from nat_pod.names import INNER, LPGS, MANAGEMENT, MemberName, Role, Side
 from nat_pod.rules.netfilter import AboveBound, Ruleset
 
@@ -193,6 +199,11 @@ class SlotPlan:
     nat_vm1: str
     nat_vm2: str
 
+    @property
+    def called(self) -> str:
+        """The address by which the members across the POD call this one."""
+        return self.address(self.member.side.other)
+
     def address(self, side: Side) -> str:
         """The member's address on one side."""
         match side:
@@ -212,26 +223,28 @@ class PodPlan:
     `routes` is by route table: natVm1 (to the customers' LPGs), natVm2 (to the vRouter), lpgs (to NAT VM1), and in a
     routed POD vrouter (to NAT VM2); with more customer gateways also natVm1-2 and lpgs-2, and so on.
     `security` has the NSG rules of each role and the security list of the vRouter's subnet.  `gateways` has the role of
-    each customer's NAT VM1.  `neighbours` is
-    what others must add: destinations to send to the POD, by customer name and for `management`.  `may_reach` is by
-    customer: the servers that its hosts may open flows to; every server may open flows to every host.  `released` has
-    the pairs that are kept back, by the name of the member that had them.  `renames` has who was called otherwise.
-    `room` is what a routed POD can still take.
+    each customer's NAT VM1.  `neighbours` is what others must add: destinations to send to the POD, by customer name
+    and for `management`.  `access` says who may open what to whom.  `released` has the pairs that are kept back, by the
+    name of the member that had them.  `renames` has who was called otherwise.  `room` is what a routed POD can still
+    take.  `zone` is that of `names`, None without.
     """
 
     delivery: Delivery
     cidr: str
     vcn_cidr: str
     compartment_id: str
+    zone: str | None
+    protect: Protect
+    tags: Tags
     shape: str
     ocpus: int | None
     memory_gbs: int | None
     image_id: str
     availability_domain: str | None
     source_nat: SourceNat
-    management_cidr: str
+    management_cidrs: tuple[str, ...]
     vrouter_ip: str
-    customer_cidrs: dict[str, str]
+    customer_cidrs: dict[str, tuple[str, ...]]
     subnets: tuple[SubnetPlan, ...]
     vms: tuple[NatVmPlan, ...]
     lpgs: tuple[LpgPlan, ...]
@@ -240,7 +253,7 @@ class PodPlan:
     slots: tuple[SlotPlan, ...]
     neighbours: dict[str, tuple[str, ...]]
     capacity: Capacity
-    may_reach: dict[str, tuple[MemberName, ...]]
+    access: Access
     gateways: dict[str, Role]
     released: dict[MemberName, tuple[str, str]]
     renames: Renames
@@ -322,10 +335,15 @@ class PodPlan:
         return tuple(slot for slot in self.slots if not slot.member.is_server)
 
     @property
-    def realms(self) -> dict[str, str]:
-        """The network of each customer and, last, of management."""
-        return {**self.customer_cidrs, MANAGEMENT: self.management_cidr}
+    def realms(self) -> dict[str, tuple[str, ...]]:
+        """The networks of each customer and, last, of management."""
+        return {**self.customer_cidrs, MANAGEMENT: self.management_cidrs}
 
     def slot(self, member: str) -> SlotPlan | None:
         """The slot of a member, None for a member without one."""
         return next((slot for slot in self.slots if slot.member == member), None)
+
+
+def texts(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
+    """Networks as a plan has them."""
+    return tuple(map(str, networks))

@@ -11,7 +11,7 @@ from nat_pod.config.addressing import halves
 from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import PodConfig
-from nat_pod.config.neighbours import may_reach
+from nat_pod.config.policy import access
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import (
@@ -36,9 +36,10 @@ from nat_pod.plan.model import (
     SlotPlan,
     SubnetPlan,
     VnicPlan,
+    texts,
 )
 from nat_pod.plan.routed import plan_routed
-from nat_pod.plan.security import both_ways, path_mtu, vrouter_errors
+from nat_pod.plan.security import both_ways, path_mtu, vrouter_errors, with_neighbour
 from nat_pod.rules import iptables
 from nat_pod.rules.compiler import compile_rules
 from nat_pod.rules.netfilter import Ruleset
@@ -72,9 +73,14 @@ def _plan_private_ips(config: PodConfig) -> PodPlan:
     )
     routes = {
         NAT_VM1: tuple(
-            RouteRulePlan(destination=str(customer.cidr), customer=customer.name) for customer in config.customers
+            RouteRulePlan(destination=str(cidr), customer=customer.name)
+            for customer in config.customers
+            for cidr in customer.cidrs
         ),
-        NAT_VM2: (RouteRulePlan(destination=str(config.management.cidr), private_ip=str(config.management.vrouter)),),
+        NAT_VM2: tuple(
+            RouteRulePlan(destination=str(cidr), private_ip=str(config.management.vrouter))
+            for cidr in config.management.cidrs
+        ),
         LPGS: tuple(
             RouteRulePlan(destination=destination, private_ip=config.primary(NAT_VM1))
             for destination in _not_for_customers(config)
@@ -88,12 +94,15 @@ def _plan_private_ips(config: PodConfig) -> PodPlan:
         shape=config.nat_vm.shape,
         ocpus=config.nat_vm.ocpus,
         memory_gbs=config.nat_vm.memory_gbs,
+        zone=config.zone,
+        protect=config.protect,
+        tags=config.tags,
         image_id=config.nat_vm.image_id,
         availability_domain=config.nat_vm.availability_domain,
         source_nat=config.source_nat,
-        management_cidr=str(config.management.cidr),
+        management_cidrs=texts(config.management.cidrs),
         vrouter_ip=str(config.management.vrouter),
-        customer_cidrs={customer.name: str(customer.cidr) for customer in config.customers},
+        customer_cidrs={customer.name: texts(customer.cidrs) for customer in config.customers},
         subnets=_subnets(config),
         vms=(
             _vm(config, NAT_VM1, "FAULT-DOMAIN-1", vnics[NAT_VM1], rules[NAT_VM1]),
@@ -105,7 +114,7 @@ def _plan_private_ips(config: PodConfig) -> PodPlan:
         slots=_slots(config),
         neighbours=_neighbours(config),
         capacity=config.capacity,
-        may_reach=may_reach(config.management, config.customers),
+        access=access(config.management, config.customers, config.policy),
         gateways={customer.name: GATEWAY for customer in config.customers},
         released={name: config.layout.addresses(slot) for name, slot in config.released.items()},
         renames=config.renames,
@@ -170,17 +179,17 @@ def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     those as its source would be taken for management, and reach another customer.  ICMP errors are no exception: one
     about another customer's flow, with NAT VM2's address as its source, would pass for NAT VM2's.
     """
-    management = str(config.management.cidr)
-    vm1 = [rule for customer in config.customers for rule in both_ways(customer.name, str(customer.cidr))]
+    management = with_neighbour(MANAGEMENT, texts(config.management.cidrs))
+    vm1 = [rule for one in config.customers for rule in with_neighbour(one.name, texts(one.cidrs))]
     transit = {
         side: both_ways("transit", other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
     }
     return {
         NAT_VM1: (*vm1, *transit[NAT_VM1]),
-        NAT_VM2: (*both_ways(MANAGEMENT, management), *transit[NAT_VM2], vrouter_errors(str(config.layout.vrouter))),
+        NAT_VM2: (*management, *transit[NAT_VM2], vrouter_errors(str(config.layout.vrouter))),
         # The vRouter's own VNIC: what it routes between management and NAT VM2.
         VROUTER: (
-            *both_ways(MANAGEMENT, management),
+            *management,
             *(
                 rule
                 for subnet in _subnets(config)

@@ -14,7 +14,7 @@ from netaddr import IPNetwork, cidr_merge
 from nat_pod.config.addressing import halves
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
-from nat_pod.config.neighbours import may_reach
+from nat_pod.config.policy import access
 from nat_pod.config.room import room
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.names import HEALTH_PATH, HEALTH_PORT, INNER, MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, Role
@@ -31,8 +31,9 @@ from nat_pod.plan.model import (
     SlotPlan,
     SubnetPlan,
     VnicPlan,
+    texts,
 )
-from nat_pod.plan.security import TCP, both_ways, path_mtu, vrouter_errors
+from nat_pod.plan.security import TCP, both_ways, path_mtu, vrouter_errors, with_neighbour
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Ruleset
 from nat_pod.rules.routed import compile_routed
@@ -55,12 +56,15 @@ def plan_routed(config: RoutedConfig) -> PodPlan:
         shape=config.nat_vm.shape,
         ocpus=config.nat_vm.ocpus,
         memory_gbs=config.nat_vm.memory_gbs,
+        zone=config.zone,
+        protect=config.protect,
+        tags=config.tags,
         image_id=config.nat_vm.image_id,
         availability_domain=config.nat_vm.availability_domain,
         source_nat=SourceNat.STATIC,  # each member keeps its own address at the far end: its alias
-        management_cidr=str(config.management.cidr),
+        management_cidrs=texts(config.management.cidrs),
         vrouter_ip=str(config.management.vrouter),
-        customer_cidrs={customer.name: str(customer.cidr) for customer in config.customers},
+        customer_cidrs={customer.name: texts(customer.cidrs) for customer in config.customers},
         subnets=_subnets(config),
         vms=tuple(vm for role in config.roles for vm in _vms(config, role, rules[role])),
         lpgs=tuple(
@@ -81,7 +85,7 @@ def plan_routed(config: RoutedConfig) -> PodPlan:
         ),
         neighbours=_neighbours(config),
         capacity=config.capacity,
-        may_reach=may_reach(config.management, config.customers),
+        access=access(config.management, config.customers, config.policy),
         gateways={customer.name: config.gateway(customer.name) for customer in config.customers},
         released={name: (str(alias), str(alias)) for name, alias in config.released.items()},
         renames=config.renames,
@@ -178,8 +182,9 @@ def _routes(config: RoutedConfig) -> dict[str, tuple[RouteRulePlan, ...]]:
         gateway: (
             *_via(hops[INNER], config.server_ranges),
             *(
-                RouteRulePlan(destination=str(customer.cidr), customer=customer.name)
+                RouteRulePlan(destination=str(cidr), customer=customer.name)
                 for customer in config.customers_of(gateway)
+                for cidr in customer.cidrs
             ),
         )
         for gateway in _gateways(config)
@@ -188,7 +193,7 @@ def _routes(config: RoutedConfig) -> dict[str, tuple[RouteRulePlan, ...]]:
         **tables,
         NAT_VM2: (
             *(rule for gateway in tables for rule in _via(hops[gateway], config.ranges(gateway))),
-            *_via(str(config.management.vrouter), [config.management.cidr]),
+            *_via(str(config.management.vrouter), config.management.cidrs),
         ),
         **{gateway.lpgs: _via(hops[gateway], config.server_ranges) for gateway in tables},
         VROUTER: _via(hops[INNER], config.host_ranges),
@@ -212,7 +217,6 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     translate as the destination.
     """
     subnets = {role: str(config.layout.subnet(role)) for role in config.roles}
-    management = str(config.management.cidr)
     lower, upper = halves(config.cidr)
     servers = _ranges("servers", _covering(lower, config.server_ranges))
     hosts = _ranges("hosts", _covering(upper, config.host_ranges))
@@ -228,7 +232,7 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     }
     gateways = _gateways(config)
     customers = {
-        gateway: [rule for one in config.customers_of(gateway) for rule in both_ways(one.name, str(one.cidr))]
+        gateway: [rule for one in config.customers_of(gateway) for rule in with_neighbour(one.name, texts(one.cidrs))]
         for gateway in gateways
     }
     return {
@@ -237,7 +241,7 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
             for gateway in gateways
         },
         NAT_VM2: (
-            *both_ways(MANAGEMENT, management),
+            *with_neighbour(MANAGEMENT, texts(config.management.cidrs)),
             *hosts,
             *(rule for gateway in gateways for rule in both_ways(gateway.transit, subnets[gateway])),
             *own[INNER],

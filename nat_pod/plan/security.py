@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nat_pod.names import ANYWHERE
 from nat_pod.plan.model import SecurityRulePlan
 
@@ -22,6 +24,16 @@ def both_ways(key: str, peer: str, *, protocol: str = ALL, peer_is_nsg: bool = F
         )
         for direction, word in (("INGRESS", "from"), ("EGRESS", "to"))
     ]
+
+
+def with_neighbour(name: str, cidrs: Sequence[str]) -> list[SecurityRulePlan]:
+    """From and to a neighbour's networks.
+
+    A rule is known by its key.  The first network's is the neighbour's name, and every other one's has the network in
+    it: so one more in the list, or one less, renames no other rule.
+    """
+    keys = (name, *(f"{name}-{cidr}" for cidr in cidrs[1:]))
+    return [rule for key, cidr in zip(keys, cidrs, strict=True) for rule in both_ways(key, cidr)]
 
 
 def vrouter_errors(subnet: str) -> SecurityRulePlan:

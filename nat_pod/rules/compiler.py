@@ -35,17 +35,19 @@ What the shape of the chains buys
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import assert_never
 
-from netaddr import cidr_merge
+from netaddr import IPAddress, IPNetwork, cidr_merge
 
 from nat_pod.config.addressing import Pair, Slot
 from nat_pod.config.model import PodConfig, SourceNat
 from nat_pod.config.neighbours import CustomerConfig, Member
+from nat_pod.config.policy import access
+from nat_pod.config.services import EVERYTHING, Services
 from nat_pod.limits import BOUND_SAMPLE, BOUND_SECONDS, BOUND_SHARE, FLOWS_PER_ADDRESS, connections
-from nat_pod.names import MANAGEMENT, NAT_VM1, NAT_VM2, Side
-from nat_pod.rules.guard import ERRORS, about_own, from_all, guard, nat_table, ssh
+from nat_pod.names import ANYWHERE, MANAGEMENT, NAT_VM1, NAT_VM2, MemberName, Side
+from nat_pod.rules.guard import ERRORS, about_own, about_ssh, from_all, guard, nat_table, ssh
 from nat_pod.rules.netfilter import (
     AboveBound,
     Accept,
@@ -61,6 +63,7 @@ from nat_pod.rules.netfilter import (
     Snat,
     Table,
 )
+from nat_pod.rules.passages import PolicyChains, passages
 from nat_pod.rules.tree import grow, without_dear
 
 FROM_VM1 = "NATPOD-FROM-VM1"
@@ -78,11 +81,14 @@ SERVER_SOURCE = "NATPOD-M-"  # servers as sources
 def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
     """The rules of each side's NAT VMs.  Sorted throughout, so that equal configurations give equal bytes."""
     mappings = _Mappings(config)
+    errors = {NAT_VM1: _errors_vm1(mappings), NAT_VM2: _errors_vm2(mappings)}
+    about_login, login_chains = about_ssh(config.management.cidrs, MANAGEMENT)
     return {
         NAT_VM1: Ruleset(
             filter=guard(
                 _forward(config.source_nat),
-                errors=_errors_vm1(mappings),
+                errors[NAT_VM1][1],
+                errors=errors[NAT_VM1][0],
                 own_errors=from_all(mappings.subnets_of_vm2, "errors about ssh"),
                 let_in=ssh(mappings.subnets_of_vm2, "ssh through NAT VM2"),
                 said=_SAID,
@@ -92,9 +98,10 @@ def compile_rules(config: PodConfig) -> dict[Side, Ruleset]:
         NAT_VM2: Ruleset(
             filter=guard(
                 _forward(config.source_nat),
-                errors=_errors_vm2(mappings),
-                own_errors=_own_errors_vm2(mappings),
-                let_in=ssh([config.management.cidr], "ssh from management"),
+                [*errors[NAT_VM2][1], *login_chains],
+                errors=errors[NAT_VM2][0],
+                own_errors=[*from_all(mappings.subnets_of_vm1, "errors about ssh to NAT VM1"), *about_login],
+                let_in=ssh(config.management.cidrs, "ssh from management"),
                 said=_SAID,
             ),
             nat=_nat_table(_management_to_vm1(mappings), _vm1_to_management(mappings), _sources(mappings, NAT_VM2)),
@@ -107,6 +114,7 @@ class _Mappings:
 
     def __init__(self, config: PodConfig) -> None:
         self.config = config
+        self.access = access(config.management, config.customers, config.policy)
         self.servers = config.servers
         self.hosts = config.hosts
         self.pairs = config.pairs
@@ -114,12 +122,22 @@ class _Mappings:
         self.subnets_of_vm2 = without_dear(cidr_merge([pair.nat_vm2 for pair in self.pairs]))
 
         # Whom a declared flow has: nothing is translated for anybody else.
-        reach = {customer.name: _allowed(self.servers, customer) for customer in config.customers}
-        self.callers = [host for host in self.hosts if reach[host.name.realm]]
-        called = {server.name for host in self.callers for server in reach[host.name.realm]}
+        self.callers = [host for host in self.hosts if self.reach(host)]
+        self.calling = [server for server in self.servers if self.reach(server)]
+        # Who may open everything to everybody across the POD, or to all of its customer's list.
+        self.ungoverned = {member.name for member in (*self.servers, *self.hosts) if self._reaches_all(member)}
+        called = {name for member in (*self.callers, *self.calling) for name in self.reach(member)}
         self.called = [server for server in self.servers if server.name in called]
-        self.answering = list(self.hosts) if self.servers else []
-        self.calling = list(self.servers) if self.hosts else []
+        self.answering = [host for host in self.hosts if host.name in called]
+
+    def reach(self, member: Member) -> Mapping[MemberName, Services]:
+        """What a member may open, by receiver."""
+        return self.access.reach(member.name)
+
+    def _reaches_all(self, member: Member) -> bool:
+        name = member.name
+        receivers = self.access.hosts if name.is_server else self.access.lists[name.realm]
+        return self.reach(member) == dict.fromkeys(receivers, EVERYTHING)
 
     def on(self, side: Side, member: Member) -> str:
         """The member's address on the NAT VMs of a side."""
@@ -154,9 +172,29 @@ def _chain(name: str, family: str, rules: list[Rule]) -> list[Chain]:
     return [Chain(name, top), *branches]
 
 
+def _by_network(name: str, family: str, customer: CustomerConfig, rules: list[Rule]) -> list[Chain]:
+    """One chain for a customer's hosts, as a tree for each of its networks in which they are many.
+
+    A branch is named after the network around its hosts.  Between two networks of one customer there may be another
+    customer's: two branches around both would have the same name.
+    """
+    if len(customer.cidrs) == 1:
+        return _chain(name, family, rules)
+    at = {rule: IPNetwork(rule.match.source or ANYWHERE).ip for rule in rules}
+    trees = [grow(family, [rule for rule in rules if at[rule] in cidr]) for cidr in customer.cidrs]
+    top = tuple(rule for rules_of_one, _ in trees for rule in rules_of_one)
+    return [Chain(name, top), *(chain for _, branches in trees for chain in branches)]
+
+
 def _customers_to_vm2(mappings: _Mappings) -> _Part:
     """NAT VM1, packets from customers: who may, then the server's address here -> its address on NAT VM2."""
     top, chains = [], []
+    policy = PolicyChains({mappings.access.servers: SERVERS})
+
+    def servers(name: str, receivers: tuple[MemberName, ...]) -> list[Chain]:
+        called = [server for server in mappings.servers if server.name in receivers]
+        return _chain(name, f"{name}-", _server_rules(mappings, called))
+
     for customer in mappings.config.customers:
         hosts = mappings.of(customer, mappings.hosts)
         if not hosts:
@@ -164,15 +202,45 @@ def _customers_to_vm2(mappings: _Mappings) -> _Part:
         chain = f"{CUSTOMER}{customer.name}"
         target = SERVERS if customer.servers is None else f"{SERVER}{customer.name}"
         top += _from(customer, chain)
-        members = [Rule(Match(source=_host(host.address)), Goto(target), member=host.name) for host in hosts]
-        first, *branches = _chain(chain, CUSTOMER, members)
+        members = [
+            Rule(
+                Match(source=_host(host.address)),
+                Goto(target if host.name in mappings.ungoverned else _by_policy(mappings, host, policy, servers)),
+                member=host.name,
+            )
+            for host in hosts
+            if mappings.reach(host) or host.name in mappings.ungoverned
+        ]
+        first, *branches = _by_network(chain, CUSTOMER, customer, members)
         chains += [Chain(chain, (*_bound(customer, mappings.config), *first.rules)), *branches]
-        if customer.servers is not None:
+        if customer.servers is not None and any(host.name in mappings.ungoverned for host in hosts):
             # Flat: two customers' branches would have the same names.
             chains.append(Chain(target, tuple(_server_rules(mappings, _allowed(mappings.servers, customer)))))
-    if any(isinstance(rule.target, Goto) and rule.target.chain == SERVERS for chain in chains for rule in chain.rules):
+    chains += policy.chains
+    if any(rule.target == Goto(SERVERS) for chain in chains for rule in chain.rules):
         chains += _chain(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
     return _part(CUSTOMER, top, chains)
+
+
+def _by_policy(
+    mappings: _Mappings,
+    sender: Member,
+    policy: PolicyChains,
+    to: Callable[[str, tuple[MemberName, ...]], list[Chain]],
+) -> str:
+    """The chain for what a member may open where a policy governs it.  to: the chains that translate to receivers.
+
+    What fits no passage is not translated, and FORWARD drops it.
+    """
+    asked = passages(mappings.reach(sender))
+
+    def below(receivers: tuple[MemberName, ...]) -> str:
+        return policy.name(receivers, lambda name: to(name, receivers))
+
+    def make(name: str) -> list[Chain]:
+        return [Chain(name, tuple(Rule(passage.match, Goto(below(passage.receivers))) for passage in asked))]
+
+    return policy.name(asked, make)
 
 
 def customer_bounds(config: PodConfig, customer: CustomerConfig) -> dict[bool, int]:
@@ -211,9 +279,9 @@ def _bound(customer: CustomerConfig, config: PodConfig) -> list[Rule]:
 
 
 def _from(customer: CustomerConfig, chain: str) -> list[Rule]:
-    """Packets from a customer's VCN."""
+    """Packets from a customer's networks."""
     return [
-        Rule(Match(source=str(network)), Goto(chain), note=customer.name) for network in without_dear([customer.cidr])
+        Rule(Match(source=str(network)), Goto(chain), note=customer.name) for network in without_dear(customer.cidrs)
     ]
 
 
@@ -251,14 +319,45 @@ def _vm2_to_customers(mappings: _Mappings) -> _Part:
 
 
 def _management_to_vm1(mappings: _Mappings) -> _Part:
-    """NAT VM2, packets from declared servers: the same offset in NAT VM1's /27, one rule a VNIC pair."""
-    top = [Rule(Match(source=_host(server.address)), Goto(HOSTS), member=server.name) for server in mappings.servers]
+    """NAT VM2, packets from declared servers: the same offset in NAT VM1's /27, one rule a VNIC pair.
+
+    Where a policy lets a server call some hosts only, or to some ports, the rules are for those hosts' addresses.
+    """
+    policy = PolicyChains({mappings.access.hosts: HOSTS})
+
+    def hosts(name: str, receivers: tuple[MemberName, ...]) -> list[Chain]:
+        called = [host for host in mappings.hosts if host.name in receivers]
+        return _chain(
+            name, f"{name}-", [rule for pair in mappings.pairs for rule in _same_offset(mappings, called, pair)]
+        )
+
+    top = [
+        Rule(
+            Match(source=_host(server.address)),
+            Goto(HOSTS if server.name in mappings.ungoverned else _by_policy(mappings, server, policy, hosts)),
+            member=server.name,
+        )
+        for server in mappings.servers
+        if server.name in mappings.ungoverned or mappings.reach(server)
+    ]
     rules = [
         Rule(Match(destination=str(pair.nat_vm2)), Netmap(str(pair.nat_vm1)))
         for pair in mappings.pairs
         if mappings.in_pair(mappings.answering, pair)
     ]
-    return _part(SERVER_SOURCE, top, _chain(HOSTS, VNIC, rules))
+    everybody = not mappings.servers or any(server.name in mappings.ungoverned for server in mappings.servers)
+    chains = _chain(HOSTS, VNIC, rules) if everybody or policy.leads_to(HOSTS) else []
+    return _part(SERVER_SOURCE, top, [*chains, *policy.chains])
+
+
+def _same_offset(mappings: _Mappings, hosts: Iterable[Member], pair: Pair) -> list[Rule]:
+    """The hosts' addresses in NAT VM2's /27, in as few networks as they make up, to the same ones in NAT VM1's."""
+    by = pair.nat_vm1.first - pair.nat_vm2.first
+    networks = cidr_merge([mappings.on(NAT_VM2, host) for host in mappings.in_pair(hosts, pair)])
+    return [
+        Rule(Match(destination=str(network)), Netmap(f"{IPAddress(network.first + by)}/{network.prefixlen}"))
+        for network in networks
+    ]
 
 
 def _vm1_to_management(mappings: _Mappings) -> _Part:
@@ -293,7 +392,7 @@ def _own_sources(mappings: _Mappings, side: Side) -> _Part:
                 if hosts:
                     chain = f"{HIDDEN}{customer.name}"
                     top += _from(customer, chain)
-                    chains += _chain(chain, HIDDEN, _own_source_rules(mappings, hosts, side))
+                    chains += _by_network(chain, HIDDEN, customer, _own_source_rules(mappings, hosts, side))
         case Side.NAT_VM2:
             callers = mappings.callers
             top, chains = _own_source_rules(mappings, mappings.calling, side), []
@@ -330,34 +429,25 @@ def _nat_table(requests: _Part, transit: _Part, sources: _Part) -> Table:
     )
 
 
-def _errors_vm1(mappings: _Mappings) -> list[Rule]:
-    """NAT VM1, errors about flows: from NAT VM2 about any, from a customer's VCN about that customer's own."""
-    about_theirs = [
-        rule
+def _errors_vm1(mappings: _Mappings) -> _Part:
+    """NAT VM1, errors about flows: from NAT VM2 about any, from a customer's networks about that customer's own."""
+    theirs = [
+        about_own(customer.cidrs, customer.name)
         for customer in mappings.config.customers
-        for rule in about_own(customer.cidr, note=customer.name)
         if mappings.of(customer, mappings.hosts)
     ]
-    return [*from_all(mappings.subnets_of_vm2, "through NAT VM2"), *about_theirs]
+    top = [*from_all(mappings.subnets_of_vm2, "through NAT VM2"), *(rule for rules, _ in theirs for rule in rules)]
+    return top, [chain for _, chains in theirs for chain in chains]
 
 
-def _errors_vm2(mappings: _Mappings) -> list[Rule]:
+def _errors_vm2(mappings: _Mappings) -> _Part:
     """NAT VM2, errors about flows: from NAT VM1, from the vRouter, and from management, about flows of management."""
-    management = mappings.config.management
+    theirs, chains = about_own(mappings.config.management.cidrs, MANAGEMENT)
     return [
         *from_all(mappings.subnets_of_vm1, "through NAT VM1"),
         Rule(Match(source=str(mappings.config.layout.vrouter)), Accept(), note="the vRouter"),
-        *about_own(management.cidr, note=MANAGEMENT),
-    ]
-
-
-def _own_errors_vm2(mappings: _Mappings) -> list[Rule]:
-    """NAT VM2, errors about its own flows: ssh from management, and on to NAT VM1."""
-    cidr = str(mappings.config.management.cidr)
-    return [
-        *from_all(mappings.subnets_of_vm1, "errors about ssh to NAT VM1"),
-        Rule(Match(source=cidr, opened_from=cidr), Accept(), note="errors about ssh"),
-    ]
+        *theirs,
+    ], chains
 
 
 def _translated(source_nat: SourceNat) -> list[Rule]:

@@ -12,10 +12,11 @@ go out if they are about a packet of a declared flow: traceroute then shows the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from netaddr import IPNetwork
 
+from nat_pod.config.services import Ports
 from nat_pod.names import SSH
 from nat_pod.rules.netfilter import Accept, Chain, Drop, Goto, Hook, Match, Rule, Table
 
@@ -28,6 +29,12 @@ ERRORS = "NATPOD-ERRORS"
 OWN_ERRORS = "NATPOD-OWN-ERRORS"
 REFUSED = "NATPOD-REFUSED"
 """Where a routed POD's rules for who may lead what they refuse, to be counted in one place."""
+
+# Families of chains; behind it stands a neighbour's name.
+NEIGHBOUR_ERRORS = "NATPOD-E-"  # errors from a neighbour of several networks, about its own flows
+SSH_ERRORS = "NATPOD-L-"  # and about its log-ins
+
+FOREIGN = Rule(Match(), Drop(), note="not about a flow of the sender")
 
 DHCP_SERVER, DHCP_CLIENT = 67, 68
 DHCP_FROM = "169.254.169.254/32"
@@ -55,7 +62,12 @@ def guard(
         Rule(Match(ctstate=("ESTABLISHED",)), Accept(), note="answers to the VM"),
         Rule(Match(ctstate=("RELATED",)), Goto(OWN_ERRORS), note="errors about flows of the VM"),
         Rule(
-            Match(source=DHCP_FROM, protocol="udp", source_port=DHCP_SERVER, destination_port=DHCP_CLIENT),
+            Match(
+                source=DHCP_FROM,
+                protocol="udp",
+                source_port=Ports.one(DHCP_SERVER),
+                destination_port=Ports.one(DHCP_CLIENT),
+            ),
             Accept(),
             note="DHCP of the primary VNIC",
         ),
@@ -63,16 +75,15 @@ def guard(
         Rule(Match(), Drop(), note="no mapping translated it"),
     )
     to_strangers = Rule(Match(protocol="icmp", ctstate=("INVALID", "RELATED")), Drop(), note="errors to strangers")
-    foreign = Rule(Match(), Drop(), note="not about a flow of the sender")
     return Table(
         "filter",
         (Hook("FORWARD", FORWARD), Hook("INPUT", INPUT), Hook("OUTPUT", OUTPUT)),
         (
             Chain(FORWARD, tuple(forward)),
             *below,
-            Chain(ERRORS, (*errors, foreign)),
+            Chain(ERRORS, (*errors, FOREIGN)),
             Chain(INPUT, own),
-            Chain(OWN_ERRORS, (*own_errors, foreign)),
+            Chain(OWN_ERRORS, (*own_errors, FOREIGN)),
             Chain(OUTPUT, (*said, to_strangers)),
         ),
     )
@@ -92,18 +103,33 @@ def nat_table(
 def ssh(networks: Iterable[IPNetwork], note: str) -> list[Rule]:
     """Who may log in to the VM."""
     return [
-        Rule(Match(source=str(network), protocol="tcp", destination_port=SSH), Accept(), note=note)
+        Rule(Match(source=str(network), protocol="tcp", destination_port=Ports.one(SSH)), Accept(), note=note)
         for network in networks
     ]
 
 
-def about_own(network: IPNetwork, note: str) -> list[Rule]:
-    """Packets from a network that belong to a flow which one of its machines opened, or answers."""
-    cidr = str(network)
-    return [
-        Rule(Match(source=cidr, opened_from=cidr), Accept(), note=note),
-        Rule(Match(source=cidr, answered_from=cidr), Accept(), note=note),
-    ]
+def about_own(networks: Sequence[IPNetwork], name: str) -> tuple[list[Rule], list[Chain]]:
+    """Errors from a neighbour's networks about flows which one of its machines opened, or answers.
+
+    Of several networks any may have the router that writes it, so each leads into one chain that knows all of them.
+    """
+    return _about(networks, f"{NEIGHBOUR_ERRORS}{name}", name, answers=True)
+
+
+def about_ssh(networks: Sequence[IPNetwork], name: str) -> tuple[list[Rule], list[Chain]]:
+    """Errors from a neighbour's networks about ssh to the VM, which its machines opened."""
+    return _about(networks, f"{SSH_ERRORS}{name}", "errors about ssh", answers=False)
+
+
+def _about(networks: Sequence[IPNetwork], chain: str, note: str, *, answers: bool) -> tuple[list[Rule], list[Chain]]:
+    cidrs = [str(network) for network in networks]
+    source = cidrs[0] if len(cidrs) == 1 else None  # in the chain it has been asked for
+    theirs = [Rule(Match(source=source, opened_from=cidr), Accept(), note=note) for cidr in cidrs]
+    theirs += [Rule(Match(source=source, answered_from=cidr), Accept(), note=note) for cidr in cidrs if answers]
+    if source is not None:
+        return theirs, []
+    top = [Rule(Match(source=cidr), Goto(chain), note=note) for cidr in cidrs]
+    return top, [Chain(chain, (*theirs, FOREIGN))]
 
 
 def from_all(networks: Iterable[IPNetwork], note: str) -> list[Rule]:

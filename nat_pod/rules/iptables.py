@@ -23,6 +23,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from nat_pod.config.services import LAST_PORT, Ports
 from nat_pod.rules.netfilter import (
     CHAIN_NAME_LIMIT,
     OWN_PREFIX,
@@ -94,9 +95,9 @@ def render_rule(chain: str, rule: Rule) -> str:
         if any(value is not None for value in (match.source_port, match.destination_port, match.tcp_flags)):
             words.append(f"-m {match.protocol}")
         if match.source_port is not None:
-            words.append(f"--sport {match.source_port}")
+            words.append(f"--sport {_ports_text(match.source_port)}")
         if match.destination_port is not None:
-            words.append(f"--dport {match.destination_port}")
+            words.append(f"--dport {_ports_text(match.destination_port)}")
         if match.tcp_flags is not None:
             words.append(f"--tcp-flags {match.tcp_flags}")
     if match.ctstate or match.opened_from is not None or match.answered_from is not None:
@@ -251,8 +252,8 @@ def _read_rule(words: list[str], bound: AboveBound | Marked | None) -> Rule:
         source=values.get("-s"),
         destination=values.get("-d"),
         protocol=values.get("-p"),
-        source_port=_number(values.get("--sport")),
-        destination_port=_number(values.get("--dport")),
+        source_port=_ports(values.get("--sport")),
+        destination_port=_ports(values.get("--dport")),
         icmp_type=_number(values.get("--icmp-type")),
         tcp_flags=values.get("--tcp-flags"),
         ctstate=tuple(ctstate.split(",")) if ctstate else (),
@@ -290,6 +291,20 @@ def _read_target(values: dict[str, str]) -> Target:
         case ("NETMAP", None, [("--to", network)]):
             return Netmap(network)
     raise ValueError(f"target {jump or values.get('-g')} with {to} is not one nat-pod writes")
+
+
+def _ports_text(ports: Ports) -> str:
+    return str(ports.first) if ports.first == ports.last else f"{ports.first}:{ports.last}"
+
+
+def _ports(text: str | None) -> Ports | None:
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    ports = Ports(int(first), int(last if colon else first))
+    if text != _ports_text(ports) or not 0 <= ports.first <= ports.last <= LAST_PORT:
+        raise ValueError(f"{text} is not how nat-pod writes ports")
+    return ports
 
 
 def _number(text: str | None) -> int | None:

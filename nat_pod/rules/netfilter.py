@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nat_pod.config.services import Ports
+
 CHAIN_NAME_LIMIT = 28
 OWN_PREFIX = "NATPOD-"
 
@@ -58,8 +60,8 @@ class Match:
     source: str | None = None
     destination: str | None = None
     protocol: str | None = None  # "tcp", "udp" or "icmp"
-    source_port: int | None = None
-    destination_port: int | None = None
+    source_port: Ports | None = None
+    destination_port: Ports | None = None
     icmp_type: int | None = None
     tcp_flags: str | None = None  # which flags are looked at, and which of them are set: OPENING
     ctstate: tuple[str, ...] = ()  # any of INVALID NEW RELATED ESTABLISHED SNAT DNAT, in this order

@@ -31,15 +31,17 @@ customers' networks like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import assert_never
 
-from netaddr import IPNetwork
+from netaddr import IPNetwork, cidr_merge
 
 from nat_pod.config.neighbours import Member
+from nat_pod.config.policy import access
 from nat_pod.config.routed import RoutedConfig
-from nat_pod.names import HEALTH_PORT, INNER, MANAGEMENT, Role, Side
-from nat_pod.rules.guard import ERRORS, REFUSED, about_own, from_all, guard, nat_table, ssh
+from nat_pod.config.services import TCP, Ports
+from nat_pod.names import HEALTH_PORT, INNER, MANAGEMENT, MemberName, Role, Side
+from nat_pod.rules.guard import ERRORS, REFUSED, about_own, about_ssh, from_all, guard, nat_table, ssh
 from nat_pod.rules.netfilter import (
     OPENING,
     Accept,
@@ -53,6 +55,7 @@ from nat_pod.rules.netfilter import (
     Snat,
     Table,
 )
+from nat_pod.rules.passages import Passage, PolicyChains, passages
 from nat_pod.rules.tree import grow, without_dear
 
 WHO_MAY = "NATPOD-WHO-MAY"
@@ -77,7 +80,9 @@ _REFUSE = Rule(Match(), Goto(REFUSED))
 
 def compile_routed(config: RoutedConfig) -> dict[Role, Ruleset]:
     """The rules of each role's NAT VMs, the same for both of a pair.  Equal configurations give equal bytes."""
-    return {role: Ruleset(filter=_filter(_Here(config, role)), nat=_nat(_Here(config, role))) for role in config.roles}
+    return {
+        here.role: Ruleset(filter=_filter(here), nat=_nat(here)) for here in (_Here(config, r) for r in config.roles)
+    }
 
 
 class _Here:
@@ -95,12 +100,13 @@ class _Here:
                 self.customers, self.transit = config.customers, FROM_VM1
             case _ as never:
                 assert_never(never)
+        self.access = access(config.management, self.customers, config.policy)
         names = {customer.name for customer in self.customers}
         hosts = [host for host in config.hosts if host.name.realm in names]
-        # Nothing is compiled for a member that has no flow: every server may call every host.
-        declared = bool(config.servers) and bool(hosts)
-        self.servers = list(config.servers) if declared else []
-        self.hosts = hosts if declared else []
+        # Nothing is compiled for a member that has no flow, in which it calls or is called.
+        self.servers = [server for server in config.servers if self._has_flow(server, hosts)]
+        self.hosts = [host for host in hosts if self._has_flow(host, config.servers)]
+        declared = bool(self.servers)
         match role.side:
             case Side.NAT_VM1:
                 self.own, far = self.hosts, config.server_ranges
@@ -110,12 +116,19 @@ class _Here:
                 assert_never(never)
         self.far_ranges = without_dear(far) if declared else []
 
+    def _has_flow(self, member: Member, others: Iterable[Member]) -> bool:
+        may = self.access.services
+        return any(may(member.name, other.name) or may(other.name, member.name) for other in others)
+
     @property
     def called(self) -> list[Member]:
         """The servers that somebody may open flows to."""
-        lists = {customer.name: customer.servers for customer in self.customers}
-        reach = [lists[host.name.realm] for host in self.hosts]
-        return [s for s in self.servers if any(servers is None or s.name.short in servers for servers in reach)]
+        called = {name for host in self.hosts for name in self.access.reach(host.name)}
+        return [server for server in self.servers if server.name in called]
+
+    def is_governed(self, member: Member) -> bool:
+        """Whether a policy governs what a member may open, or what may be opened to it."""
+        return any(entry.sender.has(member.name) or entry.receiver.has(member.name) for entry in self.access.entries)
 
 
 # --- nat: one translation a VM and flow ------------------------------------------------------------------------------
@@ -148,22 +161,22 @@ def _filter(here: _Here) -> Table:
     layout = here.config.layout
     match here.side:
         case Side.NAT_VM1:
-            who_may, errors = _who_may_vm1(here), _errors_vm1(here)
+            who_may, (errors, below) = _who_may_vm1(here), _errors_vm1(here)
             own_errors: list[Rule] = []
             # Not from management: where customers have its addresses, the answer would go to one of them.
             let_in = ssh([layout.subnet(INNER)], "ssh through NAT VM2")
         case Side.NAT_VM2:
-            who_may, errors = _who_may_vm2(here), _errors_vm2(here)
-            cidr = str(here.config.management.cidr)
-            own_errors = [Rule(Match(source=cidr, opened_from=cidr), Accept(), note="errors about ssh")]
-            let_in = ssh([here.config.management.cidr], "ssh from management")
+            who_may, (errors, below) = _who_may_vm2(here), _errors_vm2(here)
+            own_errors, login_chains = about_ssh(here.config.management.cidrs, MANAGEMENT)
+            below = [*below, *login_chains]
+            let_in = ssh(here.config.management.cidrs, "ssh from management")
         case _ as never:
             assert_never(never)
     if here.config.standby:
         let_in.append(_health_check(layout.subnet(here.role)))
     return guard(
         _FORWARD,
-        [*who_may, Chain(REFUSED, (Rule(Match(), Drop(), note="may not open it"),))],
+        [*who_may, Chain(REFUSED, (Rule(Match(), Drop(), note="may not open it"),)), *below],
         errors=errors,
         own_errors=own_errors,
         let_in=let_in,
@@ -203,24 +216,29 @@ def _who_may_vm1(here: _Here) -> list[Chain]:
             (*(to_server[name] for name in customer.servers), Rule(Match(), Goto(ANSWERS))),
         )
         for customer in here.customers
-        if customer.servers is not None and any(host.name.realm == customer.name for host in here.hosts)
+        if customer.servers is not None
+        and any(host.name.realm == customer.name and not here.is_governed(host) for host in here.hosts)
     }
-    from_hosts = [
-        Rule(
-            Match(source=f"{host.address}/32"),
-            Goto(lists[host.name.realm].name if host.name.realm in lists else SERVERS),
-            member=host.name,
-        )
-        for host in here.hosts
-    ]
-    return [
-        *_closed(WHO_MAY, SENDER, from_hosts, transit),
-        *below,
-        *_closed(here.transit, TRANSIT, from_servers, []),
-        *lists.values(),
-        *(_answers() if lists else []),
-        *_closed(SERVERS, RECEIVER, list(to_server.values()), []),
-    ]
+    policy = _Policy(here, SERVERS, lambda receivers: [to_server[server.short] for server in receivers])
+
+    def target(host: Member) -> str:
+        if here.is_governed(host):
+            return policy.chain(host)
+        return lists[host.name.realm].name if host.name.realm in lists else SERVERS
+
+    from_hosts = [Rule(Match(source=f"{host.address}/32"), Goto(target(host)), member=host.name) for host in here.hosts]
+    return _needed(
+        [
+            *_closed(WHO_MAY, SENDER, from_hosts, transit),
+            *below,
+            *_closed(here.transit, TRANSIT, from_servers, []),
+            *lists.values(),
+            *policy.chains,
+            *(_answers() if lists else []),
+        ],
+        SERVERS,
+        _closed(SERVERS, RECEIVER, list(to_server.values()), []),
+    )
 
 
 def _who_may_vm2(here: _Here) -> list[Chain]:
@@ -230,16 +248,117 @@ def _who_may_vm2(here: _Here) -> list[Chain]:
     def to(servers: Iterable[Member]) -> list[Rule]:
         return [Rule(Match(destination=f"{s.address}/32"), Accept(), member=s.name) for s in servers]
 
-    from_servers = [Rule(Match(source=f"{s.address}/32"), Goto(HOSTS), member=s.name) for s in here.servers]
+    def networks(hosts: tuple[MemberName, ...]) -> list[Rule]:
+        aliases = cidr_merge([here.config.alias(host) for host in hosts])
+        return [Rule(Match(destination=str(network)), Accept(), note="a host") for network in aliases]
+
+    policy = _Policy(here, HOSTS, networks)
+    from_servers = [
+        Rule(
+            Match(source=f"{s.address}/32"),
+            Goto(policy.chain(s) if here.is_governed(s) else HOSTS),
+            member=s.name,
+        )
+        for s in here.servers
+    ]
     to_hosts = [Rule(Match(destination=str(network)), Accept(), note="a host") for network in here.far_ranges]
     all_called = here.called == here.servers
-    return [
-        *_closed(WHO_MAY, SENDER, from_servers, transit),
-        *below,
-        *_closed(here.transit, RECEIVER, to(here.called), [], _REFUSE if all_called else Rule(Match(), Goto(ANSWERS))),
-        *([] if all_called else [*_answers(), *_closed(SERVERS, ANSWERING, to(here.servers), [])]),
-        *_closed(HOSTS, ALIAS, to_hosts, []),
-    ]
+    otherwise = _REFUSE if all_called else Rule(Match(), Goto(ANSWERS))
+    return _needed(
+        [
+            *_closed(WHO_MAY, SENDER, from_servers, transit),
+            *below,
+            *_closed(here.transit, RECEIVER, to(here.called), [], otherwise),
+            *([] if all_called else [*_answers(), *_closed(SERVERS, ANSWERING, to(here.servers), [])]),
+            *policy.chains,
+        ],
+        HOSTS,
+        _closed(HOSTS, ALIAS, to_hosts, []),
+    )
+
+
+class _Policy:
+    """The chains for members that a policy governs: what a member may open, and the answers that it may give.
+
+    everybody: the chain that accepts all receivers.  accept: the rules that accept some of them.
+    """
+
+    def __init__(self, here: _Here, everybody: str, accept: Callable[[tuple[MemberName, ...]], list[Rule]]) -> None:
+        self._access, self._everybody, self._accept = here.access, everybody, accept
+        match here.side:
+            case Side.NAT_VM1:
+                self._all = {server.name for server in here.servers}
+            case Side.NAT_VM2:
+                self._all = {host.name for host in here.hosts}
+            case _ as never:
+                assert_never(never)
+        self._numbered = PolicyChains({})
+
+    @property
+    def chains(self) -> list[Chain]:
+        """All that were asked for, with those below them."""
+        return self._numbered.chains
+
+    def chain(self, member: Member) -> str:
+        """The chain for what a member sends.
+
+        A TCP segment that opens nothing belongs to a flow that the member opened, and is on its way to a port that it
+        may open, or to one that the other end opened, and comes from a port that this end may.  Nothing else of TCP
+        passes, so a flow that the policy does not let anybody open any more ends on either NAT VM.
+        """
+        asked = passages(self._access.reach(member.name))
+        opened = passages(self._access.opened_by(member.name))
+        answers = tuple(passage for passage in opened if passage.protocol == TCP)
+        if all(passage.ports is not None for passage in answers):  # else all of TCP has been asked
+            answers += tuple(passage for passage in opened if passage.protocol is None)
+        otherwise = Rule(Match(), Goto(self._answers(answers))) if answers else _REFUSE
+        return self._numbered.name(
+            (asked, otherwise),
+            lambda name: [
+                Chain(
+                    name,
+                    (
+                        *(Rule(one.match, Goto(self._receivers(one.receivers, otherwise))) for one in asked),
+                        *([] if any(one.match == Match() for one in asked) else [otherwise]),
+                    ),
+                )
+            ],
+        )
+
+    def _answers(self, answers: tuple[Passage, ...]) -> str:
+        return self._numbered.name(
+            answers,
+            lambda name: [
+                Chain(
+                    name,
+                    (
+                        Rule(Match(protocol="tcp", tcp_flags=OPENING), Goto(REFUSED), note="may not open it"),
+                        *(
+                            Rule(
+                                Match(protocol=TCP, source_port=one.ports),
+                                Goto(self._receivers(one.receivers, _REFUSE)),
+                            )
+                            for one in answers
+                        ),
+                        _REFUSE,
+                    ),
+                )
+            ],
+        )
+
+    def _receivers(self, receivers: tuple[MemberName, ...], otherwise: Rule) -> str:
+        """Accepts packets to these; what goes to somebody else is not theirs, and may be an answer."""
+        if self._all <= set(receivers):
+            return self._everybody
+        return self._numbered.name(
+            (receivers, otherwise),
+            lambda name: _closed(name, f"{name}-", self._accept(receivers), [], otherwise),
+        )
+
+
+def _needed(chains: list[Chain], name: str, more: list[Chain]) -> list[Chain]:
+    """The chains, and the one called `name` with those below it where something leads there."""
+    return [*chains, *(more if any(rule.target == Goto(name) for chain in chains for rule in chain.rules) else [])]
 
 
 def _transit(here: _Here) -> tuple[list[Rule], list[Chain]]:
@@ -265,29 +384,33 @@ def _answers() -> list[Chain]:
 # --- filter: errors, and the VM itself -------------------------------------------------------------------------------
 
 
-def _errors_vm1(here: _Here) -> list[Rule]:
-    """From NAT VM2 towards customers; from a customer's VCN about that customer's own flows.
+def _errors_vm1(here: _Here) -> tuple[list[Rule], list[Chain]]:
+    """From NAT VM2 towards customers; from a customer's networks about that customer's own flows.
 
     NAT VM2 gives each error that it passes on the source that its flow has, a server's alias.  A customer may forge
     that source, and then sends towards servers.
     """
     customers = [c for c in here.customers if any(host.name.realm == c.name for host in here.hosts)]
     through = [
-        Rule(Match(source=str(network), destination=str(customer.cidr)), Accept(), note="through NAT VM2")
+        Rule(Match(source=str(network), destination=str(cidr)), Accept(), note="through NAT VM2")
         for customer in customers
+        for cidr in customer.cidrs
         for network in here.far_ranges
     ]
-    return [*through, *(rule for customer in customers for rule in about_own(customer.cidr, note=customer.name))]
+    theirs = [about_own(customer.cidrs, customer.name) for customer in customers]
+    return [*through, *(rule for rules, _ in theirs for rule in rules)], [c for _, chains in theirs for c in chains]
 
 
-def _errors_vm2(here: _Here) -> list[Rule]:
+def _errors_vm2(here: _Here) -> tuple[list[Rule], list[Chain]]:
     """From NAT VM1 and the vRouter towards management; from management about its own flows."""
     management = here.config.management
     through = [
-        Rule(Match(source=str(network), destination=str(management.cidr)), Accept(), note="through NAT VM1")
+        Rule(Match(source=str(network), destination=str(cidr)), Accept(), note="through NAT VM1")
+        for cidr in management.cidrs
         for network in here.far_ranges
     ]
-    return [*through, *from_all([here.config.layout.vrouter], "the vRouter"), *about_own(management.cidr, MANAGEMENT)]
+    theirs, chains = about_own(management.cidrs, MANAGEMENT)
+    return [*through, *from_all([here.config.layout.vrouter], "the vRouter"), *theirs], chains
 
 
 def _said(here: _Here) -> list[Rule]:
@@ -319,7 +442,9 @@ def _said(here: _Here) -> list[Rule]:
 def _health_check(subnet: IPNetwork) -> Rule:
     """The balancer asks from the subnet that it shares with the VMs."""
     return Rule(
-        Match(source=str(subnet), protocol="tcp", destination_port=HEALTH_PORT), Accept(), note="the balancer asks"
+        Match(source=str(subnet), protocol="tcp", destination_port=Ports.one(HEALTH_PORT)),
+        Accept(),
+        note="the balancer asks",
     )
 
 

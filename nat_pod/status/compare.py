@@ -12,10 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
+import nat_pod
 from nat_pod.config.model import SourceNat
-from nat_pod.limits import FLOWS_PER_ADDRESS
-from nat_pod.names import MemberName
+from nat_pod.limits import BOUND_SHARE, FLOWS_PER_ADDRESS
+from nat_pod.names import MemberName, Side
 from nat_pod.plan.fingerprint import fingerprint, guard_names
+from nat_pod.plan.guest import agent_id
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 from nat_pod.status import standby
 from nat_pod.status.finding import JOURNAL, ROUND_SECONDS, SILENT_SECONDS, Finding, duration, some
@@ -101,7 +103,7 @@ def compare(
             )
         else:
             findings += _agent(report, vm, now) + _generation(report, vm) + _kernel(report, vm) + _vnics(report, vm)
-            findings += _use(report, vm, plan.source_nat) + _above_bound(report, vm)
+            findings += _use(report, vm, plan.source_nat) + _above_bound(report, vm) + _crowding(report, vm, plan)
     findings += standby.findings(plan, read)
     found_pairs = pairs(plan, read)
     return Status(
@@ -147,7 +149,15 @@ def _agent(report: VmReport, vm: NatVmPlan, now: float) -> list[Finding]:
         found.append(Finding(vm.key, what, "on the VM: systemctl status nat-pod-agent.timer nat-pod-agent"))
     if not report.forwarding:
         found.append(Finding(vm.key, "it forwards nothing", JOURNAL))
+    if report.agent != agent_id():
+        what = f"its agent ({agent_name(report)}) is another one than nat-pod {nat_pod.__version__} brings"
+        found.append(Finding(vm.key, what, "pulumi preview: `up` replaces the NAT VMs, one after the other"))
     return found
+
+
+def agent_name(report: VmReport) -> str:
+    """The version of this nat-pod for the agent that it brings, and of any other agent what it calls itself."""
+    return nat_pod.__version__ if report.agent == agent_id() else report.agent or "unnamed"
 
 
 def _generation(report: VmReport, vm: NatVmPlan) -> list[Finding]:
@@ -249,6 +259,31 @@ def _above_bound(report: VmReport, vm: NatVmPlan) -> list[Finding]:
             )
             found.append(Finding(vm.key, what, "see below which of its hosts has them, and ask its owner why"))
     return found
+
+
+def _crowding(report: VmReport, vm: NatVmPlan, plan: PodPlan) -> list[Finding]:
+    """Customers who have more of NAT VM1's connection table than is theirs, refused or not.
+
+    A routed POD has no rules that bound a customer, and those of the other delivery count samples.
+    """
+    most = report.conntrack["max"] // BOUND_SHARE
+    if vm.side is not Side.NAT_VM1 or not most:
+        return []
+    flows: dict[str, int] = {}
+    for slot in plan.slots:
+        if not slot.member.is_server and plan.role(slot.member) == vm.role:
+            uses = (ends.get(slot.real, Use()) for ends in (report.sent, report.received))
+            flows[slot.member.realm] = flows.get(slot.member.realm, 0) + sum(use.flows for use in uses)
+    return [
+        Finding(
+            vm.key,
+            f"{realm} has {count} of {report.conntrack['max']} flows open, more than one in {BOUND_SHARE}: when the "
+            "table is full, nobody opens new ones",
+            "see below which of its hosts has them, and ask its owner why",
+        )
+        for realm, count in flows.items()
+        if count > most
+    ]
 
 
 def _use(report: VmReport, vm: NatVmPlan, policy: SourceNat) -> list[Finding]:

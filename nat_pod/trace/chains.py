@@ -31,6 +31,8 @@ _HOOKS = (
 )  # fmt: skip
 _LOOPBACK = "lo"
 PROTOCOLS = ("icmp", "tcp", "udp")
+OTHER = "another protocol"
+"""What no rule can name: a packet of it meets the rules that ask for no protocol."""
 """What a packet is, and what a rule may ask for."""
 
 
@@ -243,8 +245,8 @@ class _Test:
             match.in_interface is None  # lo, or it would have been refused; what comes off the wire is not from lo
             and match.bound is None  # only for a customer that has too many flows open
             and (match.protocol is None or match.protocol == header.protocol)
-            and (match.source_port is None or match.source_port == header.sport)
-            and (match.destination_port is None or match.destination_port == header.dport)
+            and (match.source_port is None or header.sport in match.source_port)
+            and (match.destination_port is None or header.dport in match.destination_port)
             and (match.icmp_type is None or match.icmp_type == header.icmp_type)
             and (match.tcp_flags is None or header.segment is Segment.OPENS)
             and (not match.ctstate or not self.states.isdisjoint(state))

@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
+from nat_pod.config import delivery
 from nat_pod.config.model import Capacity, SourceNat
 from nat_pod.config.renames import Renames
+from nat_pod.config.services import EVERYTHING, ICMP, NOTHING, TCP, UDP, Ports, Services, pieces
 from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
+from nat_pod.trace.chains import OTHER
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
-from nat_pod.trace.flows import declared_flows, flow_between
+from nat_pod.trace.flows import PORT, declared_flows, flow_between
 from nat_pod.trace.symmetry import alike
-from nat_pod.trace.walk import Packet, Tracer
+from nat_pod.trace.topology import Topology
+from nat_pod.trace.walk import EPHEMERAL_PORT, Packet, Tracer
 
 Pair = tuple[MemberName, MemberName]
 """A flow's key: the member that sends and the member that answers."""
@@ -45,11 +49,15 @@ class DeliveryHop(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """How a flow is delivered: the address its sender uses, the source the far end sees, and each hop between."""
+    """How a flow is delivered: the address its sender uses, the source the far end sees, and each hop between.
+
+    `services`: the packets that may begin it.
+    """
 
     address: str
     seen: str
     hops: tuple[DeliveryHop, ...]
+    services: Services = EVERYTHING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +68,16 @@ class FlowChange:
     receiver: MemberName
     before: Delivery | None
     after: Delivery | None
+
+    @property
+    def no_longer(self) -> Services:
+        """The packets that it may not begin with any more."""
+        return NOTHING if self.before is None else self.before.services - _services(self.after)
+
+    @property
+    def now_too(self) -> Services:
+        """The packets that it may begin with from now on."""
+        return NOTHING if self.after is None else self.after.services - _services(self.before)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +111,13 @@ class Difference:
     `rerouted`: the sender's address and the source seen are the same, something between or behind them is not (a
     host's real address): nobody has to be told, open connections end.  `taken`, `returned`, `released`, `freed`: slots
     that a member gets, gets back from those kept, leaves behind and kept, and that are free for others again.
-    `renamed`: customers and members by their former names; they are compared under the present ones.
+    `narrowed`: flows that may not begin any more with some packet that they could begin with; `widened`: those that may
+    begin with more, and with all that they could.  `renamed`: customers and members by their former names; they are
+    compared under the present ones.
     `moved`: members that come or go, or whose own addresses differ; the change is theirs, and not of who talks to them.
+    `outlived`: lost or narrowed flows that nobody opens so any more while their open connections go on.  In a routed
+    POD those are the ones whose other end may still call at any port: it passes what belongs to a connection for either
+    end (docs/routed.md).
     `routes`: by neighbour, the ranges that it sends to the POD from now on, and those that it need not any more.
     `not_delivered` are declared flows that do not get through, `not_declared` those that get through all the same:
     either is a mistake of nat-pod, not of the stack file.
@@ -105,6 +128,8 @@ class Difference:
     lost: tuple[FlowChange, ...]
     renumbered: tuple[FlowChange, ...]
     rerouted: tuple[FlowChange, ...]
+    narrowed: tuple[FlowChange, ...]
+    widened: tuple[FlowChange, ...]
     policy: tuple[SourceNat | None, SourceNat]
     capacity: tuple[Capacity | None, Capacity]
     taken: tuple[SlotChange, ...]
@@ -113,15 +138,16 @@ class Difference:
     freed: tuple[SlotChange, ...]
     renamed: dict[str, str]
     moved: frozenset[MemberName]
+    outlived: frozenset[Pair]
     routes: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
     not_delivered: tuple[Pair, ...]
     not_declared: tuple[Pair, ...]
 
     @property
     def ended(self) -> frozenset[Pair]:
-        """The flows of before whose open connections end."""
-        changes = (*self.lost, *self.renumbered, *self.rerouted)
-        return frozenset((change.sender, change.receiver) for change in changes)
+        """The flows of before whose open connections end; of narrowed ones those to what they lose."""
+        changes = (*self.lost, *self.renumbered, *self.rerouted, *self.narrowed)
+        return frozenset((change.sender, change.receiver) for change in changes) - self.outlived
 
 
 def compare(old: PodPlan | None, new: PodPlan) -> Difference:
@@ -133,17 +159,22 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
     changed = [
         FlowChange(sender=pair[0], receiver=pair[1], before=before.get(pair), after=after.get(pair)) for pair in pairs
     ]
-    both = [
-        (change, _ends(change.before) == _ends(change.after)) for change in changed if change.before and change.after
-    ]
-    declared = {(flow.sender, flow.receiver) for flow in declared_flows(new) if flow.receiver is not None}
+    both = [change for change in changed if change.before and change.after]
+    moved = [(change, _ends(change.before) == _ends(change.after)) for change in both if not _same_way(change)]
+    declared = {
+        (flow.sender, flow.receiver): new.access.services(flow.sender, flow.receiver)
+        for flow in declared_flows(new)
+        if flow.receiver is not None
+    }
     slots = _slot_changes(old, new, names)
     return Difference(
         before=frozenset(before),
         gained=tuple(change for change in changed if change.before is None),
         lost=tuple(change for change in changed if change.after is None),
-        renumbered=tuple(change for change, same_ends in both if not same_ends),
-        rerouted=tuple(change for change, same_ends in both if same_ends),
+        renumbered=tuple(change for change, same_ends in moved if not same_ends),
+        rerouted=tuple(change for change, same_ends in moved if same_ends),
+        narrowed=tuple(change for change in both if change.no_longer),
+        widened=tuple(change for change in both if not change.no_longer and change.now_too),
         policy=(None if old is None else old.source_nat, new.source_nat),
         capacity=(None if old is None else old.capacity, new.capacity),
         taken=slots["taken"],
@@ -152,9 +183,10 @@ def compare(old: PodPlan | None, new: PodPlan) -> Difference:
         freed=slots["freed"],
         renamed={str(former): str(name) for former, name in [*names.customers.items(), *names.members.items()]},
         moved=_moved(old, new, names),
+        outlived=_outlived(new, before, after),
         routes={} if old is None else _routes(old, new, names),
-        not_delivered=tuple(sorted(declared - after.keys())),
-        not_declared=tuple(sorted(after.keys() - declared)),
+        not_delivered=tuple(sorted(p for p, services in declared.items() if services - _services(after.get(p)))),
+        not_declared=tuple(sorted(p for p, way in after.items() if way.services - declared.get(p, NOTHING))),
     )
 
 
@@ -210,21 +242,28 @@ def with_user_data(plan: PodPlan, user_data: str) -> PodPlan:
 def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
     """Every flow between a host and a server, in either direction, that arrives and is answered.
 
-    Traced as TCP: the rules know no protocols, and the lab tries the others with packets.  Of servers that nothing in
-    the network tells apart one is traced, and of hosts.
+    Traced as TCP where no policy governs anything: the rules know no protocols then, and the lab tries the others with
+    packets.  With a policy each kind of packet is traced that the rules tell apart.  Of servers that nothing in the
+    network tells apart one is traced, and of hosts.
     """
     topology = expected_topology(plan)
+    kinds = _kinds(plan, topology)
     tracer = Tracer(topology)
     deliveries: dict[Pair, Delivery] = {}
     hosts_alike = [_exchanges(group) for group in alike(topology, plan.hosts, plan.servers)]
     for server, other_servers in map(_exchanges, alike(topology, plan.servers, plan.hosts)):
         for host, other_hosts in hosts_alike:
             for flow in (flow_between(host, server), flow_between(server, host)):
-                packet = Packet(src=flow.source, dst=flow.destination, protocol="tcp", dport=80)
-                traced = tracer.trace(flow.sender, packet, flow.receiver)
-                if traced.disposition is not Disposition.DELIVERED:
+                services, traced = NOTHING, None
+                for protocol, port, stands_for in kinds:
+                    packet = Packet(src=flow.source, dst=flow.destination, protocol=protocol, dport=port)
+                    one = tracer.trace(flow.sender, packet, flow.receiver)
+                    if one.disposition is Disposition.DELIVERED:
+                        services, traced = services | stands_for, traced or one
+                if traced is None:
                     continue
                 delivery = Delivery(
+                    services=_whole(services, plan),
                     address=flow.destination,
                     seen=traced.request.packet.src,
                     hops=tuple(
@@ -238,6 +277,35 @@ def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
                             pair = (server_like, host_like)
                         deliveries[pair] = _said(delivery, of_server | of_host)
     return deliveries
+
+
+def _kinds(plan: PodPlan, topology: Topology) -> list[tuple[str, int, Services]]:
+    """Packets by protocol and port, and what each stands for: all that no rule tells apart from it."""
+    if not plan.access.entries:
+        return [(TCP, PORT, EVERYTHING)]
+    asked: dict[str | None, set[Ports]] = {TCP: set(), UDP: set()}
+    for rule in topology.rules():
+        if rule.match.destination_port is not None:
+            asked[rule.match.protocol].add(rule.match.destination_port)
+    found = [(TCP, piece.first, Services(tcp=(piece,))) for piece in pieces(asked[TCP])]
+    found += [(UDP, piece.first, Services(udp=(piece,))) for piece in pieces(asked[UDP])]
+    return [*found, (ICMP, 0, Services(icmp=True)), (OTHER, 0, Services(others=True))]
+
+
+def _whole(services: Services, plan: PodPlan) -> Services:
+    """Under masquerade nobody may send other protocols, whatever a policy says: who may all the rest may everything."""
+    whole = plan.source_nat is SourceNat.MASQUERADE and services | Services(others=True) == EVERYTHING
+    return EVERYTHING if whole else services
+
+
+def _services(delivery: Delivery | None) -> Services:
+    return NOTHING if delivery is None else delivery.services
+
+
+def _same_way(change: FlowChange) -> bool:
+    """Whether only what it may begin with differs."""
+    before, after = change.before, change.after
+    return before is not None and after is not None and replace(before, services=after.services) == after
 
 
 def _exchanges(group: list[SlotPlan]) -> tuple[SlotPlan, list[tuple[MemberName, dict[str, str]]]]:
@@ -263,7 +331,27 @@ def _said(delivery: Delivery, new: dict[str, str]) -> Delivery:
         address=new.get(delivery.address, delivery.address),
         seen=new.get(delivery.seen, delivery.seen),
         hops=tuple(hop.renamed(new) for hop in delivery.hops),
+        services=delivery.services,
     )
+
+
+def _outlived(new: PodPlan, before: dict[Pair, Delivery], after: dict[Pair, Delivery]) -> frozenset[Pair]:
+    """See `Difference.outlived`."""
+    match new.delivery:
+        case delivery.Delivery.PRIVATE_IPS:
+            return frozenset()
+        case delivery.Delivery.ROUTES:
+            less = [pair for pair, delivery in before.items() if delivery.services - _services(after.get(pair))]
+            return frozenset(
+                (sender, receiver)
+                for sender, receiver in less
+                if (back := after.get((receiver, sender))) is not None
+                and (was := before.get((receiver, sender))) is not None
+                and replace(was, services=back.services) == back
+                and back.services.permits(TCP, EPHEMERAL_PORT)
+            )
+        case _ as never:
+            assert_never(never)
 
 
 def _ends(delivery: Delivery | None) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ itself does then has not been tried in a tenancy, and such a row says "may".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -107,7 +107,7 @@ class Outcome:
     def harmless(self) -> bool:
         """No flow ends or may end, `pulumi up` is not refused, and all that is declared gets through."""
         mistakes = self.difference.not_delivered or self.difference.not_declared
-        return not (self.ending or self.at_risk or mistakes) and self.worst is Effect.NONE
+        return not (self.ending or self.at_risk or self.difference.outlived or mistakes) and self.worst is Effect.NONE
 
     def _flows(self, *effects: Effect) -> frozenset[Pair]:
         return frozenset().union(*(change.verdict.flows for change in self.changes if change.effect in effects))
@@ -137,12 +137,17 @@ class _Pods:
             ("lost", self.difference.lost),
             ("renumbered", self.difference.renumbered),
             ("rerouted", self.difference.rerouted),
+            ("narrowed", self.difference.narrowed),
         )
         kinds = {word: [pair for pair in map(_pair, changes) if concerned(pair)] for word, changes in lists}
-        gained = sum(1 for change in self.difference.gained if concerned(_pair(change)))
-        ended = frozenset(pair for pairs in kinds.values() for pair in pairs)
+        more = (*self.difference.gained, *self.difference.widened)
+        gained = sum(1 for change in more if concerned(_pair(change)))
+        changed = frozenset(pair for pairs in kinds.values() for pair in pairs)
+        ended = changed - self.difference.outlived
         words = [f"{len(pairs)} {word}" for word, pairs in kinds.items() if pairs]
-        words += [f"{gained} gained"] if gained else []
+        if outlived := len(changed - ended):
+            words.append(f"open connections of {outlived} go on")
+        words += [f"{gained} gained or widened" if self.difference.widened else f"{gained} gained"] if gained else []
         return Verdict(Effect.ENDS if ended else Effect.NONE, ", ".join(words) or otherwise, ended)
 
 
@@ -192,6 +197,8 @@ def _judged(one: Changed, pods: _Pods) -> Change:
 
 def _written(path: Path) -> str:
     """A path as people write it: customers.customer1.cidr, addresses["customer1/vm1"].natVm1."""
+    if path[0] == "policy":
+        return f"policy, {' to '.join(path[1:])}"
     text = path[0]
     for part in path[1:]:
         text += f'["{part}"]' if "/" in part else f".{part}"
@@ -222,14 +229,28 @@ _IN_TURN = (
 
 def _replaced(pods: _Pods, why: str) -> Verdict:
     """Both NAT VMs of a POD, at once or nearly so: their addresses or their subnets change."""
-    return Verdict(Effect.REPLACES, f"{_ONE_BY_ONE}{why}", pods.all)
+    return Verdict(Effect.REPLACES, f"{_ONE_BY_ONE}{why}{_kept_vms(pods)}", pods.all)
 
 
 def _made_anew(pods: _Pods, why: str = "") -> Verdict:
     """NAT VMs that come back as they were: with a standby no flow has to end."""
     if _has_standby(pods):
-        return Verdict(Effect.IN_TURN, f"{_IN_TURN}{why}")
+        return Verdict(Effect.IN_TURN, f"{_IN_TURN}{why}{_kept_vms(pods)}")
     return _replaced(pods, why)
+
+
+def _kept_vms(pods: _Pods) -> str:
+    """What comes before a replacement of protected NAT VMs: the engine refuses it while file and state protect them."""
+    if not (pods.old.protect.nat_vms and pods.new.protect.nat_vms):
+        return ""
+    return "; `pulumi up` refuses it until the stack file says protect: network (docs/operate.md)"
+
+
+def _kept_network(pods: _Pods, what: str) -> str:
+    """What comes before what is protected goes for good: only its state tells the engine whether it is."""
+    if not pods.old.protect.network:
+        return ""
+    return f"; `pulumi up` refuses it until `pulumi state unprotect` was run for {what} (docs/operate.md)"
 
 
 def _has_standby(pods: _Pods) -> bool:
@@ -336,11 +357,38 @@ def _vrouter_subnet(_: Changed, pods: _Pods) -> Verdict:
 
 
 def _management_range(one: Changed, pods: _Pods) -> Verdict:
+    known = _only_more(one, pods.all)
+    if known is not None:
+        return known
+    old, new = _networks(one.old), _networks(one.new)
     why = (
-        f"NAT VM2's route to {one.old} is replaced by one to {one.new}, and the security rules with it; "
+        f"NAT VM2's route to {_some(old)} is replaced by one to {_some(new)}, and the security rules with it; "
         "nat-pod does not see what management's VCN has, nor what the vRouter routes"
     )
-    return Verdict(Effect.AT_RISK, why, pods.all, f"until management's VCN has {one.new} and the vRouter routes it")
+    until = f"until management's VCN has {_some(new)} and the vRouter routes it"
+    return Verdict(Effect.AT_RISK, why, pods.all, until)
+
+
+def _networks(value: Value | None) -> tuple[str, ...]:
+    """A neighbour's networks, of which a file may have one or a list."""
+    return (value,) if isinstance(value, str) else value or ()
+
+
+def _some(networks: Sequence[str]) -> str:
+    return ", ".join(networks[:4]) + (f" and {len(networks) - 4} more" if len(networks) > 4 else "")
+
+
+def _only_more(one: Changed, flows: frozenset[Pair]) -> Verdict | None:
+    """What it means that a neighbour has the networks that it had, and perhaps more; None where it lacks some."""
+    old, new = _networks(one.old), _networks(one.new)
+    if not set(old) <= set(new):
+        return None
+    if old[0] == new[0]:
+        more = [network for network in new if network not in old]
+        added = f"routes and rules for {_some(more)} come in addition, and the others' stay"
+        return Verdict(Effect.NONE, added if more else "the same networks")
+    why = f"the security rules of the first network have the neighbour's name alone: {new[0]} gets those of {old[0]}"
+    return Verdict(Effect.AT_RISK, why, flows, f"until {old[0]} has new ones; put new networks at the end of the list")
 
 
 # --- customers -------------------------------------------------------------------------------------------------------
@@ -353,12 +401,16 @@ def _customer_range(one: Changed, pods: _Pods) -> Verdict:
         return Verdict(Effect.NONE, "a new customer gets an LPG")
     if one.new is None:
         why = "its LPG is deleted, and the customer's own LPG is of no more use to it afterwards"
-        return Verdict(Effect.ENDS, why, flows)
+        return Verdict(Effect.ENDS, f"{why}{_kept_network(pods, 'that LPG')}", flows)
+    known = _only_more(one, flows)
+    if known is not None:
+        return known
+    old, new = _networks(one.old), _networks(one.new)
     why = (
-        f"NAT VM1's route to {one.old} is replaced by one to {one.new}, and the security rules with it; "
+        f"NAT VM1's route to {_some(old)} is replaced by one to {_some(new)}, and the security rules with it; "
         "nat-pod does not see what the customer's VCN has"
     )
-    return Verdict(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {one.new}")
+    return Verdict(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {_some(new)}")
 
 
 def _peer(one: Changed, pods: _Pods) -> Verdict:
@@ -369,12 +421,25 @@ def _peer(one: Changed, pods: _Pods) -> Verdict:
         "its LPG is replaced, and one that was peered cannot be peered again, so the customer makes a new one too, "
         "and peers anew"
     )
+    if pods.new.protect.network:
+        why += _kept_network(pods, "that LPG")
     return Verdict(Effect.ENDS, why, pods.of_realm(customer))
 
 
 def _servers_of_customer(one: Changed, pods: _Pods) -> Verdict:
     customer = one.path[1]
     return pods.traced(lambda pair: pair[0].realm == customer, "the same servers")
+
+
+def _policy(one: Changed, pods: _Pods) -> Verdict:
+    _, sender, receiver = one.path
+    return pods.traced(
+        lambda pair: _is_end(pair[0], sender) and _is_end(pair[1], receiver), "no flow may begin with more or less"
+    )
+
+
+def _is_end(member: MemberName, end: str) -> bool:
+    return end in (member, member.realm)
 
 
 def _gateway(one: Changed, pods: _Pods) -> Verdict:
@@ -423,6 +488,7 @@ def _standby(one: Changed, pods: _Pods) -> Verdict:
         why = "the route rules lead to balancers, which send nothing before they call a NAT VM healthy"
         return Verdict(Effect.AT_RISK, why, pods.all, "until each balancer calls its NAT VM healthy")
     why = "the route rules lead to the first NAT VM of each side, and the second one is deleted with its balancer"
+    why += _kept_network(pods, "those" if pods.old.protect.nat_vms else "that balancer")
     return Verdict(Effect.AT_RISK, why, pods.all, "until the route rules have changed, if a second NAT VM is active")
 
 
@@ -439,6 +505,23 @@ def _moves_from(_: Changed, __: _Pods) -> Verdict:
 
 def _limit(_: Changed, __: _Pods) -> Verdict:
     return Verdict(Effect.NONE, "it says what `check` allows; Oracle's limit stays what it is")
+
+
+def _names(one: Changed, pods: _Pods) -> Verdict:
+    if one.old is None:
+        return Verdict(Effect.NONE, "private views are made; a VCN resolves these names once its owner attaches one")
+    why = "open connections go on; the names in it are gone for every VCN that attached the view"
+    if one.new is None:
+        why += ", and OCI refuses to delete the view before it is detached everywhere"
+    return Verdict(Effect.AT_RISK, why, pods.all, "where hosts call by these names, until they call by others")
+
+
+def _protect(_: Changed, __: _Pods) -> Verdict:
+    return Verdict(Effect.NONE, "it says what the engine refuses to delete or replace, and touches no resource")
+
+
+def _tag(_: Changed, __: _Pods) -> Verdict:
+    return Verdict(Effect.NONE, "tags change in place, on every resource")
 
 
 EFFECTS: dict[Path, _Row] = {
@@ -469,6 +552,11 @@ EFFECTS: dict[Path, _Row] = {
     ("vcnCidr",): _vcn,
     ("movesFrom",): _moves_from,
     ("gateways", "*"): _gateway,
+    ("policy", "*", "*"): _policy,
+    ("names", "zone"): _names,
+    ("protect",): _protect,
+    ("tags", "freeform", "*"): _tag,
+    ("tags", "defined", "*"): _tag,
     ("subnets", "natVm1"): _layout,
     ("subnets", "natVm2"): _layout,
     ("subnets", "vrouter"): _vrouter_subnet,

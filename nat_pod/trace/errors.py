@@ -201,7 +201,7 @@ class ErrorProver:
             case Delivery.PRIVATE_IPS:
                 return False
             case Delivery.ROUTES:
-                networks = [numbers(self._plan.realms[realm])[:2] for realm in known.realms]
+                networks = [numbers(cidr)[:2] for realm in known.realms for cidr in self._plan.realms[realm]]
                 return any(first <= sources[0] and sources[1] <= last for first, last in networks)
             case _ as never:
                 assert_never(never)
@@ -223,8 +223,9 @@ class ErrorProver:
                             self._find(ERROR_LOST, writer, block, to, leg, f"{flow.sender} > {flow.receiver}")
 
     def _routers(self, realm: str) -> Iterator[tuple[str, Block]]:
-        """Who writes errors in a network, and from which addresses: anybody there, and management's vRouter."""
-        yield self._writers[realm], numbers(self._plan.realms[realm])[:2]
+        """Who writes errors in a realm, and from which addresses: anybody there, and management's vRouter."""
+        for cidr in self._plan.realms[realm]:
+            yield self._writers[realm], numbers(cidr)[:2]
         if realm == MANAGEMENT:
             yield VROUTER, (number(self._plan.vrouter_ip),) * 2
 
@@ -252,7 +253,7 @@ class ErrorProver:
 
 
 def _writers(plan: PodPlan, topology: Topology) -> dict[str, MemberName]:
-    """In each network a machine that writes errors: a stranger, or a member where there is no room for a stranger."""
+    """In each realm a machine that writes errors: a stranger, or a member where there is no room for a stranger."""
     writers: dict[str, MemberName] = {}
     for vm in topology.vms.values():
         if vm.member is not None and (vm.member.realm not in writers or vm.member.short == STRANGER):
@@ -262,16 +263,11 @@ def _writers(plan: PodPlan, topology: Topology) -> dict[str, MemberName]:
 
 def _types(topology: Topology) -> list[int]:
     """The types of errors that stand for all: the one that the network knows, and those that a rule asks for."""
-    asked = {
-        rule.match.icmp_type
-        for vm in topology.vms.values()
-        for table in (() if vm.rules is None else vm.rules.tables)
-        for chain in table.chains
-        for rule in chain.rules
-    }
+    asked = {rule.match.icmp_type for rule in topology.rules()}
     return [UNREACHABLE, *(kind for kind in OTHER_ERRORS if kind in asked)]
 
 
 def _anywhere(plan: PodPlan, realm: str) -> tuple[list[Block], list[Block]]:
     """All sources but those of other customers of its gateway, and all destinations but those in the realm's own."""
-    return without(numbers(cidr)[:2] for cidr in beside(plan, realm)), without([numbers(plan.realms[realm])[:2]])
+    sources = without(numbers(cidr)[:2] for cidr in beside(plan, realm))
+    return sources, without(numbers(cidr)[:2] for cidr in plan.realms[realm])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config.addressing import free_addresses
+from nat_pod.config.addressing import free_addresses, largest_around
 from nat_pod.errors import NatPodError
 from nat_pod.names import ANYWHERE, MANAGEMENT, POD, VROUTER, MemberName, Role
 from nat_pod.plan.model import BalancerPlan, PodPlan, RouteRulePlan, SecurityRulePlan
@@ -33,6 +34,7 @@ from nat_pod.trace.topology import (
     Vm,
     Vnic,
 )
+from nat_pod.trace.vcn_blocks import block_with, blocks_of, let_in, subnet_names
 
 # A neighbour's own security list, stateful as people write them: everything out, everything in from the POD's range.
 _EGRESS = SecurityRule(direction="EGRESS", protocol="all", peer=ANYWHERE)
@@ -43,10 +45,10 @@ def expected_topology(plan: PodPlan) -> Topology:
     topology = Topology(vcns={}, subnets={}, lpgs={}, vnics={}, vms={})
     _pod(topology, plan)
     tables = {lpg.customer: lpg.route_table for lpg in plan.lpgs}
-    for customer, cidr in plan.customer_cidrs.items():
+    for customer in plan.customer_cidrs:
         lpg, pod_lpg = f"{customer}/lpg", f"{POD}/{customer}"
         routes = tuple(Route(destination=destination, lpg=lpg) for destination in plan.neighbours[customer])
-        _neighbour(topology, plan, customer, cidr, routes)
+        _neighbour(topology, plan, customer, routes)
         topology.lpgs[lpg] = Lpg(name=lpg, vcn=customer, peer=pod_lpg)
         topology.lpgs[pod_lpg] = Lpg(name=pod_lpg, vcn=POD, peer=lpg, routes=_routes(plan.routes[tables[customer]]))
     _management(topology, plan)
@@ -60,8 +62,24 @@ def vrouter_address(plan: PodPlan) -> str:
 
     The checks of the stack file make sure that there is one.
     """
+    return vrouter_addresses(plan)[0]
+
+
+def vrouter_addresses(plan: PodPlan) -> tuple[str, ...]:
+    """The floating one and the vRouter's own, of one subnet of the management VCN; the own one, if there is room.
+
+    In the first of management's networks that has room for both, or beside them where none can have.
+    """
     used = {slot.real for slot in plan.slots} | set(stranger_addresses(plan).values())
-    return next(free_addresses(IPNetwork(plan.management_cidr), used))
+    blocks = [IPNetwork(block) for block in neighbour_blocks(plan, MANAGEMENT)]
+    declared = [network for network in map(IPNetwork, plan.management_cidrs) if network in blocks]
+    free = [tuple(islice(free_addresses(place, used), 2)) for place in (*declared, *blocks)]
+    return max(free, key=len)
+
+
+def neighbour_blocks(plan: PodPlan, realm: str) -> tuple[str, ...]:
+    """The CIDR blocks that a neighbour's VCN has here: those of its networks, and what its members need besides."""
+    return blocks_of(plan.realms[realm], (slot.real for slot in plan.slots if slot.member.realm == realm))
 
 
 def with_host(topology: Topology, name: MemberName, address: str) -> Topology:
@@ -69,6 +87,11 @@ def with_host(topology: Topology, name: MemberName, address: str) -> Topology:
     if name.realm not in topology.subnets:
         raise NatPodError(f"{name}: there is no realm {name.realm}")
     copy = replace(topology, vms=dict(topology.vms), vnics=dict(topology.vnics))
+    if _subnet_of(topology, name.realm, address) is None:  # in a network of which there are only parts
+        vcn, block = topology.vcns[name.realm], str(largest_around(IPAddress(address)))
+        subnet = replace(topology.subnets[name.realm], name=f"{name.realm}-{block}", cidr=block)
+        vcns = topology.vcns | {vcn.name: replace(vcn, cidrs=(*vcn.cidrs, block))}
+        copy = replace(copy, vcns=vcns, subnets=topology.subnets | {subnet.name: subnet})
     _host(copy, name, address)
     return copy
 
@@ -135,9 +158,9 @@ def _management(topology: Topology, plan: PodPlan) -> None:
     """The management VCN and the vRouter: primary VNIC there, second VNIC in the POD's vRouter subnet."""
     inner = vrouter_address(plan)
     routes = tuple(Route(destination=destination, private_ip=inner) for destination in plan.neighbours[MANAGEMENT])
-    _neighbour(topology, plan, MANAGEMENT, plan.management_cidr, routes)
+    _neighbour(topology, plan, MANAGEMENT, routes)
     for name, subnet, address in (
-        (f"{VROUTER}-vnic-1", MANAGEMENT, inner),
+        (f"{VROUTER}-vnic-1", _subnet_of(topology, MANAGEMENT, inner) or MANAGEMENT, inner),
         (f"{VROUTER}-vnic-2", VROUTER, plan.vrouter_ip),
     ):
         topology.vnics[name] = Vnic(
@@ -152,20 +175,26 @@ def _management(topology: Topology, plan: PodPlan) -> None:
     )
 
 
-def _neighbour(topology: Topology, plan: PodPlan, name: str, cidr: str, routes: tuple[Route, ...]) -> None:
-    topology.vcns[name] = Vcn(name=name, cidrs=(cidr,))
-    security = (
-        _EGRESS,
-        SecurityRule(direction="INGRESS", protocol="all", peer=plan.cidr),
-        SecurityRule(direction="INGRESS", protocol="all", peer=cidr),
-    )
-    topology.subnets[name] = Subnet(name=name, vcn=name, cidr=cidr, routes=routes, security=security)
+def _neighbour(topology: Topology, plan: PodPlan, name: str, routes: tuple[Route, ...]) -> None:
+    blocks = neighbour_blocks(plan, name)
+    topology.vcns[name] = Vcn(name=name, cidrs=blocks)
+    peers = (plan.cidr, *let_in(plan.realms[name], blocks))
+    security = (_EGRESS, *(SecurityRule(direction="INGRESS", protocol="all", peer=peer) for peer in peers))
+    for block, subnet in subnet_names(name, plan.realms[name], blocks).items():
+        topology.subnets[subnet] = Subnet(name=subnet, vcn=name, cidr=block, routes=routes, security=security)
+
+
+def _subnet_of(topology: Topology, realm: str, address: str) -> str | None:
+    """The subnet of a neighbour that an address is in."""
+    own = {subnet.cidr: subnet.name for subnet in topology.subnets.values() if subnet.vcn == realm}
+    block = block_with(own, address)
+    return None if block is None else own[block]
 
 
 def _host(topology: Topology, name: MemberName, address: str) -> None:
-    vnic = f"{name}-vnic-1"
+    vnic, subnet = f"{name}-vnic-1", _subnet_of(topology, name.realm, address) or name.realm
     topology.vnics[vnic] = Vnic(
-        name=vnic, vm=name, subnet=name.realm, mac="", addresses=(address,), skip_source_dest_check=False
+        name=vnic, vm=name, subnet=subnet, mac="", addresses=(address,), skip_source_dest_check=False
     )
     topology.vms[name] = Vm(name=name, kind=VM_HOST, member=name, vnics=(vnic,))
 

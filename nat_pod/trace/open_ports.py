@@ -70,8 +70,8 @@ class OpenPorts:
                 assert_never(never)
         tried = [sources[0]]
         if isinstance(sender, MemberName):  # what it sends from its own network could come back
-            first, last, _ = numbers(self._plan.realms[sender.realm])
-            tried += [max(first, sources[0])] if first <= sources[1] and sources[0] <= last else []
+            for first, last, _ in map(numbers, self._plan.realms[sender.realm]):
+                tried += [max(first, sources[0])] if first <= sources[1] and sources[0] <= last else []
         for source in tried:
             answer = tracer.answer(tracer.request(sender, _from_to(source, leg.sent[1], leg.packet)))
             back = answer.refusal.vm.name if isinstance(answer.refusal, AnsweredByNatVm) else answer.reached
@@ -100,6 +100,10 @@ class OpenPorts:
             answers = [self._ask(tracer, sender, [sources], [destinations], port) for port in self._ports[name]]
             if not any(answers):
                 self._refused.add(alike)
+
+    def ask_ssh(self, tracer: Tracer, sender: MemberName, sources: Block, destinations: Block) -> None:
+        """Packets of this sender to TCP 22 are answered: whether they are meant to be."""
+        self._ask(tracer, sender, [sources], [destinations], Packet(src="", dst="", protocol="tcp", dport=SSH))
 
     def from_the_vms(self, tracer: Tracer) -> None:
         """ssh from each NAT VM to every address of the POD: NAT VM2's is answered by NAT VM1, and no other."""
@@ -207,8 +211,8 @@ def _let_in(rules: Ruleset | None) -> Iterator[Packet]:
             else:
                 yield replace(
                     asked,
-                    sport=asked.sport if match.source_port is None else match.source_port,
-                    dport=asked.dport if match.destination_port is None else match.destination_port,
+                    sport=asked.sport if match.source_port is None else match.source_port.first,
+                    dport=asked.dport if match.destination_port is None else match.destination_port.first,
                 )
 
 

@@ -26,11 +26,12 @@ from netaddr import IPNetwork
 
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
-from nat_pod.names import ANYWHERE, MANAGEMENT, STRANGER, VROUTER, MemberName
+from nat_pod.config.services import TCP, Ports, pieces
+from nat_pod.names import ANYWHERE, MANAGEMENT, SSH, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
-from nat_pod.rules.netfilter import Accept, Chain, Drop, Goto, Match
-from nat_pod.trace.chains import RuleKey, behind
+from nat_pod.rules.netfilter import Accept, Chain, Drop, Goto, Match, Rule
+from nat_pod.trace.chains import OTHER, RuleKey, behind
 from nat_pod.trace.classes import Block, size, sweep, without
 from nat_pod.trace.counter_examples import (
     CUSTOMER_TO_CUSTOMER,
@@ -45,10 +46,12 @@ from nat_pod.trace.counter_examples import (
     WRONG_MEMBER,
     CounterExample,
 )
+from nat_pod.trace.decisions import AnsweredByNatVm
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.errors import ErrorCount, ErrorProver
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import (
+    PORT,
     Flow,
     beside,
     declared_flows,
@@ -56,17 +59,18 @@ from nat_pod.trace.flows import (
     matrix,
     refused_flows,
     stranger_addresses,
+    strangers_in,
 )
 from nat_pod.trace.open_ports import OpenPorts, WayIn
 from nat_pod.trace.spans import Segment, address_text, number, numbers
 from nat_pod.trace.topology import VM_NAT, Route, Topology
 from nat_pod.trace.walk import Leg, Packet, Trace, Tracer
 
-PORT = 80
 _PROTOCOLS = ("icmp", "tcp", "udp")
 _SYN = Packet(src="", dst="", protocol="tcp", dport=PORT)
 _SEGMENT = replace(_SYN, segment=Segment.GOES_ON)
 _DATAGRAM = replace(_SYN, protocol="udp")
+_ECHO = replace(_SYN, protocol="icmp")
 
 
 class Protocols(StrEnum):
@@ -75,6 +79,7 @@ class Protocols(StrEnum):
     ALL = "every protocol and port"
     WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
     IN_THREE = "every protocol and port: traced were SYNs, TCP segments of flows that go on, and UDP for all others"
+    EACH = "every protocol and port: traced was a packet of each kind that rules tell apart"
     TRACED = "TCP port 80 only: rules look at protocols or ports"
 
 
@@ -122,7 +127,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     prover.declared_flows()
     counts = prover.members()
     sweeps = [done for realm in plan.realms if (done := prover.unknown(realm)) is not None]
-    prover.other_kinds()
+    counts = _added(counts, prover.other_kinds())
     prover.refused_flows()
     errors = prover.errors.prove()
     prover.the_vms()
@@ -166,7 +171,8 @@ class _Prover:
         self.kind = _SYN
         self.down: set[str] = set()
         self._hostile_tracers: dict[frozenset[str], Tracer] = {}
-        self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared_flows(plan)}
+        self.kinds = _kinds(plan, self._forwarding())
+        self.declared = self._admitted(_SYN)
         self.used: dict[str, frozenset[RuleKey]] = {}
         self.traced = 0
         self.found: list[CounterExample] = []
@@ -196,7 +202,9 @@ class _Prover:
         for flow in flows:
             self.traced += 1
             packet = _packet(kind, flow.source, flow.destination)
-            if kind is _SEGMENT:  # the other way is a flow of its own here
+            if flow.protocol is not None:
+                packet = replace(packet, protocol=flow.protocol, dport=flow.port or kind.dport)
+            if kind.segment is Segment.GOES_ON:  # the other way is a flow of its own here
                 leg = tracer.request(flow.sender, packet)
                 traced = Trace(leg.disposition, leg, None)
             else:
@@ -212,40 +220,58 @@ class _Prover:
         for vm, used in tracer.used.items():
             self.used[vm] = self.used.get(vm, frozenset()) | used
 
-    def other_kinds(self) -> None:
-        """In a routed POD: UDP, TCP segments of flows that go on, and both with each role's active NAT VM dead.
+    def other_kinds(self) -> tuple[Count, ...]:
+        """Every other kind of packet, and in a routed POD all of them with each role's active NAT VM dead.
 
-        A segment passes for each pair of members that has a declared flow, whichever of the two opened it.
+        Returns the counts of the other kinds where a policy tells them apart; elsewhere they are those of the first.
         """
-        match self.plan.delivery:
-            case Delivery.PRIVATE_IPS:
-                return
-            case Delivery.ROUTES:
-                pass
-            case _ as never:
-                assert_never(never)
-        flows = declared_flows(self.plan)
-        members = {slot.member: slot for slot in self.plan.slots}
-        back = [flow_between(members[flow.receiver], members[flow.sender]) for flow in flows if flow.receiver]
-        either = list(dict.fromkeys([*(replace(flow, why="") for flow in flows), *back]))
+        if self.kinds == [_SYN]:
+            return ()
+        flows: dict[tuple[str, str], Flow] = {}
+        for one in self.plan.slots:
+            for other in self.plan.hosts if one.member.is_server else self.plan.servers:
+                flow = flow_between(one, other)
+                flows[flow.sender, flow.destination] = flow
         active = {one.vm for balancer in self.plan.balancers for one in balancer.backends if not one.is_backup}
-        for kind, declared in ((_SYN, flows), (_DATAGRAM, flows), (_SEGMENT, either)):
-            self.declared = {(flow.sender, flow.destination): flow.receiver for flow in declared}
+        counts: list[Count] = []
+        for kind in self.kinds:
+            self.declared = self._admitted(kind)
             for self.down in [set(), active] if active else [set()]:
                 alike = bool(self.down) and self._standbys_are_alike()
-                if (kind is _SYN and not self.down) or (kind is _DATAGRAM and alike):
+                shown = alike and kind not in (_SYN, _SEGMENT) and not self.plan.access.entries
+                if (kind == _SYN and not self.down) or shown:
                     continue  # they have been looked at, or can show nothing new
                 self.kind, self.tracer = kind, Tracer(self.topology, self.down)
-                for _ in self._both_ways(self.tracer, declared, kind):
+                for _ in self._both_ways(self.tracer, [flows[pair] for pair in self.declared], kind):
                     pass
                 self._uses(self.tracer)
                 if alike:
                     continue
-                self.members()
+                counted = self.members()
+                counts += [] if self.down else counted
                 for realm in self.plan.realms:
                     self.unknown(realm)
         self.kind, self.down, self.tracer = _SYN, set(), Tracer(self.topology)
-        self.declared = {(flow.sender, flow.destination): flow.receiver for flow in flows}
+        self.declared = self._admitted(_SYN)
+        return tuple(counts) if self.plan.access.entries else ()
+
+    def _admitted(self, kind: Packet) -> dict[tuple[str, str], MemberName | None]:
+        """By sender and address: who should get packets of this kind.
+
+        In a routed POD a segment passes for each pair of members of which either may open the flow that it is of.
+        """
+        if kind.protocol == OTHER and self.plan.source_nat is SourceNat.MASQUERADE:
+            return {}  # of these one shared address can tell no two senders apart
+        may = self.plan.access.services
+        admitted: dict[tuple[str, str], MemberName | None] = {}
+        for one in self.plan.slots:
+            for other in self.plan.hosts if one.member.is_server else self.plan.servers:
+                passes = may(one.member, other.member).permits(kind.protocol, kind.dport)
+                if kind.segment is Segment.GOES_ON:
+                    passes = passes or may(other.member, one.member).permits(kind.protocol, kind.sport)
+                if passes:
+                    admitted[one.member, other.address(one.member.side)] = other.member
+        return admitted
 
     def _standbys_are_alike(self) -> bool:
         """Whether the NAT VMs of each role run the same rules; then one of them shows what both refuse."""
@@ -271,7 +297,7 @@ class _Prover:
         pairs: dict[tuple[str, str], list[int]] = {}
         last: MemberName | None = None
         fates, starts = [], []
-        for flow in matrix(self.plan):
+        for flow in matrix(self.plan, self.declared if self.plan.access.entries else None):
             if flow.sender != last:
                 last, fates = flow.sender, self._destinations(flow.sender, flow.source)
                 starts = [low for (low, _), _ in fates]
@@ -297,10 +323,11 @@ class _Prover:
     def unknown(self, realm: str) -> Sweep | None:
         """A sender of this realm that is not in the address book and forges any source that is not somebody else's.
 
-        None when the network has no room for one, because all its addresses are members'.
+        One of the realm's strangers stands for all, since the source may be any.  None when the networks have no room
+        for one, because all their addresses are members'.
         """
-        sender = MemberName(realm, STRANGER)
-        if sender not in self.strangers:
+        sender = next(iter(strangers_in(self.strangers, realm)), None)
+        if sender is None:
             return None
         self.tracer = self._hostile()
         before, sources = self.traced, sum(map(size, self._sources(realm)))
@@ -328,14 +355,14 @@ class _Prover:
         return without([*taken, *(numbers(cidr)[:2] for cidr in beside(self.plan, realm))])
 
     def _outside(self, realm: str) -> list[Block]:
-        """All destinations but those in the realm's own network, where the POD has no say."""
-        return without([numbers(self.plan.realms[realm])[:2]])
+        """All destinations but those in the realm's own networks, where the POD has no say."""
+        return without(numbers(cidr)[:2] for cidr in self.plan.realms[realm])
 
     def refused_flows(self) -> None:
         """The lab's refused flows, with each protocol: among them ssh to a NAT VM and forged transit sources."""
         self.tracer = self._hostile()
         for flow in refused_flows(self.plan):
-            for protocol in _PROTOCOLS if flow.port is None else ("tcp",):
+            for protocol in _PROTOCOLS if flow.protocol is None else (flow.protocol,):
                 self.traced += 1
                 packet = replace(
                     _SYN, src=flow.source, dst=flow.destination, protocol=protocol, dport=flow.port or PORT
@@ -347,8 +374,7 @@ class _Prover:
     def the_vms(self) -> None:
         """What the NAT VMs answer to one another, and whether the way in is open."""
         self.ports.from_the_vms(self.tracer)
-        operator = MemberName(MANAGEMENT, STRANGER)
-        if operator in self.strangers:
+        for operator in strangers_in(self.strangers, MANAGEMENT):
             self.ports.way_in(self.tracer, operator, self.strangers[operator])
 
     # --- the verdict --------------------------------------------------------------------------------------------
@@ -375,6 +401,8 @@ class _Prover:
                 return  # traced, with its reply, among the declared flows
             among_customers = not sender.is_server and not (receiver is not None and receiver.is_server)
             kind = CUSTOMER_TO_CUSTOMER if among_customers else NOT_DECLARED
+        elif isinstance(leg.refusal, AnsweredByNatVm) and (self.kind.protocol, self.kind.dport) == (TCP, SSH):
+            self.ports.ask_ssh(self.tracer, sender, sources, destinations)  # this kind of packet is ssh
         elif leg.untranslated is not None or leg.disposition in (Disposition.ANSWERED_BY_NAT_VM, Disposition.LOOP):
             kind = NO_GUARD
         if kind is not None:
@@ -411,16 +439,11 @@ class _Prover:
                     self._rule(DEAD_RULE, vm, text)
 
     def holds_for(self) -> Protocols:
-        """For which protocols the traced TCP packets stand: by what the rules that a forwarded packet meets look at."""
+        """For which protocols the traced packets stand: by what the rules that a forwarded packet meets look at."""
         forward = [vm.rules.filter.hooked("FORWARD") for vm in self.topology.vms.values() if vm.rules is not None]
-        met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
-        met += [
-            rule
-            for vm in self.topology.vms.values()
-            if vm.rules is not None
-            for chain in behind(vm.rules.filter, "FORWARD")
-            for rule in chain.rules
-        ]
+        met = self._forwarding()
+        if self.plan.access.entries:
+            return Protocols.EACH if all(rule.match.icmp_type is None for rule in met) else Protocols.TRACED
         if all(rule.match.protocol is None for rule in met):
             return Protocols.ALL
         if self.plan.delivery is Delivery.ROUTES and all(_is_one_of_three(rule.match) for rule in met):
@@ -435,6 +458,17 @@ class _Prover:
             else Protocols.TRACED
         )
 
+    def _forwarding(self) -> list[Rule]:
+        """The rules that a forwarded packet may meet."""
+        met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
+        return met + [
+            rule
+            for vm in self.topology.vms.values()
+            if vm.rules is not None
+            for chain in behind(vm.rules.filter, "FORWARD")
+            for rule in chain.rules
+        ]
+
     def _chains(self) -> Iterator[tuple[str, str, Chain]]:
         for vm in self.topology.vms.values():
             for table in () if vm.rules is None else vm.rules.tables:
@@ -445,9 +479,55 @@ class _Prover:
         self.found.append(CounterExample(kind=kind, sender=vm, source="", destination="", why=text))
 
 
+def _kinds(plan: PodPlan, rules: list[Rule]) -> list[Packet]:
+    """The packets that stand for all others of their kind, the SYN to port 80 first.
+
+    Without a policy no rule looks at a port, and a routed POD's at nothing but whether a packet is a SYN.  With one
+    there is a packet for each set of ports that the rules tell apart, of every protocol.
+    """
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            kinds, segments = [_SYN], [_SYN]
+        case Delivery.ROUTES:
+            kinds, segments = [_SYN, _DATAGRAM, _SEGMENT], [_SYN, _SEGMENT]
+        case _ as never:
+            assert_never(never)
+    if not plan.access.entries:
+        return kinds
+    found = [
+        replace(kind, sport=sport, dport=dport)
+        for kind in (*segments, _DATAGRAM)
+        for sport in _told_apart([r.match.source_port for r in rules if r.match.protocol == kind.protocol], kind.sport)
+        for dport in _told_apart(
+            [r.match.destination_port for r in rules if r.match.protocol == kind.protocol], kind.dport
+        )
+    ]
+    return [*found, _ECHO, Packet(src="", dst="", protocol=OTHER)]
+
+
+def _told_apart(asked: list[Ports | None], usual: int) -> list[int]:
+    """A port for each set of ports that these ranges tell apart, `usual` for those that are in the same ones as it."""
+    ranges = [ports for ports in asked if ports is not None]
+    first: dict[frozenset[int], int] = {}
+    for port in (usual, *(piece.first for piece in pieces(ranges))):
+        first.setdefault(frozenset(at for at, ports in enumerate(ranges) if port in ports), port)
+    return list(first.values())
+
+
+def _added(counts: tuple[Count, ...], more: tuple[Count, ...]) -> tuple[Count, ...]:
+    """The counts of several kinds of packets as one."""
+    added: dict[tuple[str, str], Count] = {}
+    for count in (*counts, *more):
+        key = (count.realm, count.what)
+        was = added.get(key, Count(realm=count.realm, what=count.what, pairs=0, as_declared=0))
+        added[key] = replace(was, pairs=was.pairs + count.pairs, as_declared=was.as_declared + count.as_declared)
+    return tuple(added.values())
+
+
 def _is_one_of_three(match: Match) -> bool:
     """Whether a condition is the same for all SYNs, for all other TCP segments, and for all that is not TCP."""
-    return match.protocol in (None, "tcp") and match.source_port is match.destination_port is match.icmp_type is None
+    unasked = (match.source_port, match.destination_port, match.icmp_type)
+    return match.protocol in (None, "tcp") and unasked == (None, None, None)
 
 
 def _refuses_others(forward: Chain | None) -> bool:

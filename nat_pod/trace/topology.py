@@ -15,12 +15,13 @@ OCI semantics that live here (sources in docs/region.md, "What the region does, 
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from nat_pod.config.services import LAST_PORT
 from nat_pod.names import MemberName, Role, Side
-from nat_pod.rules.netfilter import Ruleset
+from nat_pod.rules.netfilter import Goto, Rule, Ruleset
 
 VM_HOST = "host"
 VM_NAT = "nat"
@@ -82,10 +83,15 @@ class Lpg:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vcn:
-    """A VCN and its CIDRs."""
+    """A VCN and its CIDRs.
+
+    `zones` and `names` are what its resolver answers from attached private views: zones, and (name, address) in them.
+    """
 
     name: str
     cidrs: tuple[str, ...]
+    zones: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +139,11 @@ class Vm:
         return self.name if self.side is None else self.name.replace(self.side, self.side.label)
 
     @property
+    def boots(self) -> bool:
+        """Whether it configures itself from its metadata; any other machine comes configured."""
+        return self.kind == VM_NAT or "user_data" in self.metadata
+
+    @property
     def side(self) -> Side | None:
         """Whom a NAT VM faces."""
         return None if self.role is None else self.role.side
@@ -175,6 +186,7 @@ class Balancer:
     """A private network load balancer in transparent mode with its listener for all ports: a next hop of route rules.
 
     Its VNIC is the service's own and skips the source/destination check.  The idle timeouts are in seconds.
+    drops_unknown: a packet in the middle of a TCP flow that it has forgotten dies; nobody says that OCI's does so.
     """
 
     name: str
@@ -192,6 +204,7 @@ class Balancer:
     tcp_idle: int = 360
     udp_idle: int = 120
     other_idle: int = 120
+    drops_unknown: bool = False
 
     @property
     def vnic(self) -> Vnic:
@@ -250,6 +263,23 @@ class Topology:
         cidrs |= {route.destination for routes in tables for route in routes}
         cidrs |= {cidr for vm in self.vms.values() for cidr, _ in vm.routes}
         return cidrs | self.peers
+
+    def rules(self) -> Iterator[Rule]:
+        """Every rule of every NAT VM."""
+        for vm in self.vms.values():
+            for table in () if vm.rules is None else vm.rules.tables:
+                for chain in table.chains:
+                    yield from chain.rules
+
+    def asked_ports(self, protocol: str) -> set[int]:
+        """Of each range of ports that a policy's rules name for a protocol both ends, and the ports beside them."""
+        asked = [
+            rule.match.destination_port
+            for rule in self.rules()
+            if isinstance(rule.target, Goto) and rule.match.protocol == protocol
+        ]
+        ends = {end for ports in asked if ports is not None for end in ports}
+        return {port for end in ends for port in (end - 1, end, end + 1) if 0 < port <= LAST_PORT}
 
     @property
     def peers(self) -> set[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nat_pod.errors import UnknownRuleError
-from nat_pod.trace.chains import PROTOCOLS, RuleKey
+from nat_pod.trace.chains import OTHER, PROTOCOLS, RuleKey
 from nat_pod.trace.decisions import AnsweredByNatVm, Decision, Delivered, Looped, NotForwarding, Refusal, RefusedError
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.explain import Hop, Step, hops, sentence, steps
@@ -31,7 +31,7 @@ from nat_pod.trace.vcn import Vcns
 ECHO_REQUEST, ECHO_REPLY = 8, 0
 NOBODYS: FlowKey = ("", 0, 0, 0, 0)
 """What an ICMP error is about when no flow has such a packet."""
-_EPHEMERAL_PORT = 50000
+EPHEMERAL_PORT = 50000
 _MOST_MACHINES = 16  # a delivered packet crosses four; more is a loop
 
 
@@ -41,9 +41,9 @@ class Packet:
 
     src: str
     dst: str
-    protocol: str = "icmp"  # icmp, tcp or udp
-    sport: int = _EPHEMERAL_PORT
-    dport: int = _EPHEMERAL_PORT
+    protocol: str = "icmp"  # icmp, tcp, udp, or OTHER
+    sport: int = EPHEMERAL_PORT
+    dport: int = EPHEMERAL_PORT
     icmp_type: int | None = None
     segment: Segment = Segment.OPENS
 
@@ -218,7 +218,7 @@ class Tracer:
         """The request alone.  A NAT VM may be the sender, too."""
         if packet.protocol == "icmp" and packet.icmp_type is None:
             packet = replace(packet, icmp_type=ECHO_REQUEST)
-        if packet.protocol not in PROTOCOLS or packet.icmp_type not in (None, ECHO_REQUEST, ECHO_REPLY):
+        if packet.protocol not in (*PROTOCOLS, OTHER) or packet.icmp_type not in (None, ECHO_REQUEST, ECHO_REPLY):
             raise UnknownRuleError(f"{packet}", f"it sends {', '.join(PROTOCOLS)}, of ICMP an echo")
         self.forget()
         return self._leg(sender, packet)

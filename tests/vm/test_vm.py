@@ -184,6 +184,18 @@ def test_the_first_boot_ends_with_everything_applied(box):
         assert box.run("systemctl", "is-enabled", unit).stdout == "enabled\n"
 
 
+def test_whoever_reads_metrics_finds_them_where_packages_of_node_exporter_look(box):
+    folder = {"ubuntu": "/var/lib/prometheus/node-exporter", "oracle": "/var/lib/node_exporter/textfile_collector"}
+    path = folder[box.image]
+    assert not box.path(path[1:]).exists()
+    box.run("mkdir", "-p", path)
+    wait("a round writes them", lambda: box.path(f"{path[1:]}/nat-pod.prom").exists(), 40)
+    text = box.run("runuser", "-u", "nobody", "--", "cat", f"{path}/nat-pod.prom").stdout
+    assert "\nnat_pod_forwarding 1\n" in text
+    assert "\nnat_pod_generation_applied 1\n" in text
+    box.run("rm", "-r", path)
+
+
 def test_packets_pass_where_a_mapping_says_so_and_nowhere_else(box):
     assert box.site.ping("10.0.0.100", "198.18.0.2")  # a customer's host to the server
     assert box.site.ping("198.18.0.130", "198.18.0.3")  # NAT VM2 to a customer's host
@@ -300,7 +312,7 @@ def test_rules_and_forwarding_come_before_the_network_and_no_order_is_broken(box
 def test_a_vm_that_has_lost_its_rules_forwards_nothing(box):
     box.power_off()
     box.site.imds(up=False)
-    box.path("var/lib/nat-pod/rules").write_text("3:damaged")
+    box.path("var/lib/nat-pod/rules").write_text("4:damaged")
     box.power_on()
     assert "saved rules: it cannot be unpacked" in status(box)["error"]
     assert setting(box, "net.ipv4.ip_forward") == "0"

@@ -73,10 +73,12 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
     ) -> Iterator[language_pb2.RunPluginResponse]:
         """A plugin that is a Python program, as NatPod's package is; the first thing it prints is its port."""
         environment = dict(entry.partition("=")[::2] for entry in request.env) or dict(os.environ)
-        # If it has no environment of its own it runs in this one, where nat-pod may be only a checkout.
-        environment.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+        interpreter = _interpreter(request.info)
+        if interpreter == sys.executable:
+            # It has no environment of its own and runs in this one, where nat-pod may be only a checkout.
+            environment.setdefault("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
         with subprocess.Popen(
-            [_interpreter(request.info), "-u", request.info.program_directory, *request.args],
+            [interpreter, "-u", request.info.program_directory, *request.args],
             cwd=request.pwd,
             env=environment,
             stdout=subprocess.PIPE,

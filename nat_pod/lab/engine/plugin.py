@@ -54,14 +54,18 @@ def serve(server: grpc.Server) -> None:
 
 
 def write_executable(path: Path, module: str) -> None:
-    """A shell script that runs a module of this package with this interpreter, from any directory."""
+    """A shell script that runs a plugin's module with this interpreter, from any directory."""
     root = shlex.quote(str(Path(__file__).resolve().parents[3]))
+    script = f'#!/bin/sh\ncd {root} && exec {shlex.quote(sys.executable)} -m nat_pod.lab.engine.bare {module} "$@"\n'
+    write_whole(path, script, 0o755)
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file of a plugin.  Several engines may share a home, so it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    script = f'#!/bin/sh\ncd {root} && exec {shlex.quote(sys.executable)} -m {module} "$@"\n'
-    # Several engines may share a home, so the script appears whole or not at all.
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(script, encoding="utf-8")
-    part.chmod(0o755)
+    part.write_text(text, encoding="utf-8")
+    part.chmod(mode)
     part.replace(path)
 
 

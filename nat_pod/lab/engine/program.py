@@ -69,14 +69,17 @@ def deploy(directory: Path, stack: str, region: Region) -> Deployment:
     The first run creates, a later one adopts by type and name and updates in place (see above).
     Raises ConfigError for a stack file with problems, DeployError for everything else.
     """
-    settings = read_stack(directory, stack)
+    return run_program(directory, _PROJECT, stack, read_stack(directory, stack).config, region)
+
+
+def run_program(directory: Path, project: str, stack: str, config: Mapping[str, object], region: Region) -> Deployment:
+    """The same for any project.  config: by full name, `nat-pod:cidr`."""
     monitor, log = _Monitor(_RegionMocks(region)), _Log()
     outputs: dict[str, Any] = {}
 
     async def program() -> None:
-        config = {key: _config_text(value) for key, value in settings.config.items()}
-        pulumi.runtime.set_all_config(config, [])
-        mocks.set_mocks(monitor.mocks, project=_PROJECT, stack=stack, preview=False, logger=log, monitor=monitor)
+        pulumi.runtime.set_all_config({key: _config_text(value) for key, value in config.items()}, [])
+        mocks.set_mocks(monitor.mocks, project=project, stack=stack, preview=False, logger=log, monitor=monitor)
         SETTINGS.callbacks = _NoHooks()
         await run_pulumi_func(_main)
         root: Any = pulumi.runtime.get_root_resource()
@@ -89,7 +92,7 @@ def deploy(directory: Path, stack: str, region: Region) -> Deployment:
     except NatPodError:
         raise
     except BaseException as error:
-        raise DeployError(f"{_PROJECT} {stack}: {str(error) or type(error).__name__}") from error
+        raise DeployError(f"{project} {stack}: {str(error) or type(error).__name__}") from error
     return Deployment(outputs, tuple(log.warnings), tuple(monitor.registrations))
 
 
@@ -135,6 +138,8 @@ class _RegionMocks(mocks.Mocks):
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         if not args.typ.startswith(_PREFIX):
             return "", args.inputs  # a component, or an explicit provider
+        if args.resource_id:
+            return args.resource_id, self.region.read(args.resource_id)  # somebody else's, which is asked for
         inputs = _plain(args.inputs)
         known = self.region.find(args.typ, args.name)
         if known is not None:

@@ -25,15 +25,16 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 from pulumi.runtime.proto.provider_pb2 import DiffResponse, PropertyDiff
 
 from nat_pod.errors import NatPodError
-from nat_pod.lab.engine.plugin import decode, encode, new_server, serve, write_executable
+from nat_pod.lab.engine.plugin import decode, encode, new_server, serve, write_executable, write_whole
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.file import RegionFile
-from nat_pod.lab.region.inputs import Inputs, InputSpec, Value, in_shape
+from nat_pod.lab.region.inputs import Inputs, InputSpec, Value, in_shape, read_specs, specs_text
 from nat_pod.lab.region.kinds import BALANCER
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
 REGION_VARIABLE = "NAT_POD_REGION"
+_SPECS = "inputs.json"
 
 
 class Provider(provider_pb2_grpc.ResourceProviderServicer):
@@ -194,8 +195,14 @@ def write_plugin(home: Path) -> None:
     No other place works as quietly.  An entry in Pulumi.yaml would have to be taken out for a real tenancy, and the CLI
     warns about a plugin on PATH at every command.
     """
-    directory = home / "plugins" / f"resource-oci-v{version('pulumi-oci')}"
+    directory = _directory(home)
     write_executable(directory / "pulumi-resource-oci", "nat_pod.lab.engine.provider")
+    # The engine starts a provider for each command, and each would read pulumi_oci for it.
+    write_whole(directory / _SPECS, specs_text(registry.RESOURCES))
+
+
+def _directory(home: Path) -> Path:
+    return home / "plugins" / f"resource-oci-v{version('pulumi-oci')}"
 
 
 def _type(urn: str) -> str:
@@ -243,6 +250,11 @@ def main() -> int:
     if path is None:
         print(f"{REGION_VARIABLE} must name the file of a simulated region", file=sys.stderr)
         return 2
+    specs = _directory(Path(os.environ.get("PULUMI_HOME", ""))) / _SPECS
+    if not specs.exists():
+        print(f"{specs} is missing; PULUMI_HOME must name where this plugin was written to", file=sys.stderr)
+        return 2
+    read_specs(specs.read_text(encoding="utf-8"))
     try:
         region = RegionFile(Path(path))
     except NatPodError as error:

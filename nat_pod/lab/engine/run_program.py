@@ -6,6 +6,7 @@ This is a separate file because the program has its own interpreter, which may n
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import runpy
 import sys
@@ -60,6 +61,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # a program of seconds, which makes half a million objects when it imports pulumi_oci
     # The directory of this file holds modules of the lab, which the program must not find under their bare names.
     sys.path.pop(0)
     sys.exit(main())

@@ -378,17 +378,24 @@ def _list(store: Store, args: Inputs) -> Inputs:
     return {**args, "id": "networkLoadBalancers", "networkLoadBalancerCollections": [{"items": items}]}
 
 
-def take_health(store: Store, balancer: str, healthy: Mapping[str, bool]) -> None:
-    """What somebody who sees the packets says of a balancer's backends.  healthy: by a backend's targetId."""
-    store.health[store.get(balancer, BALANCER).ocid] = dict(healthy)
+def take_health(store: Store, balancer: str, healthy: Mapping[str, bool] | None) -> None:
+    """What somebody who sees the packets says of a balancer's backends.
+
+    healthy: by a backend's targetId; None takes back whatever was said.
+    """
+    ocid = store.get(balancer, BALANCER).ocid
+    if healthy is None:
+        store.health.pop(ocid, None)
+    else:
+        store.health[ocid] = dict(healthy)
 
 
 def _health(store: Store, args: Inputs) -> Inputs:
     """The status of one backend (GetBackendHealth).
 
     No packets flow in a region.  It says what it was told last of this balancer (`Region.report_health`); a backend
-    that was made since then is UNKNOWN, because nobody has asked it yet.  When nobody ever told anything of the
-    balancer, a VM that is there counts as healthy.
+    that was made since then is UNKNOWN, because nobody has asked it yet.  When nobody looks at the balancer, a VM that
+    is there counts as healthy.
     """
     backend_set = part_id(args["networkLoadBalancerId"], "backendSets", args["backendSetName"])
     record = store.get(f"{backend_set}/backends/{args['backendName']}", BACKEND)

@@ -32,6 +32,7 @@ _HEADER = {
     "secondaryIpLimit": int,
     "balancerLimit": int,
     "domainPrefix": str,
+    "avoidsDowntime": bool,
 }
 _LONGEST_HEADER = 10_000
 
@@ -56,6 +57,7 @@ class RegionFile(Region):
             secondary_ip_limit=header["secondaryIpLimit"],
             balancer_limit=header["balancerLimit"],
             domain_prefix=header["domainPrefix"],
+            avoids_downtime=header["avoidsDowntime"],
         )
         self._read_to = 0
         self._replaying: int | None = None
@@ -73,6 +75,7 @@ class RegionFile(Region):
             "secondaryIpLimit": region.secondary_ip_limit,
             "balancerLimit": region.balancer_limit,
             "domainPrefix": region.domain_prefix,
+            "avoidsDowntime": region.avoids_downtime,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
@@ -83,12 +86,13 @@ class RegionFile(Region):
         self._close()
 
     def changes(self) -> list[Inputs]:
-        """Everything that the region accepted, in order: `do` (create, update, delete, health) and its arguments."""
+        """Everything that the region accepted, in order: `do` (create, update, delete, health, console), arguments."""
         with self._lock:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines[1:]]
 
     def _done(self, **change: Value) -> None:
+        super()._done(**change)
         if self._replaying is not None:
             return
         line = json.dumps(change).encode() + b"\n"
@@ -122,6 +126,8 @@ class RegionFile(Region):
                 self.update(change["ocid"], change["inputs"])
             elif change["do"] == "health":
                 self.report_health(change["ocid"], change["healthy"])
+            elif change["do"] == "console":
+                self.report_console(change["ocid"], change["text"])
             else:
                 self.delete(change["ocid"])
         except (OciError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -18,12 +18,10 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-
-import pulumi_oci
 
 Value = Any
 """A JSON value."""
@@ -98,9 +96,29 @@ class InputSpec:
 
         A token names module and class: `oci:Core/vcn:Vcn` is `pulumi_oci.core.VcnArgs`.
         """
+        if type_token in _WRITTEN_DOWN:
+            return _WRITTEN_DOWN[type_token]
+        import pulumi_oci  # takes a second, a third of what a provider lives that does without
+
         _, module, name = type_token.split(":")
         sdk = getattr(pulumi_oci, module.split("/")[0].lower())
         return _object_spec(getattr(sdk, f"{name}Args"))
+
+    def to_json(self) -> Inputs:
+        """As `from_json` takes it."""
+        members = {name: member.to_json() for name, member in self.members.items()}
+        element = self.element.to_json() if self.element else None
+        return {"kind": self.kind, "members": members, "required": sorted(self.required), "element": element}
+
+    @classmethod
+    def from_json(cls, given: Inputs) -> InputSpec:
+        """What `to_json` wrote."""
+        return cls(
+            given["kind"],
+            {name: cls.from_json(member) for name, member in given["members"].items()},
+            frozenset(given["required"]),
+            cls.from_json(given["element"]) if given["element"] else None,
+        )
 
     def problems(self, inputs: Inputs) -> list[tuple[str, str]]:
         """Unknown, missing and mistyped inputs, as (path, reason).
@@ -108,6 +126,19 @@ class InputSpec:
         It checks no more than that, because the real provider checks no CIDR, address or OCID at plan time either.
         """
         return list(_check_value("", inputs, self))
+
+
+_WRITTEN_DOWN: dict[str, InputSpec] = {}
+
+
+def specs_text(type_tokens: Iterable[str]) -> str:
+    """The inputs of some types, for another process of the same installation: see `read_specs`."""
+    return json.dumps({token: InputSpec.of(token).to_json() for token in type_tokens})
+
+
+def read_specs(text: str) -> None:
+    """From now on take the inputs of these types from what `specs_text` gave, and not from `pulumi_oci`."""
+    _WRITTEN_DOWN.update({token: InputSpec.from_json(given) for token, given in json.loads(text).items()})
 
 
 def in_shape(value: Value, shape: Value) -> Value:

@@ -89,7 +89,7 @@ class _Instance(Resource):
             availabilityDomain=inputs["availabilityDomain"],
             displayName=inputs.get("displayName", name),
             region=store.name,
-            state="RUNNING",
+            state=self._state(inputs),
             launchMode="PARAVIRTUALIZED",
         )
         instance = store.add(INSTANCE, name, facts, ocid)
@@ -100,7 +100,7 @@ class _Instance(Resource):
     def update(self, store: Store, record: Record, inputs: Inputs) -> None:
         facts = self._facts(inputs)
         resized = {"shape", "shapeConfig"} & {key for key in facts if facts[key] != record.facts.get(key)}
-        if resized and inputs.get("updateOperationConstraint") == "AVOID_DOWNTIME":
+        if resized and store.avoids_downtime and inputs.get("updateOperationConstraint") == "AVOID_DOWNTIME":
             raise conflict(
                 f"the update of {', '.join(sorted(resized))} needs a reboot and updateOperationConstraint is "
                 "AVOID_DOWNTIME",
@@ -113,7 +113,10 @@ class _Instance(Resource):
         details = inputs.get("createVnicDetails") or {}
         changed = changed_vnic(store, vnic, details)
         vnic.facts.update(changed)
-        record.facts.update(facts, displayName=inputs.get("displayName", record.facts["displayName"]))
+        facts["displayName"] = inputs.get("displayName", record.facts["displayName"])
+        # Without `state` an instance is left as it is (provider, core_instance_resource.go).
+        facts["state"] = self._state(inputs, record.facts["state"])
+        record.facts.update(facts)
 
     def delete(self, store: Store, record: Record) -> None:
         store.refuse_busy(record.ocid)
@@ -134,6 +137,13 @@ class _Instance(Resource):
         primary = attachments(store, record.ocid)[0]
         details = vnic_details(store, record, primary)
         return {**record.facts, "createVnicDetails": details, "privateIp": details["privateIp"], "publicIp": ""}
+
+    def _state(self, inputs: Inputs, before: str = "RUNNING") -> str:
+        """RUNNING or STOPPED: the provider starts and stops an instance whose `state` says so."""
+        state = str(inputs.get("state") or before).upper()
+        if state not in ("RUNNING", "STOPPED"):
+            raise invalid(f"state {state} is neither RUNNING nor STOPPED", "core_instance_resource.go, state")
+        return state
 
     def _facts(self, inputs: Inputs) -> Inputs:
         """What launch and update check alike."""

@@ -1,7 +1,8 @@
 """The names of the kinds of objects that the region keeps; whoever refers to a kind uses them.
 
 A resource's kind is its type token at the provider.  What a kind *is* is one class in the file of its subject
-(`vcn.py`, `routes.py`, `lpg.py`, `security.py`, `instance.py`, `vnic.py`, `private_ip.py`, `balancer.py`).
+(`vcn.py`, `routes.py`, `lpg.py`, `security.py`, `instance.py`, `console.py`, `vnic.py`, `private_ip.py`,
+`balancer.py`, `dns.py`).
 """
 
 VCN = "oci:Core/vcn:Vcn"
@@ -10,6 +11,7 @@ ROUTE_TABLE = "oci:Core/routeTable:RouteTable"
 ROUTE_TABLE_ATTACHMENT = "oci:Core/routeTableAttachment:RouteTableAttachment"
 LPG = "oci:Core/localPeeringGateway:LocalPeeringGateway"
 INSTANCE = "oci:Core/instance:Instance"
+CONSOLE_HISTORY = "oci:Core/consoleHistory:ConsoleHistory"
 VNIC_ATTACHMENT = "oci:Core/vnicAttachment:VnicAttachment"
 PRIVATE_IP = "oci:Core/privateIp:PrivateIp"
 NSG = "oci:Core/networkSecurityGroup:NetworkSecurityGroup"
@@ -20,6 +22,10 @@ BALANCER = "oci:NetworkLoadBalancer/networkLoadBalancer:NetworkLoadBalancer"
 BACKEND_SET = "oci:NetworkLoadBalancer/backendSet:BackendSet"
 BACKEND = "oci:NetworkLoadBalancer/backend:Backend"
 LISTENER = "oci:NetworkLoadBalancer/listener:Listener"
+DNS_VIEW = "oci:Dns/view:View"
+DNS_ZONE = "oci:Dns/zone:Zone"
+DNS_RRSET = "oci:Dns/rrset:Rrset"
+DNS_RESOLVER = "oci:Dns/resolver:Resolver"
 
 # Objects of OCI that come into being with others and are not resources of the program.
 VNIC = "vnic"

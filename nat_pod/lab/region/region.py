@@ -20,6 +20,7 @@ from dataclasses import asdict
 from nat_pod import limits
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.balancer import take_health
+from nat_pod.lab.region.console import take_console
 from nat_pod.lab.region.inputs import Diff, Inputs, Value, in_shape
 from nat_pod.lab.region.kinds import BALANCER, INSTANCE
 from nat_pod.lab.region.refusals import invalid, not_simulated
@@ -38,6 +39,7 @@ class Region(Store):
         secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
         balancer_limit: int = limits.BALANCERS_PER_REGION,
         domain_prefix: str = "nPod",
+        avoids_downtime: bool = True,
     ) -> None:
         """The arguments are those of `Store`."""
         super().__init__(
@@ -48,7 +50,10 @@ class Region(Store):
             secondary_ip_limit=secondary_ip_limit,
             balancer_limit=balancer_limit,
             domain_prefix=domain_prefix,
+            avoids_downtime=avoids_downtime,
         )
+        self.version = 0
+        """How often something was created, changed or deleted since this object was made."""
 
     # The provider's operations
 
@@ -129,15 +134,21 @@ class Region(Store):
             resource.delete(self, self.get(ocid))
             self._done(do="delete", ocid=ocid)
 
-    def report_health(self, balancer: str, healthy: Mapping[str, bool]) -> None:
+    def report_health(self, balancer: str, healthy: Mapping[str, bool] | None) -> None:
         """Say which backends of a load balancer are healthy, for whoever asks the region (getBackendHealth).
 
         Said by somebody who sees the packets: the lab's balancer, or a test.  healthy: by a backend's targetId, so that
-        what was said of a VM does not pass to its successor.
+        what was said of a VM does not pass to its successor; None: nobody looks any more.
         """
         with self._lock:
             take_health(self, balancer, healthy)
-            self._done(do="health", ocid=balancer, healthy=dict(healthy))
+            self._done(do="health", ocid=balancer, healthy=None if healthy is None else dict(healthy))
+
+    def report_console(self, instance: str, text: str) -> None:
+        """Say what an instance's serial console holds, for whoever captures it (ConsoleHistory)."""
+        with self._lock:
+            take_console(self, instance, text)
+            self._done(do="console", ocid=instance, text=text)
 
     def invoke(self, token: str, args: Inputs) -> Inputs:
         """Answer a data source of the provider."""
@@ -158,7 +169,9 @@ class Region(Store):
                 "lpgLimit": self.lpg_limit,
                 "secondaryIpLimit": self.secondary_ip_limit,
                 "balancerLimit": self.balancer_limit,
+                "avoidsDowntime": self.avoids_downtime,
                 "born": self._born,
+                "consoles": self.consoles,
                 "health": self.health,
                 "records": sorted((asdict(record) for record in self._records.values()), key=lambda r: str(r["ocid"])),
             }
@@ -175,8 +188,10 @@ class Region(Store):
             secondary_ip_limit=document["secondaryIpLimit"],
             balancer_limit=document["balancerLimit"],
             domain_prefix=document["domainPrefix"],
+            avoids_downtime=document["avoidsDowntime"],
         )
         region._born = document["born"]
+        region.consoles = document["consoles"]
         region.health = document["health"]
         for entry in document["records"]:
             region._keep(Record(**entry))
@@ -184,6 +199,8 @@ class Region(Store):
 
     def _done(self, **change: Value) -> None:
         """Called under the lock after each change; a region in a file (`file.py`) writes the change to its journal."""
+        if change["do"] not in ("health", "console"):
+            self.version += 1
 
     def _refuse_invalid(self, type_token: str, inputs: Inputs) -> None:
         problems = self.check(type_token, inputs)

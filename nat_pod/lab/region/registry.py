@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nat_pod.lab.region import balancer, instance, lpg, private_ip, routes, security, vcn, vnic
+from nat_pod.lab.region import balancer, console, dns, instance, lpg, private_ip, routes, security, vcn, vnic
 from nat_pod.lab.region.refusals import not_simulated
 from nat_pod.lab.region.resource import ObjectKind, Query, Resource
 
-_SUBJECTS = (vcn, routes, lpg, security, instance, vnic, private_ip, balancer)
+_SUBJECTS = (vcn, routes, lpg, security, instance, console, vnic, private_ip, balancer, dns)
 
 KINDS: Mapping[str, ObjectKind] = {kind.kind: kind for subject in _SUBJECTS for kind in subject.KINDS}
 """By kind: resources, and objects that come with them."""

@@ -41,12 +41,14 @@ class Store:
         secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
         balancer_limit: int = limits.BALANCERS_PER_REGION,
         domain_prefix: str = "nPod",
+        avoids_downtime: bool = True,
     ) -> None:
         """ocid_types: by kind, the word that its OCIDs begin with (`vcn` of ocid1.vcn.oc1..).
 
         attach_seconds: how long an attach or detach lasts, during which the instance accepts no other; also how long a
         change of a network load balancer lasts, during which it accepts no other.
         domain_prefix: what the names of availability domains begin with; OCI gives each tenancy its own prefix.
+        avoids_downtime: whether updateOperationConstraint AVOID_DOWNTIME is heeded, as OCI documents it.
         """
         self.name = name
         self.domain_prefix = domain_prefix
@@ -54,8 +56,11 @@ class Store:
         self.lpg_limit = lpg_limit
         self.secondary_ip_limit = secondary_ip_limit
         self.balancer_limit = balancer_limit
+        self.avoids_downtime = avoids_downtime
         self.health: dict[str, dict[str, bool]] = {}
         """What was told of each network load balancer: by its OCID, whether a backend is healthy, by its targetId."""
+        self.consoles: dict[str, str] = {}
+        """What was told of the serial consoles, by the instance's OCID."""
         self._ocid_types = ocid_types
         self._records: dict[str, Record] = {}
         self._kinds: dict[str, dict[str, Record]] = {}

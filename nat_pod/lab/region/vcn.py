@@ -13,6 +13,7 @@ from nat_pod.lab.region.inputs import InputRules, Inputs
 from nat_pod.lab.region.kinds import (
     DEFAULT_ROUTE_TABLE,
     DEFAULT_SECURITY_LIST,
+    DNS_RESOLVER,
     LPG,
     NSG,
     PRIVATE_IP,
@@ -61,6 +62,7 @@ class _Vcn(Resource):
             vcn.ocid,
             {"vcnId": vcn.ocid, "ingressSecurityRules": _DEFAULT_INGRESS, "egressSecurityRules": _DEFAULT_EGRESS},
         )
+        store.add(DNS_RESOLVER, vcn.ocid, {"attachedVcnId": vcn.ocid, "attachedViews": [], "state": "ACTIVE"})
         vcn.facts.update(
             cidrBlock=str(cidrs[0]),
             defaultRouteTableId=table.ocid,
@@ -100,6 +102,9 @@ class _Vcn(Resource):
             )
         store.drop(store.get(record.facts["defaultRouteTableId"]))
         store.drop(store.get(record.facts["defaultSecurityListId"]))
+        for resolver in store.all(DNS_RESOLVER):
+            if resolver.facts["attachedVcnId"] == record.ocid:
+                store.drop(resolver)
         store.drop(record)
 
 

@@ -17,7 +17,10 @@ Usually only one half of a flow passes a balancer, since the other one leads els
 of a TCP connection invalid after a SYN that nobody answered; so a SYN is sent on without being tracked, and the flow's
 next packet is what begins it.  FIN and RST begin none, nor does an ICMP answer: they go where new flows go.
 
-What a new backend's health is before its first check is not documented: here its first answer decides.
+What a new backend's health is before its first check is not documented: here its first answer decides.  Nor is what
+becomes of the flows of a backend that is taken out of its set: here they fare as those of one that died.
+
+SETTINGS may be replaced at any time.
 """
 
 from __future__ import annotations
@@ -29,15 +32,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nat_pod.trace.topology import Backend, Balancer, CheckProtocol, HealthCheck
 
 _RESET = 0xFFFF  # the mark of TCP flows that get a RST
+_LOOK_SECONDS = 0.02  # between two looks at the settings
 _NOBODY = '-m comment --comment "no healthy backend" -j DROP'
+# A segment in mid-stream of a flow without an entry is dropped, unless the flow has just begun.
+_FORGETFUL = (
+    "-A PREROUTING -p tcp --syn -m recent --name begun --set",
+    "-A PREROUTING -m mark --mark 0 -p tcp ! --syn -m recent --name begun ! --rcheck --seconds 3 -j DROP",
+)
 TABLE = 100  # of the first backend; the next ones follow
 
 
@@ -58,6 +68,7 @@ def rules(balancer: Balancer) -> str:
         f"-A choice {_NOBODY}",
         f"-A PREROUTING -d {balancer.address}/32 -j ACCEPT",
         "-A PREROUTING -j CONNMARK --restore-mark",
+        *(_FORGETFUL if balancer.drops_unknown else ()),
         "-A PREROUTING -m mark --mark 0 -j choice",
         "-A PREROUTING -m mark ! --mark 0 -j kept",
         "-A PREROUTING -j CONNMARK --save-mark",
@@ -72,6 +83,35 @@ def rules(balancer: Balancer) -> str:
         "COMMIT",
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process is told.
+
+    links: the address of the backend at the end of each link.  machines: by address, the MAC of the VNIC that holds it,
+    since what was found out about a machine says nothing about its successor.  number: of these settings; the state
+    names those that it has taken.
+    """
+
+    balancer: Balancer
+    links: tuple[str, ...]
+    machines: Mapping[str, str]
+    number: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As `read` takes it."""
+        return {**asdict(self), "machines": dict(self.machines)}
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """What the holder wrote down."""
+        given = json.loads(path.read_text())
+        one = given["balancer"]
+        check = HealthCheck(**{**one["check"], "protocol": CheckProtocol(one["check"]["protocol"])})
+        backends = tuple(Backend(**backend) for backend in one["backends"])
+        balancer = Balancer(**{**one, "check": check, "backends": backends, "nsgs": (), "security": ()})
+        return cls(balancer, tuple(given["links"]), given["machines"], given["number"])
 
 
 @dataclass(slots=True)
@@ -98,6 +138,7 @@ class Decider:
     """Which marks lead where.  `apply` gets the lines for `iptables-restore --noflush` and those for `ip -batch`."""
 
     balancer: Balancer
+    links: tuple[str, ...]
     healthy: set[str] = field(default_factory=set)
     active: str | None = None
     marks: dict[int, str] = field(default_factory=dict)  # mark: the backend that its flows were given to
@@ -113,7 +154,7 @@ class Decider:
         if new is not None and (new != self.active or max(self.marks) in self.moved):
             mark = len(self.marks) + 1
             self.marks[mark] = new
-            index = [one.address for one in self.balancer.backends].index(new)
+            index = self.links.index(new)
             lines.append(f"rule add fwmark {mark} lookup {TABLE + index} priority {TABLE + index}")
         self.active = new
         return None if before == (self.active, self.moved) and not lines else (self._rules(), lines)
@@ -151,33 +192,55 @@ def answers(own: str, backend: Backend, check: HealthCheck) -> bool:
 class _Loop:
     """The process: a thread for each backend asks, and whoever finds something new brings it about."""
 
-    def __init__(self, balancer: Balancer, state: Path) -> None:
-        self._balancer, self._state = balancer, state
-        self._health = {one.address: _Health() for one in balancer.backends}
-        self._decider = Decider(balancer)
+    def __init__(self, settings: Path, state: Path) -> None:
+        self._path, self._state = settings, state
+        self._settings = Settings.read(settings)
+        self._decider = Decider(self._settings.balancer, self._settings.links)
+        self._health: dict[str, _Health] = {}
         self._switches: list[dict[str, Any]] = []
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Ask until killed."""
-        askers = [threading.Thread(target=self._ask, args=(one,)) for one in self._balancer.backends]
-        for asker in askers:
-            asker.start()
-        for asker in askers:
-            asker.join()
-
-    def _ask(self, backend: Backend) -> None:
-        check, due = self._balancer.check, time.monotonic()
+        """Ask, and take new settings, until killed."""
+        read_at = None
         while True:
-            answered = answers(self._balancer.address, backend, check)
+            changed_at = self._path.stat().st_mtime_ns
+            if changed_at != read_at:
+                with self._lock:
+                    self._take(Settings.read(self._path))
+                read_at = changed_at
+            time.sleep(_LOOK_SECONDS)
+
+    def _take(self, new: Settings) -> None:
+        old, self._settings = self._settings, new
+        self._decider.balancer, self._decider.links = new.balancer, new.links
+        stay = {
+            one.address
+            for one in new.balancer.backends
+            if old.machines.get(one.address) == new.machines.get(one.address)
+        }
+        self._health = {address: health for address, health in self._health.items() if address in stay}
+        for backend in new.balancer.backends:
+            if backend.address not in self._health:
+                health = self._health[backend.address] = _Health()
+                threading.Thread(target=self._ask, args=(backend, health), daemon=True).start()
+        self._decide()
+
+    def _ask(self, backend: Backend, health: _Health) -> None:
+        """Ask one backend until it is taken out, or another machine has its place."""
+        due = time.monotonic()
+        while self._health.get(backend.address) is health:
+            check = self._settings.balancer.check
+            answered = answers(self._settings.balancer.address, backend, check)
             with self._lock:
-                if self._health[backend.address].take(answered, check.retries):
+                if self._health.get(backend.address) is health and health.take(answered, check.retries):
                     self._decide()
             due = max(due + check.interval_millis / 1000, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
 
     def _decide(self) -> None:
-        if any(one.healthy is None for one in self._health.values()):
+        asked = {address for address, one in self._health.items() if one.healthy is not None}
+        if not self._switches and asked != self._health.keys():
             return  # so that a standby whose answer came first does not begin
         healthy = {address for address, one in self._health.items() if one.healthy}
         made = self._decider.decide(healthy)
@@ -187,12 +250,15 @@ class _Loop:
                 _run(["ip", "-batch", "-"], lines)
                 _run(["iptables-restore", "--noflush"], text)
             self._switches.append({"at": time.monotonic(), "to": self._decider.active})
+        state = {
+            "active": self._decider.active,
+            "asked": sorted(asked),
+            "healthy": sorted(healthy),
+            "settings": self._settings.number,
+            "switches": self._switches,
+        }
         new = self._state.with_suffix(".new")
-        new.write_text(
-            json.dumps(
-                {"active": self._decider.active, "healthy": sorted(healthy), "switches": self._switches}, indent=1
-            )
-        )
+        new.write_text(json.dumps(state, indent=1))
         new.replace(self._state)
 
 
@@ -201,13 +267,5 @@ def _run(command: list[str], lines: list[str]) -> None:
         subprocess.run(command, input="".join(f"{line}\n" for line in lines), text=True, check=True)
 
 
-def read_settings(path: Path) -> Balancer:
-    """The balancer that the holder wrote down."""
-    given = json.loads(path.read_text())
-    check = HealthCheck(**{**given["check"], "protocol": CheckProtocol(given["check"]["protocol"])})
-    backends = tuple(Backend(**one) for one in given["backends"])
-    return Balancer(**{**given, "check": check, "backends": backends, "nsgs": (), "security": ()})
-
-
 if __name__ == "__main__":
-    _Loop(read_settings(Path(sys.argv[1])), Path(sys.argv[2])).run()
+    _Loop(Path(sys.argv[1]), Path(sys.argv[2])).run()

@@ -247,13 +247,11 @@ def start(name: str) -> int:
         return _begin(unit, again=False)
     if unit.get("Service", "Type") != ["oneshot"]:
         raise BootError(f"{name}: the lab runs services of Type=oneshot and Type=simple only")
-    output = unit.get("Service", "StandardOutput")
-    if output not in ([], ["journal+console"]):
-        raise BootError(f"{name}: StandardOutput={output[-1]}: the lab knows journal+console only")
+    output = _on_console(unit)
     seconds = int(unit.get("Service", "TimeoutStartSec")[0]) if unit.get("Service", "TimeoutStartSec") else 90
     for command in _commands(unit):
         try:
-            status = _run_service(command, seconds, on_console=bool(output))
+            status = _run_service(command, seconds, on_console=output)
         except subprocess.TimeoutExpired:
             print(f"{name}: killed after {seconds} seconds", file=sys.stderr)
             return 1
@@ -261,6 +259,14 @@ def start(name: str) -> int:
             print(f"{name}: failed with exit status {status}", file=sys.stderr)
             return status
     return 0
+
+
+def _on_console(unit: Unit) -> bool:
+    """Whether what a service prints goes to the serial console, too."""
+    output = unit.get("Service", "StandardOutput")
+    if output not in ([], ["journal+console"]):
+        raise BootError(f"{unit.name}: StandardOutput={output[-1]}: the lab knows journal+console only")
+    return bool(output)
 
 
 def _commands(unit: Unit) -> list[list[str]]:
@@ -305,7 +311,7 @@ class Staying:
                 print(f"{name}: ended with exit status {process.returncode}", file=sys.stderr)
                 ended, process = time.monotonic(), None
             if process is None and time.monotonic() >= ended + pause:
-                process = subprocess.Popen(_commands(unit)[0], env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+                process = _stay(unit)
             self._running[name] = (began, ended, process)
 
     def end(self) -> None:
@@ -319,6 +325,16 @@ class Staying:
         if process is not None:
             process.kill()
             process.wait()
+
+
+def _stay(unit: Unit) -> subprocess.Popen[bytes]:
+    """Begin a service that stays; what it prints goes to the console if so set, and otherwise to our own output."""
+    command = _commands(unit)[0]
+    if not _on_console(unit):
+        return subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.DEVNULL)
+    CONSOLE.parent.mkdir(parents=True, exist_ok=True)
+    with CONSOLE.open("ab") as console:
+        return subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=console)
 
 
 def _run_service(command: list[str], seconds: float, *, on_console: bool) -> int:
@@ -558,6 +574,7 @@ def rounds() -> int:
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
     agent = ModuleType("nat_pod_agent")
+    agent.__file__ = str(AGENT)
     SourceFileLoader("nat_pod_agent", str(AGENT)).exec_module(agent)
     for line in sys.stdin:
         request = json.loads(line)

@@ -3,14 +3,14 @@
 One namespace for each VCN, which is its router (`router.py`), one for each VM, and one for each load balancer
 (`balancer.py`).
 
-What it does not do: bandwidth, latency, DHCP and DNS on the wire, IPv6, the TTL (a VCN is one hop here, two with a
-peering; on OCI it is none).
+What it does not do: bandwidth, latency, DHCP on the wire, DNS but for names (`resolver.py`), IPv6, the TTL (a VCN is
+one hop here, two with a peering; on OCI it is none).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from netaddr import IPNetwork
@@ -22,6 +22,7 @@ from nat_pod.lab.wire.space import (
     LINK_ADDRESS,
     MTU,
     ROUTER_MAC,
+    BalancerLinks,
     Port,
     Space,
     balancer_namespace,
@@ -31,7 +32,7 @@ from nat_pod.lab.wire.space import (
     vcn_namespace,
     vm_namespace,
 )
-from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Balancer, Lpg, Topology, Vm
+from nat_pod.trace.topology import VM_ROUTER, Balancer, Lpg, Topology, Vm
 
 _BALANCER_NIC = "nlb"
 
@@ -50,7 +51,7 @@ class Peering:
 class Fabric:
     """All namespaces, each by the name of what it is, and the `ip -batch` text that creates the veth pairs.
 
-    `peerings` is by LPG; `cables` has those pairs that do not stand already.
+    `peerings` is by LPG, `balancer_links` by load balancer; `cables` has those pairs that do not stand already.
     """
 
     vcns: dict[str, Space]
@@ -58,6 +59,7 @@ class Fabric:
     balancers: dict[str, Space]
     ports: dict[str, Port]
     peerings: dict[str, Peering]
+    balancer_links: dict[str, BalancerLinks]
     cables: str
 
     @property
@@ -75,13 +77,15 @@ def lay_cables(topology: Topology, standing: Fabric | None = None) -> Fabric:
     ports = _ports(topology, standing.ports if standing else {})
     peerings = _peerings(topology, standing.peerings if standing else {})
     links = {name: peering.link for name, peering in peerings.items()}
+    balancers = _balancer_links(topology, standing.balancer_links if standing else {})
     return Fabric(
-        vcns={name: Router(topology, name, ports, links).space() for name in topology.vcns},
+        vcns={name: Router(topology, name, ports, links, balancers).space() for name in topology.vcns},
         vms={vm.name: _guest(topology, vm, ports) for vm in topology.vms.values()},
-        balancers={one.name: _balancer(topology, one) for one in topology.balancers.values()},
+        balancers={one.name: _balancer(topology, one, balancers[one.name]) for one in topology.balancers.values()},
         ports=ports,
         peerings=peerings,
-        cables=_cables(topology, ports, peerings, standing),
+        balancer_links=balancers,
+        cables=_cables(topology, ports, peerings, balancers, standing),
     )
 
 
@@ -159,6 +163,23 @@ def _peerings(topology: Topology, standing: dict[str, Peering]) -> dict[str, Pee
     return peerings
 
 
+def _balancer_links(topology: Topology, standing: dict[str, BalancerLinks]) -> dict[str, BalancerLinks]:
+    """The number of each load balancer, and its backends: those that it had, then those that are new."""
+    used = {links.number for links in standing.values()}
+    numbers = (number for number in count() if number not in used)
+    found = {}
+    for name, balancer in topology.balancers.items():
+        vcn = topology.subnets[balancer.subnet].vcn
+        known = standing.get(name)
+        if known is None or known.vnic != (vcn, balancer.mac, balancer.address):
+            known = BalancerLinks(
+                number=next(numbers), vcn=vcn, mac=balancer.mac, address=balancer.address, backends=()
+            )
+        new = (backend.address for backend in balancer.backends if backend.address not in known.backends)
+        found[name] = replace(known, backends=(*known.backends, *new))
+    return found
+
+
 def _fresh(letter: str, used: set[str]) -> Iterator[str]:
     return (name for name in (f"{letter}{number}" for number in count()) if name not in used)
 
@@ -170,7 +191,13 @@ def _peer(topology: Topology, name: str | None) -> Lpg | None:
     return peer if lpg and peer and peer.peer == lpg.name else None
 
 
-def _cables(topology: Topology, ports: dict[str, Port], peerings: dict[str, Peering], standing: Fabric | None) -> str:
+def _cables(
+    topology: Topology,
+    ports: dict[str, Port],
+    peerings: dict[str, Peering],
+    balancers: dict[str, BalancerLinks],
+    standing: Fabric | None,
+) -> str:
     """Every veth is created between its two namespaces at once: moving it there afterwards costs twice the time."""
     lines = []
     for port in ports.values():
@@ -187,22 +214,24 @@ def _cables(topology: Topology, ports: dict[str, Port], peerings: dict[str, Peer
                 f"link add name {here.link} netns {vcn_namespace(here.vcn)} address {ROUTER_MAC} mtu {MTU} type veth "
                 f"peer name {there.link} netns {vcn_namespace(there.vcn)} address {ROUTER_MAC} mtu {MTU}"
             )
-    # Those that stand stay as they are: see `rewiring`.
-    for index, balancer in enumerate([] if standing else topology.balancers.values()):
-        router, own = topology.subnets[balancer.subnet].vcn, balancer_namespace(balancer.name)
-        lines.append(
-            f"link add name {balancer_link(index)} netns {vcn_namespace(router)} address {ROUTER_MAC} mtu {MTU} "
-            f"type veth peer name {_BALANCER_NIC} netns {own} address {balancer.mac} mtu {MTU}"
-        )
+    for balancer in topology.balancers.values():
+        own, links = balancer_namespace(balancer.name), balancers[balancer.name]
+        known = standing.balancer_links.get(balancer.name) if standing else None
+        stands = known is not None and known.number == links.number
+        if not stands:
+            lines.append(
+                f"link add name {balancer_link(links.number)} netns {vcn_namespace(links.vcn)} address {ROUTER_MAC} "
+                f"mtu {MTU} type veth peer name {_BALANCER_NIC} netns {own} address {balancer.mac} mtu {MTU}"
+            )
         lines += [
-            f"link add name {backend_link(index, number)} netns {vcn_namespace(router)} address {ROUTER_MAC} "
-            f"mtu {MTU} type veth peer name {nlb.nic(number)} netns {own} mtu {MTU}"
-            for number in range(len(balancer.backends))
+            f"link add name {backend_link(links.number, at)} netns {vcn_namespace(links.vcn)} address {ROUTER_MAC} "
+            f"mtu {MTU} type veth peer name {nlb.nic(at)} netns {own} mtu {MTU}"
+            for at in range(len(known.backends) if known is not None and stands else 0, len(links.backends))
         ]
     return text(lines)
 
 
-def _balancer(topology: Topology, balancer: Balancer) -> Space:
+def _balancer(topology: Topology, balancer: Balancer, links: BalancerLinks) -> Space:
     """A load balancer's namespace: nobody is healthy until its process has asked."""
     subnet = IPNetwork(topology.subnets[balancer.subnet].cidr)
     lines = [
@@ -211,7 +240,7 @@ def _balancer(topology: Topology, balancer: Balancer) -> Space:
         f"addr add {balancer.address}/{subnet.prefixlen} dev {_BALANCER_NIC}",
         f"route add default via {subnet[1]} dev {_BALANCER_NIC}",
     ]
-    for number in range(len(balancer.backends)):
+    for number in range(len(links.backends)):
         nic = nlb.nic(number)
         lines += [
             f"link set {nic} up",
@@ -240,9 +269,9 @@ def _balancer(topology: Topology, balancer: Balancer) -> Space:
 
 
 def _guest(topology: Topology, vm: Vm, ports: dict[str, Port]) -> Space:
-    """A VM's namespace.  Hosts and the vRouter come configured; a NAT VM's boot must do everything itself."""
+    """A VM's namespace.  Where there is user_data, its boot must do everything itself."""
     lines = ["link set lo up"]
-    if vm.kind == VM_NAT:
+    if vm.boots:
         lines.append(f"addr add {IMDS_ADDRESS}/32 dev lo")
         # As Oracle Linux comes up: strict reverse-path filter, no forwarding.  A guest that forgets either shows it.
         return Space(name=vm_namespace(vm.name), sysctls=kernel(forward=False, rp_filter=1), batch=text(lines))
@@ -253,6 +282,9 @@ def _guest(topology: Topology, vm: Vm, ports: dict[str, Port]) -> Space:
         lines.append(f"link set {nic} up")
         lines.append(f"addr add {vnic.addresses[0]}/{subnet.prefixlen} dev {nic}")
         lines.extend(f"addr add {address}/32 dev {nic}" for address in vnic.addresses[1:])
+        # All namespaces of a machine share one table of neighbours that were asked for, 1024 by default; those of a lab
+        # of a thousand hosts would fill it, and packets of whoever comes last would die.
+        lines.append(f"neigh replace {subnet[1]} lladdr {ROUTER_MAC} dev {nic} nud permanent")
         destinations = ["default"] if name == vm.vnics[0] else []
         destinations += [cidr for cidr, leaves_by in vm.routes if leaves_by == name]
         routes += [f"route add {destination} via {subnet[1]} dev {nic}" for destination in destinations]

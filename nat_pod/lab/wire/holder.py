@@ -1,4 +1,4 @@
-"""The process that is a lab: it builds the namespaces, boots the NAT VMs, and answers requests until it is killed.
+"""The process that is a lab: it builds the namespaces, boots VMs from their user_data, and answers until it is killed.
 
 `sandbox.start` runs it as pid 1 of a pid namespace; its end is the lab's end, so nothing in here cleans up.
 
@@ -24,25 +24,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nat_pod.lab.wire import boot, load, netns
+from nat_pod.lab.wire import boot, load, netns, resolver
+from nat_pod.lab.wire.balancer import Settings
 from nat_pod.lab.wire.fabric import dhcp_offer, imds_document, lay_cables
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.packets import Quoted
 from nat_pod.lab.wire.probe import Probe, Prober
-from nat_pod.lab.wire.rewiring import rewire
+from nat_pod.lab.wire.rewiring import Rewiring, rewire
 from nat_pod.lab.wire.router import read_drops
 from nat_pod.lab.wire.servers import Servers
 from nat_pod.lab.wire.space import IMDS_ADDRESS, balancer_namespace, vcn_namespace, vm_namespace
-from nat_pod.trace.topology import VM_NAT, Topology
+from nat_pod.trace.topology import VM_HOST, VM_NAT, Topology
 
 _TMPFS = "/run"
 _HOME = Path(_TMPFS) / "nat-pod"
+_RESOLVER = " resolver"
 _AGENT = "nat-pod-agent.service"
 _IMDS_SECONDS = 20
 _BOOT_SECONDS = 180
@@ -71,6 +73,7 @@ class Operations:
         self._rounds: dict[str, subprocess.Popen[str]] = {}
         self._load: load.Load | None = None
         self._kept = ""
+        self._instructions = 0  # that were given to load balancers
         self._turn = threading.Lock()
         # VMs that have failed: the processes that stand still, None for one that is off.
         self._down: dict[str, list[int] | None] = {}
@@ -91,8 +94,8 @@ class Operations:
     def balancers(self) -> dict[str, dict[str, Any]]:
         """What each load balancer makes of its backends' health.
 
-        By name: `active`, the address that new flows go to (None: nobody), `healthy`, the addresses that answer, and
-        `switches`, each with the time by the monotonic clock and the address.
+        By name: `active`, the address that new flows go to (None: nobody), `asked`, the addresses that have been asked,
+        `healthy`, those that answer, and `switches`, each with the time by the monotonic clock and the address.
         """
         return {name: self._balancer_state(name) for name in self._topology.balancers}
 
@@ -157,7 +160,7 @@ class Operations:
             for pid in pids or ():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
-            if pids is None and self._topology.vms[vm].kind == VM_NAT:
+            if pids is None and self._topology.vms[vm].boots:
                 self._power_on([vm])
 
     def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
@@ -232,15 +235,15 @@ class Operations:
     def command(self, vm: str, argv: list[str]) -> list[str]:
         """The command line that runs a program on a machine as somebody who is logged in, for `sandbox.enter`.
 
-        A NAT VM has a root directory of its own; hosts and routers have only a network of their own.
+        One that boots has a root directory of its own; others have only a network of their own.
         """
         self._up(vm)
-        if self._topology.vms[vm].kind == VM_NAT:
+        if self._topology.vms[vm].boots:
             return self._boot_command(vm, "run", str(self._disk(vm)), *argv)
         return ["ip", "netns", "exec", vm_namespace(vm), *argv]
 
     def metadata(self, vm: str, metadata: dict[str, str]) -> None:
-        """Replace a NAT VM's instance metadata, as an update in place does on OCI."""
+        """Replace a VM's instance metadata, as an update in place does on OCI."""
         path = self._disk(vm) / "imds.json"
         with self._turn:
             document = json.loads(path.read_text())
@@ -248,14 +251,14 @@ class Operations:
             _write(path, document)
 
     def read(self, vm: str, path: str) -> str:
-        """A file on a NAT VM's disk, by its path there, e.g. /var/lib/nat-pod/status.json."""
+        """A file on a VM's disk, by its path there, e.g. /var/lib/nat-pod/status.json."""
         try:
             return (self._disk(vm) / "root" / path.lstrip("/")).read_text(errors="replace")
         except OSError as error:
             raise LabError(f"{vm}: {path}: {error.strerror}") from None
 
     def log(self, vm: str) -> str:
-        """What a NAT VM's boot and timers have printed so far."""
+        """What a VM's boot and timers have printed so far."""
         self._disk(vm)
         return _log(vm).read_text(errors="replace")
 
@@ -278,33 +281,79 @@ class Operations:
             netns.ip_batch(space.batch, space.name)
             netns.restore_rules(space.name, space.rules)
             netns.set_sysctls(space.name, space.rule_sysctls)
-        Servers(topology).start()
+        self._servers = Servers(topology)
+        self._servers.start()
         self._prober = Prober(topology, fabric)
-        nat_vms = [vm.name for vm in topology.vms.values() if vm.kind == VM_NAT]
-        if nat_vms:
-            tell(f"{', '.join(nat_vms)} boot from their metadata")
-            self._boot(nat_vms)
+        boots = [vm.name for vm in topology.vms.values() if vm.boots]
+        if boots:
+            tell(f"{', '.join(boots)} boot from their metadata")
+            self._boot(boots)
         for space in fabric.spaces:
             netns.wait_for_links(space.name)
+        self._resolve()
         self._balance(tell)
+
+    def _resolve(self) -> None:
+        """Let each host's resolver answer what its VCN's does now.  A resolver keeps no flow, so it is made anew."""
+        for label in [label for label in self._processes if label.endswith(_RESOLVER)]:
+            process = self._processes.pop(label)
+            process.kill()
+            process.wait()
+        for vm in self._topology.vms.values():
+            vcn = self._topology.vcns[self._topology.subnets[self._topology.vnics[vm.vnics[0]].subnet].vcn]
+            if vm.kind == VM_HOST and vcn.zones:
+                address, program = resolver.commands(vcn)
+                netns.run(address, vm_namespace(vm.name))
+                self._keep(f"{vm.name}{_RESOLVER}", netns.in_namespace(vm_namespace(vm.name), program), vm.name)
 
     def _balance(self, tell: Callable[[str], None]) -> None:
         """Start the load balancers, and wait until each has asked all of its backends once."""
         for name, balancer in self._topology.balancers.items():
-            if sum(not backend.is_backup for backend in balancer.backends) > 1:
-                raise LabError(f"{name}: it has more than one backend that is no backup; the lab spreads no flows")
             tell(f"load balancer {name} asks its {len(balancer.backends)} backends")
+        self._start_balancers(self._topology.balancers)
+
+    def _start_balancers(self, names: Iterable[str]) -> None:
+        told = {}
+        for name in names:
+            if sum(not backend.is_backup for backend in self._topology.balancers[name].backends) > 1:
+                raise LabError(f"{name}: it has more than one backend that is no backup; the lab spreads no flows")
             settings, state = self._balancer_files(name)
             settings.parent.mkdir(exist_ok=True)
-            _write(settings, asdict(balancer))
+            state.unlink(missing_ok=True)
+            told[name] = self._instruct(name)
             command = [sys.executable, "-m", "nat_pod.lab.wire.balancer", str(settings), str(state)]
             self._keep(f"{name} load balancer", netns.in_namespace(balancer_namespace(name), command), name)
-        for name, balancer in self._topology.balancers.items():
-            end = time.monotonic() + balancer.check.timeout_millis / 1000 + _BALANCER_SECONDS
-            while balancer.backends and not self._balancer_state(name)["switches"]:
-                if time.monotonic() > end or self._processes[f"{name} load balancer"].poll() is not None:
-                    raise LabError(f"load balancer {name} does not come up:\n{_tail(name)}")
-                time.sleep(0.02)
+        for name, number in told.items():
+            self._wait_for_balancer(name, number)
+
+    def _instruct(self, name: str, without: Collection[str] = ()) -> int:
+        """Tell a load balancer what it is; returns the number of these settings.
+
+        without: addresses of backends that are left out.
+        """
+        balancer = self._topology.balancers[name]
+        backends = tuple(backend for backend in balancer.backends if backend.address not in without)
+        self._instructions += 1
+        settings = Settings(
+            balancer=replace(balancer, backends=backends),
+            links=self._fabric.balancer_links[name].backends,
+            machines={
+                vnic.addresses[0]: vnic.mac
+                for vnic in self._topology.vnics.values()
+                if vnic.addresses[0] in {backend.address for backend in backends}
+            },
+            number=self._instructions,
+        )
+        _write(self._balancer_files(name)[0], settings.to_json())
+        return settings.number
+
+    def _wait_for_balancer(self, name: str, told: int) -> None:
+        """Until it has taken the settings of this number; a new one, until it has asked all of its backends."""
+        end = time.monotonic() + self._topology.balancers[name].check.timeout_millis / 1000 + _BALANCER_SECONDS
+        while self._balancer_state(name)["settings"] != told:
+            if time.monotonic() > end or self._processes[f"{name} load balancer"].poll() is not None:
+                raise LabError(f"load balancer {name} does not come up:\n{_tail(name)}")
+            time.sleep(0.02)
 
     def _balancer_files(self, name: str) -> tuple[Path, Path]:
         folder = _HOME / "balancers"
@@ -314,19 +363,22 @@ class Operations:
         try:
             return dict(json.loads(self._balancer_files(name)[1].read_text()))
         except FileNotFoundError:
-            return {"active": None, "healthy": [], "switches": []}
+            return {"active": None, "asked": [], "healthy": [], "settings": 0, "switches": []}
 
     def _become(self, after: Topology) -> list[str]:
         before, change = self._topology, rewire(self._topology, self._fabric, after)
         fabric = change.fabric
         did: list[str] = []
+        self._take_out(after, change)
         for name in change.gone_vms:
             self._power_off(name)
         for vcn, link in change.gone:
             netns.run(["ip", "-n", vcn_namespace(vcn), "link", "del", link])
-        for namespace in (*map(vm_namespace, change.gone_vms), *map(vcn_namespace, change.gone_vcns)):
+        gone = [*map(vm_namespace, change.gone_vms), *map(vcn_namespace, change.gone_vcns)]
+        for namespace in (*gone, *map(balancer_namespace, change.gone_balancers)):
             netns.run(["ip", "netns", "del", namespace])
         made = [*(fabric.vcns[name] for name in change.new_vcns), *(fabric.vms[name] for name in change.new_vms)]
+        made += [fabric.balancers[name] for name in change.new_balancers]
         netns.ip_batch("".join(f"netns add {space.name}\n" for space in made))
         for space in made:
             netns.set_sysctls(space.name, space.sysctls)
@@ -339,19 +391,29 @@ class Operations:
             netns.ip_batch(fabric.vms[name].batch, fabric.vms[name].name)
         for name, batch in change.vm_batches.items():
             netns.ip_batch(batch, fabric.vms[name].name)
+        for name, space in fabric.balancers.items():
+            netns.ip_batch(change.balancer_batches[name], space.name)
+            if name in change.new_balancers:
+                netns.restore_rules(space.name, space.rules)
+            netns.set_sysctls(space.name, space.rule_sysctls)
         self._topology, self._fabric = after, fabric
         fresh = replace(after, vms={name: after.vms[name] for name in change.new_vms})
-        Servers(fresh).start()
+        self._servers.serve(after, anew=change.new_vms)
         if self._load is not None:
             self._load.serve(fresh)
         self._prober = Prober(after, fabric)
         for space in fabric.spaces:
             netns.wait_for_links(space.name)
-        nat_vms = [vm for vm in after.vms.values() if vm.kind == VM_NAT]
-        booted = [vm.name for vm in nat_vms if vm.name in change.new_vms]
+        boots = [vm for vm in after.vms.values() if vm.boots]
+        booted = [vm.name for vm in boots if vm.name in change.new_vms]
         if booted:
             self._boot(booted)
-        for vm in nat_vms:
+        for name in after.balancers:
+            if name not in change.new_balancers:
+                self._instruct(name)
+        self._start_balancers(change.new_balancers)
+        self._resolve()
+        for vm in boots:
             document = imds_document(after, vm)
             if vm.name in booted:
                 did.append(f"{vm.name}: a new VM, booted from its user_data; it knows no flow of before")
@@ -360,23 +422,42 @@ class Operations:
         for words, names in (
             ("gone", [name for name in change.gone_vms if name not in after.vms]),
             ("new", [name for name in change.new_vms if name not in before.vms]),
+            ("load balancer, gone", [name for name in change.gone_balancers if name not in after.balancers]),
+            ("load balancer, new", list(change.new_balancers)),
             ("made anew", [name for name in change.new_vms if name in before.vms and name not in booted]),
         ):
             did += [f"{name}: {words}" for name in names]
         return did
 
+    def _take_out(self, after: Topology, change: Rewiring) -> None:
+        """Before a VM goes, its load balancer gives its flows to the other one."""
+        vms = {vnic.addresses[0]: vnic.vm for vnic in self._topology.vnics.values()}
+        for name in change.gone_balancers:
+            process = self._processes.pop(f"{name} load balancer")
+            process.kill()
+            process.wait()
+        stay = [name for name in self._topology.balancers if name not in change.gone_balancers]
+        for name in stay:
+            wanted = {backend.address for backend in after.balancers[name].backends}
+            there = {backend.address for backend in self._topology.balancers[name].backends}
+            out = {address for address in there if address not in wanted or vms.get(address) in change.gone_vms}
+            if out:
+                self._wait_for_balancer(name, self._instruct(name, out))
+
     def _told(self, vm: str, document: dict[str, object]) -> str:
-        """Give a NAT VM that runs its new metadata; returns what its agent did with it, in the agent's own words.
+        """Give a VM that runs its new metadata; returns what a NAT VM's agent did with it, in the agent's own words.
 
         By the console, which has the words of whichever round saw the metadata first.
         """
         console = self._disk(vm) / "root" / boot.CONSOLE.relative_to("/")
-        before = console.stat().st_size
+        before = console.stat().st_size if console.exists() else 0
         _write(self._disk(vm) / "imds.json", document)
+        if self._topology.vms[vm].kind != VM_NAT:
+            return "it will read its new metadata"
         said = self.poll(vm)
         if said["status"]:
             return f"its agent complains: {said['stderr'].strip()[-300:]}"
-        loaded = _LOADED.findall(console.read_bytes()[before:].decode(errors="replace"))
+        loaded = _LOADED.findall(console.read_bytes()[before:].decode(errors="replace")) if console.exists() else []
         return f"its agent: {loaded[-1]}" if loaded else "its agent has read the new metadata, and its rules stay"
 
     def _power_off(self, name: str) -> None:
@@ -395,7 +476,7 @@ class Operations:
         shutil.rmtree(_HOME / "disks" / vm_namespace(name), ignore_errors=True)
 
     def _boot(self, names: list[str]) -> None:
-        """Launch the NAT VMs, at the same time as after one `pulumi up`, and keep their timers running."""
+        """Launch VMs, at the same time as after one `pulumi up`, and keep their timers running."""
         for name in names:
             vm, disk = self._topology.vms[name], _HOME / "disks" / vm_namespace(name)
             disk.mkdir()
@@ -404,7 +485,7 @@ class Operations:
         self._power_on(names)
 
     def _power_on(self, names: list[str]) -> None:
-        """Boot NAT VMs from their disks."""
+        """Boot VMs from their disks."""
         for name in names:
             disk = self._disk(name)
             imds = [sys.executable, "-m", "nat_pod.lab.wire.imds", str(disk / "imds.json")]
@@ -445,7 +526,7 @@ class Operations:
     def _disk(self, vm: str) -> Path:
         disk = _HOME / "disks" / vm_namespace(vm)
         if not disk.is_dir():
-            raise LabError(f"{vm} is not a NAT VM of this lab")
+            raise LabError(f"{vm} is not a VM of this lab that boots")
         return disk
 
     def _cut(self, vm: str, action: str) -> None:

@@ -269,16 +269,21 @@ class Load(Thread):
         self._taken(flow, self._read(flow, connection, at_server=True))
 
     def _datagram(self, server: socket.socket, index: int) -> None:
-        """What comes to a server by UDP."""
-        try:
-            data, peer = server.recvfrom(2048)
-        except OSError:
-            return  # an ICMP error came in
-        record = Record.unpacked(data)
-        flow = self._flows.get(record.flow) if record is not None else None
-        if flow is not None and record is not None and flow.protocol == UDP and flow.error is None:
-            flow.far, flow.server, flow.peer, flow.seen = server, index, peer, peer[0]
-            self._taken(flow, [record])
+        """What comes to a server by UDP.
+
+        All of it: the clients of a server have a socket each, and the server has one.  With one record a round, a busy
+        round would take in more than it answers, and the queue would stay full however quick later rounds were.
+        """
+        for _ in range(len(self._flows)):
+            try:
+                data, peer = server.recvfrom(2048)
+            except OSError:
+                return  # that was all, or an ICMP error came in
+            record = Record.unpacked(data)
+            flow = self._flows.get(record.flow) if record is not None else None
+            if flow is not None and record is not None and flow.protocol == UDP and flow.error is None:
+                flow.far, flow.server, flow.peer, flow.seen = server, index, peer, peer[0]
+                self._taken(flow, [record])
 
     def _taken(self, flow: HeldFlow, records: Iterable[Record]) -> None:
         """A server has records: it answers, or only takes note."""

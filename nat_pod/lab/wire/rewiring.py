@@ -10,27 +10,32 @@ from dataclasses import dataclass
 
 from nat_pod.lab.wire.fabric import Fabric, Peering, lay_cables
 from nat_pod.lab.wire.netns import LabError
-from nat_pod.lab.wire.space import Port
-from nat_pod.trace.topology import VM_NAT, VM_ROUTER, Topology
+from nat_pod.lab.wire.router import backend_link, balancer_link
+from nat_pod.lab.wire.space import BalancerLinks, Port
+from nat_pod.trace.topology import VM_ROUTER, Topology
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rewiring:
-    """The steps, in the order of the fields.  Machines and VCNs by name.
+    """The steps, in the order of the fields.  Machines, VCNs and load balancers by name.
 
     gone: links to delete, as (VCN, link): their other ends go with them, of a peering one of the two.
     new_vms, new_vcns: those to make; one that was replaced is in gone_vms as well.
     batches: `ip -batch` text for each VCN, whole for a new one, otherwise what differs.
     vm_batches: the same for machines that stay and have other routes, as the vRouter may.
+    balancer_batches: the same for each load balancer.
     """
 
     gone_vms: tuple[str, ...]
     gone: tuple[tuple[str, str], ...]
     gone_vcns: tuple[str, ...]
+    gone_balancers: tuple[str, ...]
     new_vcns: tuple[str, ...]
     new_vms: tuple[str, ...]
+    new_balancers: tuple[str, ...]
     batches: dict[str, str]
     vm_batches: dict[str, str]
+    balancer_batches: dict[str, str]
     fabric: Fabric
 
 
@@ -39,15 +44,18 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
 
     Raises LabError where that cannot be done in place.
     """
-    if before.balancers != after.balancers:
-        differ = {*before.balancers.items()} ^ {*after.balancers.items()}
-        names = ", ".join(sorted({name for name, _ in differ}))
-        raise LabError(f"load balancers that come, go or change ({names}) cannot be put into a running lab")
     fabric = lay_cables(after, standing)
+    # The process of one that stays takes whatever is new about it.
+    balancers = {
+        name
+        for name, links in fabric.balancer_links.items()
+        if name in standing.balancer_links and standing.balancer_links[name].number == links.number
+    }
     ends: list[Port | Peering] = [*standing.ports.values(), *standing.peerings.values()]
     new_ends: list[Port | Peering] = [*fabric.ports.values(), *fabric.peerings.values()]
     kept = {(end.vcn, end.link) for end in new_ends}
     gone = {(end.vcn, end.link) for end in ends} - kept
+    lost = {link for name, links in standing.balancer_links.items() if name not in balancers for link in _links(links)}
     stays = {name for name in before.vms.keys() & after.vms.keys() if _stays(name, before, after, standing, fabric)}
     replaced = (before.vms.keys() & after.vms.keys()) - stays
     for name in replaced:
@@ -59,10 +67,12 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
         gone_vcns=tuple(name for name in before.vcns if name not in after.vcns),
         new_vcns=tuple(name for name in after.vcns if name not in before.vcns),
         new_vms=tuple(name for name in after.vms if name not in stays),
+        gone_balancers=tuple(name for name in before.balancers if name not in balancers),
+        new_balancers=tuple(name for name in after.balancers if name not in balancers),
         batches={
             name: space.batch
             if name not in standing.vcns
-            else _difference(standing.vcns[name].batch, space.batch, gone, name)
+            else _difference(standing.vcns[name].batch, space.batch, gone | lost, name)
             for name, space in fabric.vcns.items()
         },
         vm_batches={
@@ -70,20 +80,32 @@ def rewire(before: Topology, standing: Fabric, after: Topology) -> Rewiring:
             for name in stays
             if standing.vms[name].batch != fabric.vms[name].batch
         },
+        balancer_batches={
+            name: _difference(standing.balancers[name].batch, space.batch, set(), name)
+            if name in balancers
+            else space.batch
+            for name, space in fabric.balancers.items()
+        },
         fabric=fabric,
     )
 
 
+def _links(of: BalancerLinks) -> list[tuple[str, str]]:
+    """The links of a load balancer in its VCN, which go with its namespace."""
+    names = [balancer_link(of.number), *(backend_link(of.number, at) for at in range(len(of.backends)))]
+    return [(of.vcn, name) for name in names]
+
+
 def _stays(name: str, before: Topology, after: Topology, standing: Fabric, fabric: Fabric) -> bool:
-    """Whether a machine lives on: a NAT VM as long as its primary VNIC does, another as long as nothing changes.
+    """Whether a machine lives on: one that boots as long as its primary VNIC does, another as long as nothing changes.
 
     The vRouter may get other routes.
     """
     old, new = before.vms[name], after.vms[name]
     if old.kind != new.kind or standing.ports[old.vnics[0]] != fabric.ports[new.vnics[0]]:
         return False
-    if new.kind == VM_NAT:
-        return True
+    if new.boots:
+        return old.boots
     if [standing.ports[vnic] for vnic in old.vnics] != [fabric.ports[vnic] for vnic in new.vnics]:
         return False
     return standing.vms[name] == fabric.vms[name] or (

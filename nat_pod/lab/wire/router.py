@@ -25,7 +25,16 @@ from collections.abc import Iterator
 
 from netaddr import IPNetwork
 
-from nat_pod.lab.wire.space import LINK_ADDRESS, ROUTER_MAC, Port, Space, kernel, text, vcn_namespace
+from nat_pod.lab.wire.space import (
+    LINK_ADDRESS,
+    ROUTER_MAC,
+    BalancerLinks,
+    Port,
+    Space,
+    kernel,
+    text,
+    vcn_namespace,
+)
 from nat_pod.trace.topology import Balancer, Route, SecurityRule, Topology, Vnic
 
 VOID = "lo"  # where packets without a destination go
@@ -56,7 +65,14 @@ def read_drops(saved: str) -> list[tuple[str, int]]:
 class Router:
     """One VCN's namespace: links, delivery, route tables, checks and security rules."""
 
-    def __init__(self, topology: Topology, vcn: str, ports: dict[str, Port], links: dict[str, str]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        vcn: str,
+        ports: dict[str, Port],
+        links: dict[str, str],
+        balancers: dict[str, BalancerLinks],
+    ) -> None:
         self.topology = topology
         self.vcn = topology.vcns[vcn]
         self.vnics = [topology.vnics[name] for name, port in ports.items() if port.vcn == vcn]
@@ -68,17 +84,17 @@ class Router:
         self.incoming = {vnic.name: [self.link[vnic.name]] for vnic in self.vnics}
         # Such a link, and the backend's VNIC at the end of the way; None when it is gone.
         self.backends: dict[str, Vnic | None] = {}
-        for index, balancer in enumerate(topology.balancers.values()):
+        for balancer in topology.balancers.values():
             if topology.subnets[balancer.subnet].vcn == vcn:
-                self.add_balancer(index, balancer)
+                self.add_balancer(balancer, balancers[balancer.name])
 
-    def add_balancer(self, index: int, balancer: Balancer) -> None:
+    def add_balancer(self, balancer: Balancer, links: BalancerLinks) -> None:
         """A load balancer is one more VNIC, and packets for its backends come in by links of their own."""
         vnic = balancer.vnic
-        reached = {backend_link(index, number): one.address for number, one in enumerate(balancer.backends)}
+        reached = {backend_link(links.number, at): address for at, address in enumerate(links.backends)}
         self.backends |= {link: self.holder.get(address) for link, address in reached.items()}
         self.vnics.append(vnic)
-        self.link[vnic.name] = balancer_link(index)
+        self.link[vnic.name] = balancer_link(links.number)
         self.incoming[vnic.name] = [self.link[vnic.name], *reached]
         self.holder[balancer.address] = vnic
 

@@ -43,6 +43,25 @@ class Port:
     link: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BalancerLinks:
+    """A load balancer's VNIC, its number in the names of its links, and the backend's address at the end of each.
+
+    A backend that is gone keeps its link: the others must keep theirs, or their flows would leave by the wrong one.
+    """
+
+    number: int
+    vcn: str
+    mac: str
+    address: str
+    backends: tuple[str, ...]
+
+    @property
+    def vnic(self) -> tuple[str, str, str]:
+        """What makes it another load balancer when it changes."""
+        return self.vcn, self.mac, self.address
+
+
 def vcn_namespace(name: str) -> str:
     """The namespace of a VCN: `vcn-customer1`."""
     return f"vcn-{safe(name)}"

@@ -1,0 +1,1 @@
+"""What a trial needs that follows from the plan: throw-away neighbours, probes, assumptions, and the report."""
