@@ -152,6 +152,24 @@ class TestWithPackets:
             time.sleep(0.05)
         lab.call("run", vm="a1", argv=["iptables", "-D", *rule])
 
+    def test_what_arrives_is_no_answer_before_it_is_acknowledged(self, lab, flows):
+        """Where the way back leads elsewhere, a server's record arrives and what comes of it is a reset."""
+        asleep, numbers = (
+            [n for n, flow in flows.items() if flow["kind"] is Kind.IDLE and flow["protocol"] == protocol]
+            for protocol in ("udp", "tcp")
+        )
+        rule = ["OUTPUT", "-p", "tcp", "--dport", "7", "-j", "DROP"]
+        lab.call("run", vm="a1", argv=["iptables", "-I", *rule])
+        lab.call("load", action="mark")
+        lab.call("load", action="wake", numbers=numbers, by_server=True)
+        end = time.monotonic() + 20
+        while any((found := report(lab))[number]["silent"] for number in numbers):  # on its way
+            assert time.monotonic() < end, found
+            time.sleep(0.05)
+        assert not any(report(lab)[number]["answers"] for number in numbers)
+        lab.call("run", vm="a1", argv=["iptables", "-D", *rule])
+        answered(lab, set(flows) - set(asleep))
+
 
 def test_a_server_that_many_flows_share_takes_in_what_comes_in(lab: Lab):
     """200 flows by UDP to one socket, while as many by TCP keep the thread that runs all of them busy."""

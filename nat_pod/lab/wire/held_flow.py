@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fcntl import ioctl
 from hashlib import blake2b
 
 _HEAD = struct.Struct("!III4s")  # flow, sequence number, number of the server, the source that the server saw
@@ -110,6 +113,7 @@ class HeldFlow:
     due: float = 0.0
     marked: int = 0  # first sequence number after the mark: the server's of a PULL, otherwise the client's
     answers: set[tuple[int, str]] = field(default_factory=set)  # since the mark: who, and the source it saw
+    acknowledged: bool = False  # since the mark
     error: str | None = None
     closed: bool = False
     ended: str | None = None
@@ -119,6 +123,17 @@ class HeldFlow:
         """Forget who answered; only what is sent from now on counts."""
         self.marked = self.back.sent if self.kind is Kind.PULL else self.forth.sent
         self.answers.clear()
+        self.acknowledged = False
+
+    def answered(self) -> set[tuple[int, str]]:
+        """Who answered since the mark, once all that either end has sent by TCP was acknowledged.
+
+        A record that arrives shows one way only.  Where the other way leads to somebody else by now, it is the
+        acknowledgement that is answered with a reset, a moment after the record.
+        """
+        if self.answers and not self.acknowledged and self.error is None:
+            self.acknowledged = self.protocol != "tcp" or not (_outstanding(self.near) or _outstanding(self.far))
+        return self.answers if self.acknowledged else set()
 
     def report(self, hosts: list[str], now: float) -> dict[str, object]:
         """What callers are told; see `load.Load.report`."""
@@ -126,8 +141,15 @@ class HeldFlow:
             "error": self.error,
             "sent": self.forth.sent,
             "lost": self.forth.lost + self.back.lost,
-            "answers": sorted((hosts[server], seen) for server, seen in self.answers),
+            "answers": sorted((hosts[server], seen) for server, seen in self.answered()),
             "pause": max(self.forth.pause, self.back.pause),
             "silent": max(self.forth.silent(now), self.back.silent(now)),
             "ended": self.ended,
         }
+
+
+def _outstanding(end: socket.socket | None) -> int:
+    """Bytes that an end has sent and that were not acknowledged (tcp(7), SIOCOUTQ)."""
+    if end is None or end.fileno() < 0:
+        return 0
+    return int.from_bytes(ioctl(end, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -139,7 +139,8 @@ class Load(Thread):
         """By number: how each flow is.
 
         error: what went wrong (None: nothing).  sent, lost: records, the client's and both ends'; one is lost when a
-        later one arrived.  answers: since the mark, who answered, took in or sent records, and the source that it saw.
+        later one arrived.  answers: since the mark, who answered, took in or sent records, and the source that it saw;
+        by TCP once all was acknowledged, too.
         pause: since the mark, the longest that a record was on its way, in seconds.  silent: how long the oldest one
         is, that has not arrived.  ended: how the other end learned that one had closed (None: it has not).
         """
