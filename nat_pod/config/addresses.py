@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from nat_pod import limits
 from nat_pod.config.addressing import Layout, Slot, default_layout
@@ -157,21 +157,28 @@ def other_range(value: object, layout: Layout) -> IPNetwork | None:
 
     In the default layout NAT VM2's subnets begin in the middle of the range, so a larger range moves all of them.
     """
-    reader = Reader("")
-    entries = value.values() if isinstance(value, Mapping) else ()
-    pairs = [
-        (reader.address("", entry.get("natVm1"), ""), reader.address("", entry.get("natVm2"), ""))
-        for entry in entries
-        if isinstance(entry, Mapping)
-    ]
-    known = [(one, two) for one, two in pairs if one is not None and two is not None]
-
-    def fitting(cidr: IPNetwork) -> int:
-        whole = default_layout(cidr, limits.MAX_VNICS)
-        return sum(isinstance(whole.find(one, two), Slot) for one, two in known)
-
-    if layout.pinned or not known or fitting(layout.cidr):
+    if layout.pinned:
         return None
-    first, _ = known[0]
-    ranges = (IPNetwork((int(first), prefix)).cidr for prefix in limits.POD_PREFIXES)
-    return next((cidr for cidr in ranges if fitting(cidr) == len(known)), None)
+    known = []
+    here = default_layout(layout.cidr, limits.MAX_VNICS)
+    for one, two in _pairs(value):
+        if isinstance(here.find(one, two), Slot):
+            return None
+        known.append((one, two))
+
+    def fits(cidr: IPNetwork) -> bool:
+        whole = default_layout(cidr, limits.MAX_VNICS)
+        return all(isinstance(whole.find(one, two), Slot) for one, two in known)
+
+    ranges = (IPNetwork((int(one), prefix)).cidr for one, _ in known[:1] for prefix in limits.POD_PREFIXES)
+    return next(filter(fits, ranges), None)
+
+
+def _pairs(value: object) -> Iterator[tuple[IPAddress, IPAddress]]:
+    """The two addresses of each line of a book that has two."""
+    reader = Reader("")
+    for entry in value.values() if isinstance(value, Mapping) else ():
+        if isinstance(entry, Mapping):
+            one, two = (reader.address("", entry.get(side), "") for side in SIDES)
+            if one is not None and two is not None:
+                yield one, two

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from netaddr import IPAddress, IPNetwork
 
+from nat_pod.ipv4 import dotted
 from nat_pod.limits import RESERVED_HIGH, RESERVED_LOW, SLOTS_PER_PAIR, VCN_PREFIXES, VNIC_SUBNET_PREFIX
 from nat_pod.names import Side
 
@@ -51,7 +52,7 @@ class Pair:
 
     def primary(self, side: Side) -> str:
         """The address of the VNIC itself on one side; the other addresses of the /27 are secondary."""
-        return str(IPAddress(self.subnet(side).first + RESERVED_LOW))
+        return dotted(self.subnet(side).first + RESERVED_LOW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +84,30 @@ class Layout:
     def addresses(self, slot: Slot) -> tuple[str, str]:
         """The slot's address on NAT VM1 and on NAT VM2."""
         pair = self.pairs[slot.pair - 1]
-        return (
-            str(IPAddress(pair.nat_vm1.first + slot.offset)),
-            str(IPAddress(pair.nat_vm2.first + slot.offset)),
-        )
+        return dotted(pair.nat_vm1.first + slot.offset), dotted(pair.nat_vm2.first + slot.offset)
 
     def address(self, slot: Slot, side: Side) -> str:
         """The slot's address on one side."""
-        return str(IPAddress(self.pairs[slot.pair - 1].subnet(side).first + slot.offset))
+        return dotted(self.pairs[slot.pair - 1].subnet(side).first + slot.offset)
 
     def find(self, nat_vm1: IPAddress, nat_vm2: IPAddress) -> Slot | str:
         """The slot with these two addresses, or a sentence that says why they are not a slot."""
-        pair1 = next((pair for pair in self.pairs if nat_vm1 in pair.nat_vm1), None)
-        pair2 = next((pair for pair in self.pairs if nat_vm2 in pair.nat_vm2), None)
+        one, two = int(nat_vm1), int(nat_vm2)
+        pair1 = next((pair for pair in self.pairs if 0 <= one - pair.nat_vm1.first < _SUBNET_SIZE), None)
+        pair2 = next((pair for pair in self.pairs if 0 <= two - pair.nat_vm2.first < _SUBNET_SIZE), None)
         if pair1 is None:
             return f"natVm1 {nat_vm1} is in no subnet of NAT VM1 ({_some(pair.nat_vm1 for pair in self.pairs)})"
         if pair2 is None:
             return f"natVm2 {nat_vm2} is in no subnet of NAT VM2 ({_some(pair.nat_vm2 for pair in self.pairs)})"
-        offset = int(nat_vm1) - pair1.nat_vm1.first
+        offset = one - pair1.nat_vm1.first
         for address, network in ((nat_vm1, pair1.nat_vm1), (nat_vm2, pair2.nat_vm2)):
             reserved = reserved_by_oci(address, network)
             if reserved:
                 return reserved
-        partner = IPAddress(pair1.nat_vm2.first + offset)
-        if nat_vm2 != partner:
+        partner = pair1.nat_vm2.first + offset
+        if two != partner:
             return (
-                f"a slot has the same offset in both /27s of its VNIC pair: {nat_vm1} goes with {partner}, "
+                f"a slot has the same offset in both /27s of its VNIC pair: {nat_vm1} goes with {dotted(partner)}, "
                 f"not with {nat_vm2}"
             )
         return Slot(pair1.index, offset)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
 from nat_pod.errors import Problem
+from nat_pod.ipv4 import number
 from nat_pod.names import NAME, NAMESPACE
 
 NAME_RULE = "a name is lower-case letters, digits and dashes, a letter first, e.g. vm1"
@@ -162,8 +163,8 @@ class Reader:
             self.add(path, value, rule)
             return None
         try:
-            return IPAddress(value, flags=INET_PTON)
-        except (AddrFormatError, ValueError):
+            return IPAddress(number(value), 4)
+        except ValueError:
             self.add(path, value, rule)
             return None
 

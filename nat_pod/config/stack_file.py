@@ -300,6 +300,8 @@ _MOST_VALUES = 100_000
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node stands for.  Raises for one that contains itself, and above the limit."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
     if id(node) in known:
         if not known[id(node)]:
             raise yaml.constructor.ConstructorError(None, None, "this value contains itself", node.start_mark)
@@ -307,12 +309,11 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)] = 0  # not known yet
     inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
     total = 1
-    if isinstance(node, yaml.CollectionNode):
-        for part in inner:
-            total += _values(part, known)
-            if total > _MOST_VALUES:
-                rule = f"more than {_MOST_VALUES:,} values, aliases (*name) followed; no POD needs so many"
-                raise yaml.constructor.ConstructorError(None, None, rule, part.start_mark)
+    for part in inner:
+        total += _values(part, known)
+        if total > _MOST_VALUES:
+            rule = f"more than {_MOST_VALUES:,} values, aliases (*name) followed; no POD needs so many"
+            raise yaml.constructor.ConstructorError(None, None, rule, part.start_mark)
     known[id(node)] = total
     return total
 

@@ -27,7 +27,6 @@ import hashlib
 import io
 import json
 import re
-import socket
 import string
 import sys
 import tokenize
@@ -39,9 +38,8 @@ from functools import cache
 from itertools import groupby
 from operator import itemgetter
 
-from netaddr import AddrFormatError, IPNetwork
-
 from nat_pod.files import TOP_LEVEL
+from nat_pod.ipv4 import dotted, number, span
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan.short_names import with_short_names
 
@@ -218,9 +216,9 @@ def _counted(text: str) -> str:
     """Each rule for one destination a few addresses behind the one before, by how many: that is the same for most."""
     lines, last = [], -1
     for line in text.split("\n"):
-        found = re.match(r"-d (\S+)/32 (.*)", line)
+        found = _TO_ONE.match(line)
         if found is not None:
-            address, behind = _number(found[1]), last
+            address, behind = number(found[1]), last
             last = address
             if behind >= 0 and 0 < address - behind < 10:
                 line = f"-d +{address - behind if address - behind > 1 else ''} {found[2]}"
@@ -232,16 +230,23 @@ def _spelled_out(short: str) -> str:
     """What `_counted` was given."""
     lines, last = [], 0
     for line in short.split("\n"):
-        found = re.match(r"-d (?:\+([0-9]?)|(\S{1,15})/32) (.*)", line)
+        found = _TO_ONE_OR_NEXT.match(line)
         if found is not None:
-            last = _number(found[2]) if found[2] else last + int(found[1] or 1)
-            line = f"-d {_text(last & 0xFFFFFFFF)}/32 {found[3]}"
+            last = number(found[2]) if found[2] else last + int(found[1] or 1)
+            line = f"-d {dotted(last & 0xFFFFFFFF)}/32 {found[3]}"
         lines.append(line)
     return "\n".join(lines)
 
 
 def _folded_branch(line: str) -> str:
     return re.sub(r"^(-[sd] (\S+)) -g (\S+?)\2$", r"\1 >\3", line)
+
+
+_TRANSLATION = re.compile(r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})')
+_FROM_ONE = re.compile(r'-s (\S+)/32 (-m comment --comment "[^"]*") (.*)')
+_FROM_KNOWN = re.compile(r"-s (\S{1,18}) % (.*)")
+_TO_ONE = re.compile(r"-d (\S+)/32 (.*)")
+_TO_ONE_OR_NEXT = re.compile(r"-d (?:\+([0-9]?)|(\S{1,15})/32) (.*)")
 
 
 def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
@@ -253,9 +258,10 @@ def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
         if not sources:
             out += [said for _ in alike]
             continue
-        around = IPNetwork((sources[0], 32 - (sources[0] ^ sources[-1]).bit_length())).cidr
-        together = known.within(around) == sources
-        networks = [around] if together else [IPNetwork((source, 32)) for source in sources]
+        length = 32 - (sources[0] ^ sources[-1]).bit_length()
+        first, last = span(f"{dotted(sources[0])}/{length}")
+        together = known.within(first, last) == sources
+        networks = [f"{dotted(first)}/{length}"] if together else [f"{dotted(source)}/32" for source in sources]
         out += [f"-s {network} % {said}" for network in networks]
     return out
 
@@ -292,20 +298,19 @@ class _Translations:
     """By address that rules translate to, as a number: the address that they translate, and their comment."""
 
     def __init__(self, text: str) -> None:
-        said = r'-d (\S{1,15})/32 (-m comment --comment "[^"]{1,99}") -j DNAT --to-destination (\S{1,15})'
-        self.known = {_number(real): (address, comment) for address, comment, real in re.findall(said, text)}
+        self.known = {number(real): (address, comment) for address, comment, real in _TRANSLATION.findall(text)}
         self.order = sorted(self.known)
 
-    def within(self, network: IPNetwork) -> list[int]:
-        """Those in a network, in order."""
-        return self.order[bisect_left(self.order, network.first) : bisect_right(self.order, network.last)]
+    def within(self, first: int, last: int) -> list[int]:
+        """Those from one address to another one, in order."""
+        return self.order[bisect_left(self.order, first) : bisect_right(self.order, last)]
 
     def fold(self, rule: str) -> tuple[int | None, str]:
         """A rule's source and what it says of it in the short form; (None, the rule) where there is no such form."""
-        found = re.match(r'-s (\S+)/32 (-m comment --comment "[^"]*") (.*)', rule)
+        found = _FROM_ONE.match(rule)
         if found is None:
             return None, rule
-        source = _number(found[1])
+        source = number(found[1])
         address, comment = self.known.get(source, ("", ""))
         if comment != found[2]:
             return None, rule
@@ -313,35 +318,16 @@ class _Translations:
 
     def unfold(self, line: str) -> list[str]:
         """The rules that a line stands for, or the line itself if it stands for no others."""
-        found = re.match(r"-s (\S{1,18}) % (.*)", line) if " % " in line else None
+        found = _FROM_KNOWN.match(line) if " % " in line else None
         if found is None and " >" not in line:
             return [line]
         if found is None:
             return [re.sub(r"^(-[sd] (\S{1,18})) >(\S+)$", r"\1 -g \3\2", line)]
         rules = []
-        for source in self.within(_network(found[1])):
+        for source in self.within(*span(found[1])):
             address, comment = self.known[source]
-            rules.append(f"-s {_text(source)}/32 {comment} {found[2].replace('%', address, 1)}")
+            rules.append(f"-s {dotted(source)}/32 {comment} {found[2].replace('%', address, 1)}")
         return rules or [line]
-
-
-def _text(address: int) -> str:
-    """An address; `IPAddress` takes ten times as long, and a full POD has thousands."""
-    return socket.inet_ntoa(address.to_bytes(4, "big"))
-
-
-def _number(address: str) -> int:
-    try:
-        return int.from_bytes(socket.inet_pton(socket.AF_INET, address), "big")
-    except (OSError, ValueError):
-        raise ValueError(f"{address!r} is not an IPv4 address") from None
-
-
-def _network(text: str) -> IPNetwork:
-    try:
-        return IPNetwork(text, version=4)
-    except AddrFormatError:
-        raise ValueError(f"{text!r} is not an IPv4 network") from None
 
 
 def metadata(

@@ -16,9 +16,11 @@ branches are entered by goto, so a packet meets one chain per level and never re
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from netaddr import IPNetwork
 
+from nat_pod.ipv4 import span
 from nat_pod.rules.netfilter import Chain, Goto, Match, Rule
 
 BRANCHES = 12
@@ -26,6 +28,9 @@ BRANCHES = 12
 
 _DEAR_PREFIX = 24
 """iptables-nft loads three bytes for a /24, and the kernel has a fast path for one, two and four."""
+
+# A rule with the first and the last address of its network.
+_Leaf = tuple[tuple[int, int], Rule]
 
 
 def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[tuple[Rule, ...], list[Chain]]:
@@ -38,10 +43,10 @@ def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[
     if len(level) <= branches:
         return level, []
     side = "source" if level[0].match.source is not None else "destination"
-    leaves = sorted(((IPNetwork(getattr(rule.match, side)), rule) for rule in level), key=lambda leaf: leaf[0])
+    leaves = sorted(((span(getattr(rule.match, side)), rule) for rule in level), key=itemgetter(0))
     chains: list[Chain] = []
     while len(leaves) > branches:
-        above: list[tuple[IPNetwork, Rule]] = []
+        above: list[_Leaf] = []
         for network, part in _parts(leaves, branches):
             if len(part) == 1:
                 above += part
@@ -49,7 +54,7 @@ def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[
             name = f"{prefix}{network}"
             chains.append(Chain(name, tuple(rule for _, rule in part)))
             match = Match(source=str(network)) if side == "source" else Match(destination=str(network))
-            above.append((network, Rule(match, Goto(name))))
+            above.append(((network.first, network.last), Rule(match, Goto(name))))
         leaves = above
     return tuple(rule for _, rule in leaves), chains[::-1]
 
@@ -63,14 +68,14 @@ def without_dear(networks: Iterable[IPNetwork]) -> list[IPNetwork]:
     ]
 
 
-def _parts(leaves: list[tuple[IPNetwork, Rule]], most: int) -> list[tuple[IPNetwork, list[tuple[IPNetwork, Rule]]]]:
+def _parts(leaves: list[_Leaf], most: int) -> list[tuple[IPNetwork, list[_Leaf]]]:
     """The sorted leaves in parts of up to `most`, each part with the smallest network around it."""
-    first, last = leaves[0][0].first, leaves[-1][0].last
+    first, last = leaves[0][0][0], leaves[-1][0][1]
     length = 32 - (first ^ last).bit_length()
     around = IPNetwork((first, length)).cidr
     # Two leaves are as far apart as their /24 is wide: without it each would be alone again.
     if len(leaves) <= most and (length != _DEAR_PREFIX or len(leaves) <= 2):
         return [(around, leaves)]
     middle = around.first + around.size // 2
-    halves = [leaf for leaf in leaves if leaf[0].first < middle], [leaf for leaf in leaves if leaf[0].first >= middle]
+    halves = [leaf for leaf in leaves if leaf[0][0] < middle], [leaf for leaf in leaves if leaf[0][0] >= middle]
     return [part for half in halves for part in _parts(half, most)]
