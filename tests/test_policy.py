@@ -4,11 +4,13 @@ The three stacks: dev under both source policies, and a routed POD of two gatewa
 """
 
 import itertools
+import math
 import random
 from dataclasses import replace
 
 import pytest
 from conftest import stack_mapping
+from netaddr import IPAddress
 from routed_pods import small
 
 from nat_pod.config import services
@@ -25,15 +27,16 @@ from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Accept, Chain, Goto, Match, Rule
 from nat_pod.rules.passages import passages
+from nat_pod.trace import proof as proof_module
 from nat_pod.trace.chains import OTHER
-from nat_pod.trace.counter_examples import NO_GUARD, NOT_DECLARED, NOT_DELIVERED
+from nat_pod.trace.counter_examples import NOT_DECLARED, NOT_DELIVERED, OPEN_PORT
 from nat_pod.trace.diff import compare, delivered
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import NOT_IN_POLICY, declared_flows, refused_flows
 from nat_pod.trace.proof import Protocols, prove
 from nat_pod.trace.spans import Segment
 from nat_pod.trace.topology import Topology
-from nat_pod.trace.walk import Packet, Tracer
+from nat_pod.trace.walk import Leg, Packet, Tracer
 
 HTTPS = {"from": "customer1", "to": "management/mgmt", "allow": ["tcp/443", "icmp"]}
 SSH = {"from": "management", "to": "customer2", "allow": ["tcp/22"]}
@@ -267,6 +270,33 @@ def test_every_packet_meets_the_fate_that_the_policy_declares(pod, name):
     assert all(count.pairs == count.as_declared > 0 for count in proof.counts)
 
 
+def _fate(leg: Leg) -> tuple[object, ...]:
+    return leg.disposition, leg.reached, leg.untranslated
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_class_holds_for_its_last_packet_and_one_in_its_middle_and_all_together_are_everything(pod):
+    """Of a host and a server that are governed: all destinations, and all ports of SYNs, segments and datagrams."""
+    plan = planned(pod, [HTTPS, SSH, FILES, {"from": "customer1/vm1", "to": "management/mgmt", "allow": ["udp/53"]}])
+    prover = proof_module._Prover(plan, expected_topology(plan))
+    for kind in (one for one in prover.kinds if one.protocol in ("tcp", "udp")):
+        prover.kind, prover.declared = kind, prover._admitted(kind)
+        for slot in (plan.slot("customer1/vm1"), plan.slot("management/mgmt")):
+            found = [one for block in prover._destinations(slot.member, slot.real) for one in block]
+            assert len({(box.sports, box.dports) for box, _ in found}) > 2, "or no port was told apart"
+            for box, leg in found:
+                last = [end for _, end in box[1:]]
+                middle = [sum(ends) // 2 for ends in box[1:]]
+                for address, sport, dport in (last, middle):
+                    packet = replace(kind, src=slot.real, dst=str(IPAddress(address)), sport=sport, dport=dport)
+                    assert _fate(prover.tracer.request(slot.member, packet)) == _fate(leg), (box, packet)
+            volumes = [math.prod(last - first + 1 for first, last in box[1:]) for box, _ in found]
+            outside = sum(last - first + 1 for first, last in prover._outside(slot.member.realm))
+            assert sum(volumes) == outside * 65536**2
+            for (one, _), (other, _) in itertools.combinations(found, 2):
+                assert any(a[1] < b[0] or b[1] < a[0] for a, b in zip(one[1:], other[1:], strict=True)), (one, other)
+
+
 def _with_rule_first(plan: PodPlan, vm: str, chain: str, rule: Rule) -> Topology:
     """The plan's topology with one more rule at the top of a chain of this VM's."""
     topology = expected_topology(plan)
@@ -310,7 +340,7 @@ def test_a_nat_vm_that_answers_at_a_port_of_the_policy_is_found_unless_it_is_its
     let_in = Rule(Match(source="10.0.0.0/16", protocol=protocol, destination_port=Ports.one(22)), Accept())
     topology = _with_rule_first(plan, "natVm2", "NATPOD-INPUT", let_in)
     kinds = {one.kind for one in prove(plan, topology).counter_examples}
-    assert (NO_GUARD in kinds) == found
+    assert (OPEN_PORT in kinds) == found
 
 
 def test_in_a_routed_pod_a_syn_from_a_port_that_may_answer_opens_nothing():

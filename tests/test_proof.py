@@ -323,7 +323,7 @@ def test_the_classes_of_one_sender_lie_side_by_side_and_leave_nothing_out(ten):
     plan = planned(ten)
     prover = proof_module._Prover(plan, expected_topology(plan))
     server = plan.slots[0]
-    blocks = [block for block, _ in prover._destinations(server.member, server.real)]
+    blocks = [found[0][0].destinations for found in prover._destinations(server.member, server.real)]
     inside = [(167772160, 167837695)]  # 10.0.0.0/16, management's own network
     assert plan.management_cidrs == ("10.0.0.0/16",)
     edge = 0

@@ -102,18 +102,17 @@ class PreparedRules:
             return FALLS_THROUGH
         what: object = state
         if hook.looks_further:
-            what = (state, header.protocol, header.sport, header.dport, header.icmp_type, header.segment)
+            ports = hook.source_ports.number(header.sport.value), hook.destination_ports.number(header.dport.value)
+            what = (state, header.protocol, *ports, header.icmp_type, header.segment)
         if header.ends is not None:
             what = (what, hook.ends(*header.ends))
         key = (what, hook.sources.number(header.src.value), hook.destinations.number(header.dst.value))
         known = hook.known.get(key)
         if known is None:
             alone = header.alone()
-            verdict = self._walk(hook, alone, state)
-            known = hook.known[key] = (verdict, alone.src, alone.dst)
-        verdict, src, dst = known
-        header.src.narrow(src.low, src.high)
-        header.dst.narrow(dst.low, dst.high)
+            known = hook.known[key] = (self._walk(hook, alone, state), alone)
+        verdict, alike = known
+        header.narrow(alike)
         return verdict
 
     def told_apart(self, builtin: str, opened_from: int, answered_from: int, destination: int) -> tuple[int, int, int]:
@@ -147,12 +146,13 @@ class PreparedRules:
 class _Hook:
     """What is behind a built-in chain: the addresses that its rules tell apart, and the verdicts found so far.
 
-    A verdict is kept for a piece of sources and a piece of destinations: all packets between them meet the same rules.
+    A verdict is kept for a piece of sources and a piece of destinations, and where rules look at ports, for a piece of
+    each port: all packets between them meet the same rules.
     """
 
     def __init__(self, table: Table, builtin: str, indexed: Callable[[Table, str], _Indexed]) -> None:
         self.table, self.builtin = table, builtin
-        self.known: dict[tuple[object, int, int], tuple[Verdict, Span, Span]] = {}
+        self.known: dict[tuple[object, int, int], tuple[Verdict, Header]] = {}
         self.entry = next((hook.chain for hook in table.hooks if hook.builtin == builtin), None)
         reached = _reached(table, self.entry)
         for chain in reached:
@@ -161,6 +161,11 @@ class _Hook:
         tests = [test for chain in reached for test in indexed(table, chain.name).tests]
         self.sources = Places(test.source for test in tests if test.source is not None)
         self.destinations = Places(test.destination for test in tests if test.destination is not None)
+        asked_for = [test.rest for test in tests if test.rest is not None]
+        self.source_ports = Places(match.source_port for match in asked_for if match.source_port is not None)
+        self.destination_ports = Places(
+            match.destination_port for match in asked_for if match.destination_port is not None
+        )
         ends = [test.ends for test in tests if test.ends is not None]
         self._opened = Places(network for network, _ in ends if network is not None)
         self._answered = Places(network for _, network in ends if network is not None)
@@ -245,8 +250,8 @@ class _Test:
             match.in_interface is None  # lo, or it would have been refused; what comes off the wire is not from lo
             and match.bound is None  # only for a customer that has too many flows open
             and (match.protocol is None or match.protocol == header.protocol)
-            and (match.source_port is None or header.sport in match.source_port)
-            and (match.destination_port is None or header.dport in match.destination_port)
+            and (match.source_port is None or header.sport.inside(*match.source_port))
+            and (match.destination_port is None or header.dport.inside(*match.destination_port))
             and (match.icmp_type is None or match.icmp_type == header.icmp_type)
             and (match.tcp_flags is None or header.segment is Segment.OPENS)
             and (not match.ctstate or not self.states.isdisjoint(state))

@@ -1,34 +1,74 @@
-"""Packets in classes: rectangles of sources and destinations that one traced packet stands for."""
+"""Packets in classes: sets of sources, destinations and ports that one traced packet stands for.
+
+A class is a `Box`: everything between two corners.  The packet that is traced is the lowest corner of what is left, so
+what it does not stand for lies behind it in one direction or another.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from nat_pod.trace.spans import LAST_ADDRESS
 from nat_pod.trace.walk import Leg
 
 Block = tuple[int, int]
-"""First and last address, as numbers."""
+"""First and last address, as numbers; or ports."""
+
+_Found = TypeVar("_Found")
+
+
+class Box(NamedTuple):
+    """Packets with these sources and destinations, from and to these ports."""
+
+    sources: Block
+    destinations: Block
+    sports: Block
+    dports: Block
+
+
+def cover(
+    boxes: Iterable[Box], follow: Callable[[int, int, int, int], tuple[_Found, Box]]
+) -> Iterator[tuple[Box, _Found]]:
+    """Classes side by side until all boxes are covered: for each what was found of its packet.
+
+    follow: what becomes of the packet with this source, destination, source port and destination port, and for which
+    other packets that holds.
+    The classes of some destinations come one after the other: first all of their ports, then the next destinations.
+    """
+    ahead = list(boxes)
+    while ahead:
+        box = ahead.pop()
+        found, alike = follow(box.sources[0], box.destinations[0], box.sports[0], box.dports[0])
+        ends = [min(whole[1], same[1]) for whole, same in zip(box, alike, strict=True)]
+        assert all(end >= whole[0] for whole, end in zip(box, ends, strict=True)), "a packet is of its own class"
+        done = Box(*((whole[0], end) for whole, end in zip(box, ends, strict=True)))
+        yield done, found
+        if ends[1] < box.destinations[1]:
+            ahead.append(box._replace(sources=done.sources, destinations=(ends[1] + 1, box.destinations[1])))
+        if ends[0] < box.sources[1]:
+            ahead.append(box._replace(sources=(ends[0] + 1, box.sources[1])))
+        if ends[3] < box.dports[1]:
+            ahead.append(done._replace(dports=(ends[3] + 1, box.dports[1])))
+        if ends[2] < box.sports[1]:
+            ahead.append(done._replace(sports=(ends[2] + 1, box.sports[1]), dports=box.dports))
 
 
 def sweep(
     sources: Iterable[Block], destinations: Iterable[Block], trace: Callable[[int, int], Leg]
 ) -> Iterator[tuple[Block, Block, Leg]]:
-    """Classes side by side until all sources times all destinations are covered: for each its packet's fate.
+    """Classes until all sources times all destinations are covered, whose packets have the ports that `trace` sends."""
 
-    trace: follows the packet from a source to a destination.
-    """
-    ahead = [(source, destination) for source in sources for destination in destinations]
-    while ahead:
-        (low, high), (start, end) = ahead.pop()
-        leg = trace(low, start)
-        # The packet is the lowest corner: what is left of the rectangle lies above and behind.
-        source_end, destination_end = min(high, leg.alike[0][1]), min(end, leg.alike[1][1])
-        yield (low, source_end), (start, destination_end), leg
-        if destination_end < end:
-            ahead.append(((low, source_end), (destination_end + 1, end)))
-        if source_end < high:
-            ahead.append(((source_end + 1, high), (start, end)))
+    def follow(source: int, destination: int, *_: int) -> tuple[Leg, Box]:
+        leg = trace(source, destination)
+        return leg, Box(*leg.alike, *_ONE_PORT)
+
+    boxes = [Box(source, destination, *_ONE_PORT) for source in sources for destination in destinations]
+    for box, leg in cover(boxes, follow):
+        yield box.sources, box.destinations, leg
+
+
+_ONE_PORT: tuple[Block, Block] = ((0, 0), (0, 0))
 
 
 def without(taken: Iterable[Block]) -> list[Block]:

@@ -134,8 +134,7 @@ class Guests:
         known = None
         if flows is not None:
             # A packet that comes by a second time is compared exactly, which says nothing about other packets.
-            header.src.pin()
-            header.dst.pin()
+            header.pin()
             known = flows.get(header.key())
         if known is not None:
             header.src.become(known.src)

@@ -101,9 +101,9 @@ class OpenPorts:
             if not any(answers):
                 self._refused.add(alike)
 
-    def ask_ssh(self, tracer: Tracer, sender: MemberName, sources: Block, destinations: Block) -> None:
-        """Packets of this sender to TCP 22 are answered: whether they are meant to be."""
-        self._ask(tracer, sender, [sources], [destinations], Packet(src="", dst="", protocol="tcp", dport=SSH))
+    def answered(self, tracer: Tracer, sender: MemberName, sources: Block, destinations: Block, at: Packet) -> None:
+        """Packets of this sender to one port are answered: whether they are meant to be.  at: the port."""
+        self._ask(tracer, sender, [sources], [destinations], at)
 
     def from_the_vms(self, tracer: Tracer) -> None:
         """ssh from each NAT VM to every address of the POD: NAT VM2's is answered by NAT VM1, and no other."""

@@ -9,6 +9,8 @@ by side until they cover
   destinations.  Sources in the network of another customer of the same NAT VM1 are left out: there the POD cannot tell
   customers apart, and the answer goes to whoever has the address (docs/region.md).
 
+Where a policy tells ports apart, each of these is covered from and to every port.
+
 What is declared comes from `flows.py`.  What happens comes from the tracer, which walks the rules and not the stack
 file.
 """
@@ -19,20 +21,19 @@ from bisect import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 from typing import assert_never
 
 from netaddr import IPNetwork
 
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import SourceNat
-from nat_pod.config.services import TCP, Ports, pieces
-from nat_pod.names import ANYWHERE, MANAGEMENT, SSH, VROUTER, MemberName
+from nat_pod.config.services import EVERY_PORT, ICMP, TCP, UDP, Ports, Services
+from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
 from nat_pod.rules.netfilter import Accept, Chain, Drop, Goto, Match, Rule
 from nat_pod.trace.chains import OTHER, RuleKey, behind
-from nat_pod.trace.classes import Block, size, sweep, without
+from nat_pod.trace.classes import Block, Box, cover, size, without
 from nat_pod.trace.counter_examples import (
     CUSTOMER_TO_CUSTOMER,
     DEAD_RULE,
@@ -66,11 +67,12 @@ from nat_pod.trace.spans import Segment, address_text, number, numbers
 from nat_pod.trace.topology import VM_NAT, Route, Topology
 from nat_pod.trace.walk import Leg, Packet, Trace, Tracer
 
-_PROTOCOLS = ("icmp", "tcp", "udp")
-_SYN = Packet(src="", dst="", protocol="tcp", dport=PORT)
+_PROTOCOLS = (ICMP, TCP, UDP)
+_SYN = Packet(src="", dst="", protocol=TCP, dport=PORT)
 _SEGMENT = replace(_SYN, segment=Segment.GOES_ON)
-_DATAGRAM = replace(_SYN, protocol="udp")
-_ECHO = replace(_SYN, protocol="icmp")
+_DATAGRAM = replace(_SYN, protocol=UDP)
+_ECHO = replace(_SYN, protocol=ICMP)
+_OTHERS = replace(_SYN, protocol=OTHER)
 
 
 class Protocols(StrEnum):
@@ -79,8 +81,33 @@ class Protocols(StrEnum):
     ALL = "every protocol and port"
     WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
     IN_THREE = "every protocol and port: traced were SYNs, TCP segments of flows that go on, and UDP for all others"
-    EACH = "every protocol and port: traced was a packet of each kind that rules tell apart"
+    EACH = "every protocol and port: traced was a packet of each class that rules tell apart"
     TRACED = "TCP port 80 only: rules look at protocols or ports"
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """Who should get packets of one kind, to which ports; and from which ports, in flows that it may have opened."""
+
+    receiver: MemberName
+    forth: tuple[Ports, ...]
+    back: tuple[Ports, ...]
+
+    def all_of(self, sports: Block, dports: Block) -> bool:
+        """Whether each packet between these ports should arrive."""
+        return _within(dports, self.forth) or _within(sports, self.back)
+
+    def any_of(self, sports: Block, dports: Block) -> bool:
+        """Whether some packet between these ports should arrive."""
+        return _meets(dports, self.forth) or _meets(sports, self.back)
+
+
+def _within(block: Block, ranges: tuple[Ports, ...]) -> bool:
+    return any(ports.first <= block[0] and block[1] <= ports.last for ports in ranges)
+
+
+def _meets(block: Block, ranges: tuple[Ports, ...]) -> bool:
+    return any(ports.first <= block[1] and block[0] <= ports.last for ports in ranges)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +198,7 @@ class _Prover:
         self.kind = _SYN
         self.down: set[str] = set()
         self._hostile_tracers: dict[frozenset[str], Tracer] = {}
-        self.kinds = _kinds(plan, self._forwarding())
+        self.kinds = _kinds(plan)
         self.declared = self._admitted(_SYN)
         self.used: dict[str, frozenset[RuleKey]] = {}
         self.traced = 0
@@ -186,7 +213,7 @@ class _Prover:
         tracer = Tracer(self.topology)
         members = {slot.member: slot for slot in self.plan.slots}
         seen: dict[tuple[str, str], str] = {}
-        for flow, packet, traced in self._both_ways(tracer, declared_flows(self.plan), _SYN):
+        for flow, packet, traced in self._both_ways(tracer, declared_flows(self.plan)):
             self.errors.learn(flow, packet, tracer)
             match self.plan.source_nat:
                 case SourceNat.MASQUERADE:
@@ -197,23 +224,22 @@ class _Prover:
                     assert_never(never)
         self._uses(tracer)
 
-    def _both_ways(self, tracer: Tracer, flows: Iterable[Flow], kind: Packet) -> Iterator[tuple[Flow, Packet, Trace]]:
+    def _both_ways(self, tracer: Tracer, flows: Iterable[Flow]) -> Iterator[tuple[Flow, Packet, Trace]]:
         """Those of the flows that arrive, each with its packet.  All have to."""
         for flow in flows:
             self.traced += 1
-            packet = _packet(kind, flow.source, flow.destination)
+            packet = _packet(_SYN, flow.source, flow.destination, _SYN.sport, _SYN.dport)
             if flow.protocol is not None:
-                packet = replace(packet, protocol=flow.protocol, dport=flow.port or kind.dport)
-            if kind.segment is Segment.GOES_ON:  # the other way is a flow of its own here
-                leg = tracer.request(flow.sender, packet)
-                traced = Trace(leg.disposition, leg, None)
-            else:
-                traced = tracer.trace(flow.sender, packet, flow.receiver)
+                packet = replace(packet, protocol=flow.protocol, dport=flow.port or _SYN.dport)
+            traced = tracer.trace(flow.sender, packet, flow.receiver)
             if traced.disposition is Disposition.DELIVERED:
                 yield flow, packet, traced
-                continue
-            what = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
-            self._packet(what, flow, f"{traced.disposition}: {traced.why}")
+            else:
+                self._not_delivered(flow, traced)
+
+    def _not_delivered(self, flow: Flow, traced: Trace, ports: str = "") -> None:
+        what = WRONG_MEMBER if traced.disposition is Disposition.WRONG_MACHINE else NOT_DELIVERED
+        self._packet(what, flow, f"{ports}{traced.disposition}: {traced.why}")
 
     def _uses(self, tracer: Tracer) -> None:
         """Remember which rules the declared flows have met."""
@@ -234,18 +260,19 @@ class _Prover:
                 flows[flow.sender, flow.destination] = flow
         active = {one.vm for balancer in self.plan.balancers for one in balancer.backends if not one.is_backup}
         counts: list[Count] = []
+        governed = bool(self.plan.access.entries)
         for kind in self.kinds:
             self.declared = self._admitted(kind)
             for self.down in [set(), active] if active else [set()]:
+                done = kind == _SYN and not self.down
                 alike = bool(self.down) and self._standbys_are_alike()
-                shown = alike and kind not in (_SYN, _SEGMENT) and not self.plan.access.entries
-                if (kind == _SYN and not self.down) or shown:
+                if not governed and (done or (alike and kind not in (_SYN, _SEGMENT))):
                     continue  # they have been looked at, or can show nothing new
                 self.kind, self.tracer = kind, Tracer(self.topology, self.down)
-                for _ in self._both_ways(self.tracer, [flows[pair] for pair in self.declared], kind):
-                    pass
+                for pair, admitted in self.declared.items():
+                    self._between(flows[pair], admitted)
                 self._uses(self.tracer)
-                if alike:
+                if alike or done:
                     continue
                 counted = self.members()
                 counts += [] if self.down else counted
@@ -253,9 +280,41 @@ class _Prover:
                     self.unknown(realm)
         self.kind, self.down, self.tracer = _SYN, set(), Tracer(self.topology)
         self.declared = self._admitted(_SYN)
-        return tuple(counts) if self.plan.access.entries else ()
+        return tuple(counts) if governed else ()
 
-    def _admitted(self, kind: Packet) -> dict[tuple[str, str], MemberName | None]:
+    def _between(self, flow: Flow, admitted: _Admitted) -> None:
+        """Both ways of each packet that should arrive, class by class of its ports."""
+
+        def follow(_: int, __: int, sport: int, dport: int) -> tuple[Trace, Box]:
+            self.traced += 1
+            packet = _packet(self.kind, flow.source, flow.destination, sport, dport)
+            if self.kind.segment is Segment.GOES_ON:  # the other way is a flow of its own here
+                leg = self.tracer.request(flow.sender, packet)
+                traced = Trace(leg.disposition, leg, None)
+            else:
+                traced = self.tracer.trace(flow.sender, packet, flow.receiver)
+            sports, dports = traced.request.alike_ports
+            if traced.reply is not None:
+                back, forth = traced.reply.alike_ports
+                sports, dports = _both(sports, forth), _both(dports, back)
+            return traced, Box(source, destination, sports, dports)
+
+        source, destination = ((number(address),) * 2 for address in (flow.source, flow.destination))
+        every_sport, every_dport = self._ports()
+        boxes = [Box(source, destination, every_sport, _both(every_dport, ports)) for ports in admitted.forth]
+        for dports in (Services(tcp=(Ports(*every_dport),)) - Services(tcp=admitted.forth)).tcp:
+            boxes += [Box(source, destination, _both(every_sport, ports), dports) for ports in admitted.back]
+        for box, traced in cover(boxes, follow):
+            if traced.disposition is not Disposition.DELIVERED:
+                self._not_delivered(flow, traced, self._port_words(box))
+
+    def _ports(self) -> tuple[Block, Block]:
+        """From and to which ports packets are sent: all where rules may look at them, else one that stands for all."""
+        if self.plan.access.entries and self.kind.protocol in (TCP, UDP):
+            return EVERY_PORT, EVERY_PORT
+        return (self.kind.sport,) * 2, (self.kind.dport,) * 2
+
+    def _admitted(self, kind: Packet) -> dict[tuple[str, str], _Admitted]:
         """By sender and address: who should get packets of this kind.
 
         In a routed POD a segment passes for each pair of members of which either may open the flow that it is of.
@@ -263,14 +322,14 @@ class _Prover:
         if kind.protocol == OTHER and self.plan.source_nat is SourceNat.MASQUERADE:
             return {}  # of these one shared address can tell no two senders apart
         may = self.plan.access.services
-        admitted: dict[tuple[str, str], MemberName | None] = {}
+        admitted: dict[tuple[str, str], _Admitted] = {}
         for one in self.plan.slots:
             for other in self.plan.hosts if one.member.is_server else self.plan.servers:
-                passes = may(one.member, other.member).permits(kind.protocol, kind.dport)
-                if kind.segment is Segment.GOES_ON:
-                    passes = passes or may(other.member, one.member).permits(kind.protocol, kind.sport)
-                if passes:
-                    admitted[one.member, other.address(one.member.side)] = other.member
+                forth = _ports_of(may(one.member, other.member), kind.protocol)
+                back = _ports_of(may(other.member, one.member), kind.protocol)
+                back = back if kind.segment is Segment.GOES_ON else ()
+                if forth or back:
+                    admitted[one.member, other.address(one.member.side)] = _Admitted(other.member, forth, back)
         return admitted
 
     def _standbys_are_alike(self) -> bool:
@@ -296,27 +355,58 @@ class _Prover:
         """Each member and stranger with its own address, to all destinations; the counts are those of the matrix."""
         pairs: dict[tuple[str, str], list[int]] = {}
         last: MemberName | None = None
-        fates, starts = [], []
-        for flow in matrix(self.plan, self.declared if self.plan.access.entries else None):
+        fates: list[list[tuple[Box, Leg]]] = []
+        starts: list[int] = []
+        receivers = {pair: admitted.receiver for pair, admitted in self.declared.items()}
+        for flow in matrix(self.plan, receivers if self.plan.access.entries else None):
             if flow.sender != last:
                 last, fates = flow.sender, self._destinations(flow.sender, flow.source)
-                starts = [low for (low, _), _ in fates]
-            reached = fates[bisect(starts, number(flow.destination)) - 1][1].reached
+                starts = [found[0][0].destinations[0] for found in fates]
+            address = number(flow.destination)
+            block = fates[bisect(starts, address) - 1]
+            found = [(box, leg) for box, leg in block if box.destinations[0] <= address <= box.destinations[1]]
             count = pairs.setdefault((flow.sender.realm, flow.why), [0, 0])
-            count[reached == flow.receiver] += 1
+            count[all(self._is_meant(flow, box, leg) for box, leg in found)] += 1
         return tuple(
             Count(realm=realm, what=what, pairs=wrong + right, as_declared=right)
             for (realm, what), (wrong, right) in pairs.items()
         )
 
-    def _destinations(self, sender: MemberName, source: str) -> list[tuple[Block, Leg]]:
-        """All destinations from one sender, class by class, in the order of their addresses."""
-        fates, own = [], (number(source),) * 2
+    def _is_meant(self, flow: Flow, box: Box, leg: Leg) -> bool:
+        """Whether packets of a class that go to this flow's address should meet this fate."""
+        admitted = self.declared.get((flow.sender, flow.destination))
+        if admitted is None or not admitted.any_of(box.sports, box.dports):
+            return leg.reached is None
+        return leg.reached == admitted.receiver and admitted.all_of(box.sports, box.dports)
+
+    def _destinations(self, sender: MemberName, source: str) -> list[list[tuple[Box, Leg]]]:
+        """All destinations from one sender, in the order of their addresses: blocks, and the classes of each.
+
+        A block's first class is the whole of it, of the lowest ports.
+        """
+        fates: list[list[tuple[Box, Leg]]] = []
+        own, (sports, dports) = (number(source),) * 2, self._ports()
         for destinations in self._outside(sender.realm):
-            for _, block, leg in sweep([own], [destinations], partial(self._request, sender)):
-                self._judge(sender, own, block, leg)
-                fates.append((block, leg))
+            for box, leg in self._classes(sender, [own], [destinations]):
+                self._judge(sender, box, leg)
+                if (box.sports[0], box.dports[0]) == (sports[0], dports[0]):
+                    fates.append([])
+                fates[-1].append((box, leg))
         return fates
+
+    def _classes(
+        self, sender: MemberName, sources: Iterable[Block], destinations: Iterable[Block]
+    ) -> Iterator[tuple[Box, Leg]]:
+        """Packets of the kind that is looked at, class by class."""
+
+        def follow(source: int, destination: int, sport: int, dport: int) -> tuple[Leg, Box]:
+            self.traced += 1
+            packet = _packet(self.kind, address_text(source), address_text(destination), sport, dport)
+            leg = self.tracer.request(sender, packet)
+            return leg, Box(*leg.alike, *leg.alike_ports)
+
+        to = list(destinations)
+        return cover([Box(source, one, *self._ports()) for source in sources for one in to], follow)
 
     # --- who is unknown -----------------------------------------------------------------------------------------
 
@@ -331,8 +421,8 @@ class _Prover:
             return None
         self.tracer = self._hostile()
         before, sources = self.traced, sum(map(size, self._sources(realm)))
-        for block, to, leg in sweep(self._sources(realm), self._outside(realm), partial(self._request, sender)):
-            self._judge(sender, block, to, leg)
+        for box, leg in self._classes(sender, self._sources(realm), self._outside(realm)):
+            self._judge(sender, box, leg)
         destinations = sum(map(size, self._outside(realm)))
         return Sweep(realm=realm, sources=sources, destinations=destinations, traced=self.traced - before)
 
@@ -368,8 +458,8 @@ class _Prover:
                     _SYN, src=flow.source, dst=flow.destination, protocol=protocol, dport=flow.port or PORT
                 )
                 leg = self.tracer.request(flow.sender, packet)
-                source, destination = number(flow.source), number(flow.destination)
-                self._judge(flow.sender, (source, source), (destination, destination), leg)
+                of = (number(flow.source), number(flow.destination), packet.sport, packet.dport)
+                self._judge(flow.sender, Box(*((one, one) for one in of)), leg)
 
     def the_vms(self) -> None:
         """What the NAT VMs answer to one another, and whether the way in is open."""
@@ -379,12 +469,9 @@ class _Prover:
 
     # --- the verdict --------------------------------------------------------------------------------------------
 
-    def _request(self, sender: MemberName, source: int, destination: int) -> Leg:
-        self.traced += 1
-        return self.tracer.request(sender, _packet(self.kind, address_text(source), address_text(destination)))
-
-    def _judge(self, sender: MemberName, sources: Block, destinations: Block, leg: Leg) -> None:
+    def _judge(self, sender: MemberName, box: Box, leg: Leg) -> None:
         """Compare a class of packets with what is declared of its sender."""
+        sources, destinations = box.sources, box.destinations
         self.ports.ask(self.tracer, sender, sources, destinations, leg)
         packets = size(sources) * size(destinations)
         destination = address_text(destinations[0])
@@ -397,12 +484,14 @@ class _Prover:
             if leg.reached == VROUTER and self.ports.goes_one_way(self.tracer, sender, sources, leg):
                 self.ports.one_way(sender, VROUTER, destinations[0])
                 return
-            if wanted is not None and packets == 1:
+            if wanted is not None and packets == 1 and wanted.all_of(box.sports, box.dports):
                 return  # traced, with its reply, among the declared flows
             among_customers = not sender.is_server and not (receiver is not None and receiver.is_server)
             kind = CUSTOMER_TO_CUSTOMER if among_customers else NOT_DECLARED
-        elif isinstance(leg.refusal, AnsweredByNatVm) and (self.kind.protocol, self.kind.dport) == (TCP, SSH):
-            self.ports.ask_ssh(self.tracer, sender, sources, destinations)  # this kind of packet is ssh
+        elif isinstance(leg.refusal, AnsweredByNatVm) and box.dports != self._ports()[1]:
+            # Not whatever comes: it is a rule for this port that lets it in, as one does with ssh.
+            at = _packet(self.kind, "", "", box.sports[0], box.dports[0])
+            self.ports.answered(self.tracer, sender, sources, destinations, at)
         elif leg.untranslated is not None or leg.disposition in (Disposition.ANSWERED_BY_NAT_VM, Disposition.LOOP):
             kind = NO_GUARD
         if kind is not None:
@@ -412,10 +501,21 @@ class _Prover:
                     sender=sender,
                     source=address_text(sources[0]),
                     destination=destination,
-                    why=leg.fate,
+                    why=f"{self._port_words(box)}{leg.fate}",
                     alike=packets - 1,
                 )
             )
+
+    def _port_words(self, box: Box) -> str:
+        """Which packets of a class are meant, `TCP port 23: `, where the others of its kind may fare otherwise."""
+        if (box.sports, box.dports) == self._ports():
+            return ""
+        said = [
+            f"{name} {Ports(*ports)}"
+            for name, ports, whole in zip(("from port", "port"), (box.sports, box.dports), self._ports(), strict=True)
+            if ports != whole
+        ]
+        return f"{self.kind.protocol.upper()} {' to '.join(said)}: "
 
     def _packet(self, kind: str, flow: Flow, why: str) -> None:
         self.found.append(
@@ -479,11 +579,11 @@ class _Prover:
         self.found.append(CounterExample(kind=kind, sender=vm, source="", destination="", why=text))
 
 
-def _kinds(plan: PodPlan, rules: list[Rule]) -> list[Packet]:
-    """The packets that stand for all others of their kind, the SYN to port 80 first.
+def _kinds(plan: PodPlan) -> list[Packet]:
+    """The packets that stand for all others of their kind, the SYN first.
 
-    Without a policy no rule looks at a port, and a routed POD's at nothing but whether a packet is a SYN.  With one
-    there is a packet for each set of ports that the rules tell apart, of every protocol.
+    Without a policy no rule looks at a port, and a routed POD's at nothing but whether a packet is a SYN.  With one the
+    rules tell protocols apart, and ports (`_Prover._ports`).
     """
     match plan.delivery:
         case Delivery.PRIVATE_IPS:
@@ -492,26 +592,19 @@ def _kinds(plan: PodPlan, rules: list[Rule]) -> list[Packet]:
             kinds, segments = [_SYN, _DATAGRAM, _SEGMENT], [_SYN, _SEGMENT]
         case _ as never:
             assert_never(never)
-    if not plan.access.entries:
-        return kinds
-    found = [
-        replace(kind, sport=sport, dport=dport)
-        for kind in (*segments, _DATAGRAM)
-        for sport in _told_apart([r.match.source_port for r in rules if r.match.protocol == kind.protocol], kind.sport)
-        for dport in _told_apart(
-            [r.match.destination_port for r in rules if r.match.protocol == kind.protocol], kind.dport
-        )
-    ]
-    return [*found, _ECHO, Packet(src="", dst="", protocol=OTHER)]
+    return [*segments, _DATAGRAM, _ECHO, _OTHERS] if plan.access.entries else kinds
 
 
-def _told_apart(asked: list[Ports | None], usual: int) -> list[int]:
-    """A port for each set of ports that these ranges tell apart, `usual` for those that are in the same ones as it."""
-    ranges = [ports for ports in asked if ports is not None]
-    first: dict[frozenset[int], int] = {}
-    for port in (usual, *(piece.first for piece in pieces(ranges))):
-        first.setdefault(frozenset(at for at, ports in enumerate(ranges) if port in ports), port)
-    return list(first.values())
+def _ports_of(services: Services, protocol: str) -> tuple[Ports, ...]:
+    """The ports to which packets of a protocol may go; of one without ports all, or none."""
+    if protocol in (TCP, UDP):
+        return services.of(protocol)
+    return (EVERY_PORT,) if services.permits(protocol, 0) else ()
+
+
+def _both(one: Block, other: Block) -> Block:
+    """What two blocks have in common."""
+    return max(one[0], other[0]), min(one[1], other[1])
 
 
 def _added(counts: tuple[Count, ...], more: tuple[Count, ...]) -> tuple[Count, ...]:
@@ -539,11 +632,9 @@ def _refuses_others(forward: Chain | None) -> bool:
     return False
 
 
-def _packet(kind: Packet, source: str, destination: str) -> Packet:
+def _packet(kind: Packet, source: str, destination: str, sport: int, dport: int) -> Packet:
     """A packet of this kind.  `replace` would take as long as a tenth of the trace."""
-    return Packet(
-        src=source, dst=destination, protocol=kind.protocol, sport=kind.sport, dport=kind.dport, segment=kind.segment
-    )
+    return Packet(src=source, dst=destination, protocol=kind.protocol, sport=sport, dport=dport, segment=kind.segment)
 
 
 def _covers(earlier: Match, later: Match) -> bool:

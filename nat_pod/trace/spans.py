@@ -1,8 +1,8 @@
-"""A packet's addresses while the tracer follows it, and for which other addresses its way is the same.
+"""A packet's addresses and ports while the tracer follows it, and for which others its way is the same.
 
-A `Span` is one address of a packet, with the interval around it that nothing has told apart from it so far.  Every test
-narrows the interval, so what happens to this packet happens to every packet of the interval.  That makes a proof over
-all addresses possible without trying each one (`proof.py`).
+A `Span` is one address or port of a packet, with the interval around it that nothing has told apart from it so far.
+Every test narrows the interval, so what happens to this packet happens to every packet of the interval.  That makes a
+proof over all addresses and ports possible without trying each one (`proof.py`).
 
 Addresses are numbers here: a trace compares thousands of them, and making text costs more than the comparison.
 """
@@ -99,8 +99,8 @@ class Header:
     src: Span
     dst: Span
     protocol: str
-    sport: int
-    dport: int
+    sport: Span
+    dport: Span
     icmp_type: int | None
     about: FlowKey | None = None
     ends: tuple[int, int] | None = None
@@ -113,22 +113,38 @@ class Header:
 
     def alone(self) -> Header:
         """The same header with intervals of its own, that nothing has narrowed yet."""
-        src, dst = Span(self.src.value), Span(self.dst.value)
-        return Header(
-            src, dst, self.protocol, self.sport, self.dport, self.icmp_type, self.about, self.ends, self.segment
-        )
+        src, dst, sport, dport = (Span(one.value) for one in (self.src, self.dst, self.sport, self.dport))
+        return Header(src, dst, self.protocol, sport, dport, self.icmp_type, self.about, self.ends, self.segment)
+
+    def narrow(self, other: Header) -> None:
+        """It stands for no more packets than another header that has the same addresses and ports."""
+        self.src.narrow(other.src.low, other.src.high)
+        self.dst.narrow(other.dst.low, other.dst.high)
+        self.sport.narrow(other.sport.low, other.sport.high)
+        self.dport.narrow(other.dport.low, other.dport.high)
+
+    def pin(self) -> None:
+        """It stands for itself and no other packet; an answer for those to the same request from and to other ports.
+
+        What is compared exactly are the ports of the request and those of its answer, and these are the same.
+        """
+        self.src.pin()
+        self.dst.pin()
+        if self.segment is not Segment.ANSWERS:
+            self.sport.pin()
+            self.dport.pin()
 
     def key(self) -> FlowKey:
         """What conntrack knows a packet by."""
-        return (self.protocol, self.src.value, self.dst.value, self.sport, self.dport)
+        return (self.protocol, self.src.value, self.dst.value, self.sport.value, self.dport.value)
 
     def reply_key(self) -> FlowKey:
         """What conntrack knows its answer by."""
-        return (self.protocol, self.dst.value, self.src.value, self.dport, self.sport)
+        return (self.protocol, self.dst.value, self.src.value, self.dport.value, self.sport.value)
 
 
 class Places:
-    """Intervals of addresses, numbered: the pieces into which a set of networks cuts the address space.
+    """Intervals of addresses, numbered: the pieces into which a set of networks cuts the address space; or of ports.
 
     Two addresses of one piece are inside the same ones of these networks.
     """

@@ -54,8 +54,7 @@ class _Crossing:
     checked: DestinationChecked
     kept: bool
     stateful: bool
-    src: Span
-    dst: Span
+    alike: Header
 
 
 class Vcns:
@@ -75,6 +74,7 @@ class Vcns:
         # VNIC with stateful rules -> packets of the flows that they let pass.
         self._tracked: dict[str, set[_Key]] = {}
         self._sources = Places(numbers(cidr)[:2] for cidr in topology.peers)
+        self._ports = Places(_ports(topology))
         # VNICs for which the same rules hold have the same number.
         kinds: dict[tuple[object, ...], int] = {}
         self._policies = {
@@ -125,7 +125,7 @@ class Vcns:
             self._sources.number(header.src.value),
             self.places.number(header.dst.value),
             header.protocol,
-            header.dport,
+            self._ports.number(header.dport.value),
             header.icmp_type,
         )
         known = self._crossings.get(key)
@@ -135,13 +135,11 @@ class Vcns:
             try:
                 known = self._cross(out, alone, made, sent)
             finally:
-                header.src.narrow(alone.src.low, alone.src.high)
-                header.dst.narrow(alone.dst.low, alone.dst.high)
+                header.narrow(alone)
             if not known.kept:
                 self._crossings[key] = known
         else:
-            header.src.narrow(known.src.low, known.src.high)
-            header.dst.narrow(known.dst.low, known.dst.high)
+            header.narrow(known.alike)
             arrival = known.routed.arrival
             leaves, enters = known.leaves, known.enters
             if self._tracked and arrival is not out:
@@ -167,7 +165,7 @@ class Vcns:
         made.append(checked)
         rules = (leaves.rule, enters.rule)
         stateful = any(rule is not None and not rule.stateless for rule in rules)
-        return _Crossing(routed, leaves, enters, checked, None in rules, stateful, header.src, header.dst)
+        return _Crossing(routed, leaves, enters, checked, None in rules, stateful, header)
 
     # --- routing and delivery ----------------------------------------------------------------------------------
 
@@ -252,8 +250,7 @@ class Vcns:
         said = secured if other is vnic else self._as_reply(vnic, header, secured)
         if rule is None:
             if other is not vnic and vnic.name in self._tracked:
-                header.src.pin()
-                header.dst.pin()
+                header.pin()
             if said is secured:
                 raise RefusedError(NotSecured(vnic, direction, peer.value))
         made.append(said)
@@ -278,11 +275,18 @@ def _permits(rule: SecurityRule, peer: Span, header: Header, other: Vnic | None)
         return False
     if rule.destination_ports is not None:
         low, high = rule.destination_ports
-        if not low <= header.dport <= high:
+        if not header.dport.inside(low, high):
             return False
     if rule.peer_is_nsg:
         return other is not None and rule.peer in other.nsgs
     return prefix_around(peer, rule.peer) is not None
+
+
+def _ports(topology: Topology) -> set[tuple[int, int]]:
+    """The ranges of ports that security rules name."""
+    lists = (*(vnic.security for vnic in _vnics(topology)), *(one.security for one in topology.subnets.values()))
+    named = {rule.destination_ports for rules in lists for rule in rules}
+    return {ports for ports in named if ports is not None}
 
 
 def _vnics(topology: Topology) -> list[Vnic]:

@@ -69,8 +69,9 @@ class Leg(NamedTuple):
     """One direction of a flow: every decision on the way, and the refusal of which it died (None: it arrived).
 
     `sent`: source and destination as the sender sent them, as numbers.  `reached`: the machine where it arrived, None
-    when it died.  `alike`: intervals (first, last) of sources and destinations; each packet of these that this sender
-    may send meets the same decisions.  `untranslated`: a NAT VM passed it on without a translation.
+    when it died.  `alike`: intervals (first, last) of sources and destinations, and `alike_ports`, of source ports and
+    destination ports; each packet of these that this sender may send meets the same decisions.  Of an answer they are
+    those whose requests are alike as well.  `untranslated`: a NAT VM passed it on without a translation.
     """
 
     sender: Vm
@@ -80,6 +81,7 @@ class Leg(NamedTuple):
     reached: str | None
     packet: Packet  # as it arrived, or as it died
     alike: tuple[tuple[int, int], tuple[int, int]]
+    alike_ports: tuple[tuple[int, int], tuple[int, int]]
     untranslated: str | None
 
     @property
@@ -233,8 +235,8 @@ class Tracer:
             Span(number(packet.src)),
             Span(number(packet.dst)),
             packet.protocol,
-            packet.sport,
-            packet.dport,
+            Span(packet.sport),
+            Span(packet.dport),
             packet.icmp_type,
             about,
             segment=packet.segment,
@@ -263,6 +265,7 @@ class Tracer:
                 segment=packet.segment,
             ),
             alike=(header.src.origin(), header.dst.origin()),
+            alike_ports=(header.sport.origin(), header.dport.origin()),
             untranslated=untranslated[-1] if untranslated else None,
         )
 
