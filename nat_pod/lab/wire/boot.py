@@ -29,9 +29,6 @@ names, or any kernel or iptables other than this machine's.  `make test-vm` show
 
 from __future__ import annotations
 
-import base64
-import gzip
-import http.client
 import json
 import os
 import shlex
@@ -40,12 +37,13 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
+
+# What one verb alone needs it imports by itself: a VM starts this dozens of times, and loading takes most of its time.
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"}
@@ -155,7 +153,7 @@ def _install_python(root: Path) -> None:
 def _install_systemctl(root: Path) -> None:
     """Put this file into the VM as its `systemctl`."""
     program = root / "usr/local/sbin/systemctl"
-    program.write_text('#!/bin/sh\nexec python3 -I /usr/local/sbin/lab-systemd.py systemctl "$@"\n')
+    program.write_text('#!/bin/sh\nexec python3 -I -S /usr/local/sbin/lab-systemd.py systemctl "$@"\n')
     program.chmod(0o755)
     shutil.copyfile(__file__, root / "usr/local/sbin/lab-systemd.py")
 
@@ -179,8 +177,7 @@ def _empty(folder: Path) -> None:
 # --- systemd ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """A unit file."""
 
     name: str
@@ -471,6 +468,10 @@ def dhcp(offer: dict[str, object]) -> None:
 
 def fetch_user_data() -> str:
     """The cloud-config in the instance metadata service, unpacked.  Waits some seconds for the service to answer."""
+    import base64
+    import gzip
+    import http.client
+
     deadline = time.monotonic() + 10
     while True:
         connection = http.client.HTTPConnection(IMDS, timeout=5)
@@ -571,6 +572,8 @@ def rounds() -> int:
     step fail, or the agent die at it.  Answer: {"status": exit status, negative for a signal, "stderr", "seconds"}.
     Python and the agent are loaded once, and each run is a fork, so the time measured is that of the round itself.
     """
+    import traceback
+
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
     agent = ModuleType("nat_pod_agent")
@@ -598,6 +601,13 @@ def rounds() -> int:
     return 0
 
 
+def with_own_mounts(verb: str, *arguments: str) -> list[str]:
+    """The command that runs a verb with mounts of its own."""
+    own_mounts = ["unshare", "--mount", "--propagation", "private", "env", f"{MOUNTED}=1"]
+    bare = [] if verb == "boot" else ["-S"]  # only cloud-init needs a package, for YAML
+    return [*own_mounts, sys.executable, "-P", *bare, __file__, verb, *arguments]
+
+
 def main(arguments: list[str]) -> int:
     """Run one verb."""
     try:
@@ -606,9 +616,8 @@ def main(arguments: list[str]) -> int:
                 return systemctl(rest)
             case [("boot" | "start" | "timers" | "rounds" | "run") as verb, disk, *rest] if _complete(verb, rest):
                 if MOUNTED not in os.environ:
-                    os.environ[MOUNTED] = "1"
-                    own_mounts = ["unshare", "--mount", "--propagation", "private"]
-                    os.execvp("unshare", [*own_mounts, sys.executable, "-P", __file__, *arguments])
+                    command = with_own_mounts(*arguments)
+                    os.execvp(command[0], command)
                 folder = Path(disk).resolve(strict=True)
                 if verb == "boot":
                     return boot(folder)

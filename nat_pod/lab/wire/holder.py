@@ -516,9 +516,9 @@ class Operations:
             time.sleep(0.02)
         raise LabError(f"{name}: its metadata service does not come up:\n{_tail(name)}")
 
-    def _boot_command(self, vm: str, *arguments: str) -> list[str]:
+    def _boot_command(self, vm: str, verb: str, *arguments: str) -> list[str]:
         # `ip netns exec`, since the guest looks at /sys/class/net, and only this mounts the right one.
-        return ["ip", "netns", "exec", vm_namespace(vm), sys.executable, "-P", boot.__file__, *arguments]
+        return ["ip", "netns", "exec", vm_namespace(vm), *boot.with_own_mounts(verb, *arguments)]
 
     def _keep(self, label: str, command: list[str], vm: str) -> None:
         self._processes[label] = _spawn(command, vm)
