@@ -124,14 +124,13 @@ class Pod:
             time.sleep(0.01)
         act()
 
-    def apply(self) -> list[tuple[str, str]]:
-        """`up`; returns what it did to the region, in order, as (do, name)."""
+    def apply(self) -> tuple[Run, list[tuple[str, str]]]:
+        """`up`; returns what it planned, and what it did to the region, in order, as (do, name)."""
         names = {record.ocid: record.name for record in self.region.all(*self.region.kinds())}
         before = len(self.region.changes())
-        self.engine.up()
-        return [
-            (change["do"], change.get("name") or names[change["ocid"]]) for change in self.region.changes()[before:]
-        ]
+        up = self.engine.up()
+        changes = self.region.changes()[before:]
+        return up, [(change["do"], change.get("name") or names[change["ocid"]]) for change in changes]
 
 
 ARTICLES, ROUTED = "## What the engine plans", "## What it plans for a routed POD"
@@ -208,18 +207,18 @@ def standing(new_pod: NewPod) -> Pod:
 
 @dataclass
 class Applied:
-    """A change of a POD that stood: what was planned, what `up` did to the region, and what carried flows before."""
+    """A change of a POD that stood: what `up` planned and did to the region, and what carried flows before."""
 
     pod: Pod
     before: set[str]
-    preview: Run
+    up: Run
     done: list[tuple[str, str]]
 
     @classmethod
     def to(cls, pod: Pod, **settings: Any) -> "Applied":
         before = pod.standing()
         pod.change(**settings)
-        return cls(pod, before, pod.engine.preview(), pod.apply())
+        return cls(pod, before, *pod.apply())
 
 
 @pytest.fixture
@@ -294,7 +293,6 @@ def test_a_route_that_somebody_took_out_is_not_there_to_stay(pod: Pod) -> None:
 
 
 def test_nothing_changed_is_nothing_to_do(pod: Pod) -> None:
-    pod.engine.expect_no_changes()
     assert pod.engine.preview().counts == documented("nothing, or `refresh` and nothing")
     assert not pod.engine.refresh().counts
     pod.engine.expect_no_changes()
@@ -305,14 +303,12 @@ def test_added_host_touches_metadata_and_its_own_addresses(pod: Pod) -> None:
         customers=lambda customers: customers["customer1"]["hosts"].update(vm3="10.0.0.131"),
         addresses=lambda book: book.update({"customer1/vm3": {"natVm1": "198.18.0.4", "natVm2": "198.18.0.132"}}),
     )
-    preview = pod.engine.preview()
-    assert preview.counts == documented("host added")
-    # Under masquerade NAT VM2 translates by prefix, so a host is no news to it.
-    assert planned(preview) == {"update": ["natVm1"], "create": ["198.18.0.132", "198.18.0.4"]}
-    assert paths(preview) == {"natVm1": {"metadata.nat-pod-rules"}}
-
     before = pod.standing()
-    pod.engine.up()
+    up = pod.engine.up()
+    assert up.counts == documented("host added")
+    # Under masquerade NAT VM2 translates by prefix, so a host is no news to it.
+    assert planned(up) == {"update": ["natVm1"], "create": ["198.18.0.132", "198.18.0.4"]}
+    assert paths(up) == {"natVm1": {"metadata.nat-pod-rules"}}
     assert before < pod.standing()
     pod.engine.expect_no_changes()
 
@@ -327,8 +323,8 @@ def server_added(standing: Pod, tmp_path_factory: pytest.TempPathFactory, cli: P
 
 
 def test_added_server_touches_metadata_and_its_own_addresses(server_added: Applied) -> None:
-    assert server_added.preview.counts == documented("server added")
-    assert planned(server_added.preview) == {
+    assert server_added.up.counts == documented("server added")
+    assert planned(server_added.up) == {
         "update": ["natVm1", "natVm2"],
         "create": ["198.18.0.133", "198.18.0.5"],
     }
@@ -347,8 +343,8 @@ def test_removed_server_touches_metadata_and_its_own_addresses(
         management=lambda management: management["servers"].pop("logs"),
         addresses=lambda book: book.pop("management/logs"),
     )
-    assert removed.preview.counts == documented("server removed")
-    assert planned(removed.preview) == {"update": ["natVm1", "natVm2"], "delete": ["198.18.0.133", "198.18.0.5"]}
+    assert removed.up.counts == documented("server removed")
+    assert planned(removed.up) == {"update": ["natVm1", "natVm2"], "delete": ["198.18.0.133", "198.18.0.5"]}
     assert removed.pod.standing() == server_added.before
 
 
@@ -375,7 +371,7 @@ def pair_filled(standing: Pod, tmp_path_factory: pytest.TempPathFactory, cli: Pa
 
 
 def test_hosts_that_fill_a_vnic_pair_bring_the_pair(pair_filled: Applied) -> None:
-    assert pair_filled.preview.counts == documented("29 hosts on a new VNIC pair")
+    assert pair_filled.up.counts == documented("29 hosts on a new VNIC pair")
     assert pair_filled.before < pair_filled.pod.standing()
     attachment = pair_filled.pod.region.read(pair_filled.pod.find(VNIC_ATTACHMENT, "natVm1-vnic-3"))
     assert attachment["createVnicDetails"]["privateIp"] == "198.18.0.194"
@@ -388,7 +384,7 @@ def test_hosts_that_filled_a_vnic_pair_take_it_along(
     pod = pair_filled.pod.copy(tmp_path / "pod", cli)
     pod.config = copy.deepcopy(standing.config)
     removed = Applied.to(pod)
-    assert removed.preview.counts == documented("these 29 removed")
+    assert removed.up.counts == documented("these 29 removed")
     assert pod.standing() == pair_filled.before
     pod.engine.expect_no_changes()
 
@@ -397,14 +393,12 @@ def test_removed_host_takes_only_its_addresses_along(pod: Pod) -> None:
     pod.change(customers=lambda customers: customers["customer2"].update(hosts={}))
     pod.config["nat-pod:addresses"].pop("customer2/vm2")
     pod.save()
-    preview = pod.engine.preview()
-    assert preview.counts == documented("host removed")
-    assert planned(preview) == {"update": ["natVm1"], "delete": ["198.18.0.131", "198.18.0.3"]}
     gone = {pod.find(PRIVATE_IP, address) for address in ("198.18.0.3", "198.18.0.131")}
     before = pod.standing()
-    pod.engine.up()
+    up = pod.engine.up()
+    assert up.counts == documented("host removed")
+    assert planned(up) == {"update": ["natVm1"], "delete": ["198.18.0.131", "198.18.0.3"]}
     assert before - pod.standing() == gone
-    pod.engine.expect_no_changes()
 
 
 def test_slot_that_passes_to_another_host_is_left_alone(pod: Pod) -> None:
@@ -414,8 +408,7 @@ def test_slot_that_passes_to_another_host_is_left_alone(pod: Pod) -> None:
         addresses=lambda book: book.update({"customer2/vm3": book.pop("customer2/vm2")}),
     )
     before = pod.standing()
-    assert planned(pod.engine.preview()) == {"update": ["natVm1"]}
-    pod.engine.up()
+    assert planned(pod.engine.up()) == {"update": ["natVm1"]}
     assert pod.standing() == before
 
 
@@ -424,8 +417,8 @@ def test_last_host_of_a_vnic_pair_takes_the_pair_along(pod: Pod) -> None:
         customers=lambda customers: customers["customer1"]["hosts"].pop("vm2"),
         addresses=lambda book: book.pop("customer1/vm2"),
     )
-    assert pod.engine.preview().counts == documented("last host of a VNIC pair removed")
-    done = pod.apply()
+    up, done = pod.apply()
+    assert up.counts == documented("last host of a VNIC pair removed")
     # The VNICs go before the subnets they are in, and the rules stop using them before that.
     assert [do for do, _ in done] == ["update"] * 3 + ["delete"] * 5
     assert {name for do, name in done if do == "delete"} == {"nat-pod-dev-natVm1-vnic-2", "nat-pod-dev-natVm2-vnic-2"}
@@ -443,12 +436,12 @@ def customer_added(standing: Pod, tmp_path_factory: pytest.TempPathFactory, cli:
 
 
 def test_added_customer_brings_its_gateway_its_rules_and_its_routes(customer_added: Applied) -> None:
-    assert customer_added.preview.counts == documented("customer added, one host")
-    assert planned(customer_added.preview) == {
+    assert customer_added.up.counts == documented("customer added, one host")
+    assert planned(customer_added.up) == {
         "create": ["198.18.0.132", "198.18.0.4", "customer3", "natVm1-egress-customer3", "natVm1-ingress-customer3"],
         "update": ["natVm1", "natVm1"],
     }
-    assert paths(customer_added.preview)["natVm1"] == {"routeRules", "metadata.nat-pod-rules"}
+    assert paths(customer_added.up)["natVm1"] == {"routeRules", "metadata.nat-pod-rules"}
 
 
 def test_added_customer_leaves_the_others_alone_and_nothing_to_do(customer_added: Applied) -> None:
@@ -462,7 +455,7 @@ def test_removed_customer_leaves_the_others_alone(customer_added: Applied, tmp_p
         customers=lambda customers: customers.pop("customer3"),
         addresses=lambda book: book.pop("customer3/vm1"),
     )
-    assert removed.preview.counts == documented("customer removed")
+    assert removed.up.counts == documented("customer removed")
     # OCI refuses to delete a gateway while a route points to it.
     done = removed.done
     assert done.index(("update", "nat-pod-dev-natVm1")) < done.index(("delete", "nat-pod-dev-customer3"))
@@ -486,16 +479,15 @@ def test_renamed_customer_keeps_its_gateway_and_its_addresses(pod: Pod) -> None:
 
     before = pod.standing()
     pod.change(customers=rename, addresses=lambda book: book.update({"acme/vm2": book.pop("customer2/vm2")}))
-    preview = pod.engine.preview()
-    assert preview.counts == documented("customer renamed (`formerly`)")
-    assert planned(preview) == {
+    gateway = pod.find(LPG, "customer2")
+    up = pod.engine.up()
+    assert up.counts == documented("customer renamed (`formerly`)")
+    assert planned(up) == {
         # New rules first, then the old ones go: there is no moment without a rule.
         "create": ["natVm1-egress-acme", "natVm1-ingress-acme"],
         "update": ["acme", "natVm1"],
         "delete": ["natVm1-egress-customer2", "natVm1-ingress-customer2"],
     }
-    gateway = pod.find(LPG, "customer2")
-    pod.engine.up()
     assert pod.standing() == before
     assert pod.region.read(gateway)["peeringStatus"] == "PEERED"
     assert pod.region.read(gateway)["displayName"] == "nat-pod-dev-acme"
@@ -508,9 +500,9 @@ def test_renamed_host_is_another_note_in_the_rules_and_no_flow_ends(pod: Pod) ->
 
     before, old = pod.standing(), pod.plan()
     pod.change(customers=rename, addresses=lambda book: book.update({"customer1/web": book.pop("customer1/vm1")}))
-    preview = pod.engine.preview()
-    assert preview.counts == documented("host renamed (`hostsFormerly`)")
-    assert_only_notes_differ(pod, before, old, preview)
+    up = pod.engine.up()
+    assert up.counts == documented("host renamed (`hostsFormerly`)")
+    assert_only_notes_differ(pod, before, old, up)
 
 
 def test_renamed_server_is_another_note_in_the_rules_and_no_flow_ends(pod: Pod) -> None:
@@ -519,30 +511,25 @@ def test_renamed_server_is_another_note_in_the_rules_and_no_flow_ends(pod: Pod) 
 
     before, old = pod.standing(), pod.plan()
     pod.change(management=rename, addresses=lambda book: book.update({"management/app": book.pop("management/mgmt")}))
-    preview = pod.engine.preview()
-    assert preview.counts == documented("server renamed (`serversFormerly`)")
-    assert_only_notes_differ(pod, before, old, preview)
+    up = pod.engine.up()
+    assert up.counts == documented("server renamed (`serversFormerly`)")
+    assert_only_notes_differ(pod, before, old, up)
 
 
-def assert_only_notes_differ(pod: Pod, before: set[str], old: PodPlan, preview: Run) -> None:
+def assert_only_notes_differ(pod: Pod, before: set[str], old: PodPlan, up: Run) -> None:
     difference = compare(old, pod.plan())
     assert difference.before
     assert (difference.ended, difference.gained, len(difference.renamed)) == (frozenset(), (), 1)
-    assert set().union(*paths(preview).values()) == {"metadata.nat-pod-rules"}
-    assert set(planned(preview)) == {"update"}
-    pod.engine.up()
+    assert set().union(*paths(up).values()) == {"metadata.nat-pod-rules"}
+    assert set(planned(up)) == {"update"}
     assert pod.standing() == before
-    pod.engine.expect_no_changes()
 
 
 def test_a_range_grows_around_pinned_subnets_and_nothing_that_carries_flows_is_replaced(pod: Pod) -> None:
     before = pod.standing()
     pod.change(cidr="198.18.0.0/21")
-    preview = pod.engine.preview()
-    assert preview.counts == documented("range grown, `subnets` pinned")
-    pod.engine.up()
+    assert pod.engine.up().counts == documented("range grown, `subnets` pinned")
     assert pod.standing() == before
-    pod.engine.expect_no_changes()
 
     def pair(subnets: Any) -> None:
         subnets["natVm1"].append("198.18.4.0/27")
@@ -553,22 +540,19 @@ def test_a_range_grows_around_pinned_subnets_and_nothing_that_carries_flows_is_r
         customers=lambda customers: customers["customer2"]["hosts"].update(far="10.0.1.7"),
         addresses=lambda book: book.update({"customer2/far": {"natVm1": "198.18.4.3", "natVm2": "198.18.6.3"}}),
     )
-    assert set(planned(pod.engine.preview())) <= {"create", "update"}
-    pod.engine.up()
+    assert set(planned(pod.engine.up())) <= {"create", "update"}
     assert before <= pod.standing()
     pod.engine.expect_no_changes()
 
 
 def test_changed_source_policy_changes_metadata_alone(pod: Pod) -> None:
     pod.change(sourceNat="static")
-    preview = pod.engine.preview()
-    assert preview.counts == documented("source policy changed")
-    assert planned(preview) == {"update": ["natVm1", "natVm2"]}
-    assert paths(preview) == {"natVm1": {"metadata.nat-pod-rules"}, "natVm2": {"metadata.nat-pod-rules"}}
     before = pod.standing()
-    pod.engine.up()
+    up = pod.engine.up()
+    assert up.counts == documented("source policy changed")
+    assert planned(up) == {"update": ["natVm1", "natVm2"]}
+    assert paths(up) == {"natVm1": {"metadata.nat-pod-rules"}, "natVm2": {"metadata.nat-pod-rules"}}
     assert pod.standing() == before
-    pod.engine.expect_no_changes()
 
 
 def test_changed_shape_is_refused_where_it_would_reboot_a_vm(pod: Pod) -> None:
@@ -629,7 +613,7 @@ def test_new_bootstrap_replaces_one_vm_and_then_the_other(standing: Pod, tmp_pat
     assert reasons == {"natVm1": ("metadata",), "natVm2": ("metadata",)}
 
     addresses = {str(ip.facts["ipAddress"]) for ip in pod.region.all(PRIVATE_IP)}
-    done = pod.apply()
+    _, done = pod.apply()
     order = [done.index((do, f"nat-pod-dev-{vm}")) for vm in ("natVm1", "natVm2") for do in ("delete", "create")]
     assert order == sorted(order), "the second VM was touched before the first had been launched again"
     assert {str(ip.facts["ipAddress"]) for ip in pod.region.all(PRIVATE_IP)} == addresses

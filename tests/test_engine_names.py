@@ -33,8 +33,7 @@ def test_names_come_and_go_beside_everything_else(tmp_path: Path, cli: Path) -> 
     pod.engine.up()
     before = pod.standing()
     pod.change(names={"zone": ZONE})
-    assert planned(pod.engine.preview()) == {"create": NAMES}
-    pod.engine.up()
+    assert planned(pod.engine.up()) == {"create": NAMES}
     assert pod.standing() == before
     pod.engine.expect_no_changes()
 
@@ -51,8 +50,7 @@ def test_names_come_and_go_beside_everything_else(tmp_path: Path, cli: Path) -> 
         management=lambda management: management["servers"].update(logs="10.0.0.200"),
         addresses=lambda book: book.update({"management/logs": {"natVm1": "198.18.0.5", "natVm2": "198.18.0.133"}}),
     )
-    assert "names-customers-management/logs" in planned(pod.engine.preview())["create"]
-    pod.engine.up()
+    assert "names-customers-management/logs" in planned(pod.engine.up())["create"]
     assert dns.answers(pod.region, vcn)[f"logs.management.{ZONE}"] == ["198.18.0.5"]
 
     # Another zone is another zone in the same view.

@@ -160,21 +160,19 @@ def host(pod: Pod, name: str, address: str, alias: str) -> None:
 def test_a_host_is_a_matter_of_metadata(pod: Pod) -> None:
     before, balancers = pod.standing(), [record.ocid for record in pod.region.all(BALANCER, BACKEND)]
     host(pod, "late", "10.0.0.7", "198.18.10.42")
-    preview = pod.engine.preview()
-    assert preview.counts == documented("host added", ROUTED)
-    assert set(paths(preview)) <= set(VMS)
-    assert {path for changed in paths(preview).values() for path in changed} == {"metadata.nat-pod-rules"}
-    pod.engine.up()
+    up = pod.engine.up()
+    assert up.counts == documented("host added", ROUTED)
+    assert set(paths(up)) <= set(VMS)
+    assert {path for changed in paths(up).values() for path in changed} == {"metadata.nat-pod-rules"}
     assert pod.standing() == before
 
     pod.change(
         customers=lambda customers: customers["fern"]["hosts"].pop("late"),
         addresses=lambda book: book.pop("fern/late"),
     )
-    preview = pod.engine.preview()
-    assert preview.counts == documented("host removed", ROUTED)
-    assert {path for changed in paths(preview).values() for path in changed} == {"metadata.nat-pod-rules"}
-    pod.engine.up()
+    up = pod.engine.up()
+    assert up.counts == documented("host removed", ROUTED)
+    assert {path for changed in paths(up).values() for path in changed} == {"metadata.nat-pod-rules"}
     assert pod.standing() == before
     assert [record.ocid for record in pod.region.all(BALANCER, BACKEND)] == balancers
 
@@ -202,22 +200,22 @@ def test_a_customer_brings_its_gateway_and_goes_with_it(pod: Pod, tmp_path: Path
         customers=lambda customers: customers.update(willow={"cidr": "10.0.4.0/24", "hosts": {"vm1": "10.0.4.5"}}),
         addresses=lambda book: book.update({"willow/vm1": "198.18.10.43"}),
     )
-    assert added.preview.counts == documented("customer added, one host", ROUTED)
-    assert planned(added.preview)["create"] == ["natVm1-egress-willow", "natVm1-ingress-willow", "willow"]
+    assert added.up.counts == documented("customer added, one host", ROUTED)
+    assert planned(added.up)["create"] == ["natVm1-egress-willow", "natVm1-ingress-willow", "willow"]
     assert pod.standing() - added.before == {pod.find(LPG, "willow")}
     removed = Applied.to(
         pod,
         customers=lambda customers: customers.pop("willow"),
         addresses=lambda book: book.pop("willow/vm1"),
     )
-    assert removed.preview.counts == documented("customer removed", ROUTED)
+    assert removed.up.counts == documented("customer removed", ROUTED)
     assert pod.standing() == added.before
 
 
 def test_the_standbys_go_and_come_back(pod: Pod) -> None:
     before = {vm: pod.find(INSTANCE, vm) for vm in ("natVm1a", "natVm2a")}
     off = Applied.to(pod, standby="false")
-    assert off.preview.counts == documented("`standby: false`", ROUTED)
+    assert off.up.counts == documented("`standby: false`", ROUTED)
     assert pod.region.all(BALANCER, BACKEND) == []
     (rule,) = pod.routes("lpgs")
     assert pod.region.read(rule["networkEntityId"])["ipAddress"] == "198.18.11.194"
@@ -227,7 +225,7 @@ def test_the_standbys_go_and_come_back(pod: Pod) -> None:
         do for do, _ in off.done
     ].index("delete")
     on = Applied.to(pod, standby="true")
-    assert on.preview.counts == documented("`standby: true` again", ROUTED)
+    assert on.up.counts == documented("`standby: true` again", ROUTED)
     assert {vm: pod.find(INSTANCE, vm) for vm in before} == before
     pod.engine.expect_no_changes()
 
@@ -330,7 +328,7 @@ def test_a_new_bootstrap_replaces_each_vm_when_the_other_is_healthy(standing: Po
     looker = threading.Thread(target=look)
     looker.start()
     try:
-        done = pod.apply()
+        _, done = pod.apply()
     finally:
         stop.set()
         looker.join()

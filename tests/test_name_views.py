@@ -95,7 +95,7 @@ def test_without_the_key_there_are_none_and_nobody_gets_an_empty_one():
     assert [view.realms for view in name_views(planned(mapping))] == [(MANAGEMENT,), ("customer1",)]
 
 
-@pytest.mark.parametrize("stack", ["dev", "routed"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("routed", marks=pytest.mark.sweep)])
 def test_the_region_holds_them_and_a_vcn_answers_once_a_view_is_attached(tmp_path, stack):
     region, plan, deployed = stand_up(project(tmp_path, stack, names={"zone": ZONE}), stack)
     views = deployed.outputs["nameViews"]

@@ -44,7 +44,7 @@ def of_the_pod(region: Region) -> list[tuple[str, dict]]:
     return found
 
 
-@pytest.mark.parametrize("stack", ["dev", "routed"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("routed", marks=pytest.mark.sweep)])
 def test_whatever_can_have_tags_has_them(tmp_path, stack):
     region, plan, _ = stand_up(project(tmp_path, stack, {"freeform": FREEFORM, "defined": DEFINED}), stack)
     resources = of_the_pod(region)
@@ -63,7 +63,7 @@ def test_whatever_can_have_tags_has_them(tmp_path, stack):
     assert [record.name for record in others if record.inputs.get("definedTags") != DEFINED] == []
 
 
-@pytest.mark.parametrize("stack", ["dev", "routed"])
+@pytest.mark.parametrize("stack", ["dev", pytest.param("routed", marks=pytest.mark.sweep)])
 def test_without_tags_nothing_is_said_of_them_so_that_those_of_the_tenancy_stay(tmp_path, stack):
     region, _, _ = stand_up(project(tmp_path, stack, None), stack)
     said = [name for name, inputs in of_the_pod(region) if "freeformTags" in inputs or "definedTags" in inputs]
