@@ -203,6 +203,29 @@ def test_a_test_that_starts_a_program_without_saying_so_fails():
 
 
 @pytest.mark.runs_commands
+def test_processes_that_share_the_test_files_run_each_test_once(tmp_path):
+    for number in range(8):
+        log = tmp_path / "ran"
+        (tmp_path / f"test_{number}.py").write_text(
+            f"import time\ndef note(name):\n    time.sleep(0.02)\n    open({str(log)!r}, 'a').write(name + ' ')\n"
+            + "".join(f"def test_{name}():\n    note('{number}{name}')\n" for name in "abc")
+        )
+    (tmp_path / "taken").mkdir()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tools.share_tests"]
+    command += [f"--taken={tmp_path / 'taken'}", "--rootdir", str(tmp_path), str(tmp_path)]
+    started = [
+        subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env={**os.environ, "CI": ""})
+        for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    ran = log.read_text().split()
+    assert sorted(ran) == sorted(f"{number}{name}" for number in range(8) for name in "abc")
+    passed = [int(re.search(r"(\d+) passed|no tests ran", text)[1] or 0) for text in said]
+    assert sum(passed) == 24
+
+
+@pytest.mark.runs_commands
 @pytest.mark.parametrize(("ci", "status", "summary"), [("", 0, "1 skipped"), ("true", 1, "1 failed")])
 def test_a_skipped_test_is_a_failed_one_in_ci_only(tmp_path, ci, status, summary):
     (tmp_path / "conftest.py").write_bytes((REPOSITORY / "tests" / "conftest.py").read_bytes())
