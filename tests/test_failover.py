@@ -88,7 +88,7 @@ def test_the_table_says_what_was_lost_and_how(plan):
     bad = replace(
         fine,
         what="natVm2a hangs",
-        lost=((held, "nothing arrived"),),
+        lost=((held, "stands still"),),
         unheard=(10, 10, 9),
         ended=(Ended(how="FIN of the client", flows=10, learned=0, learned_later=10),),
     )
@@ -97,7 +97,7 @@ def test_the_table_says_what_was_lost_and_how(plan):
         "  what failed    acts now  TCP open  UDP open  lost  longest pause\n"
         "  natVm1a off    natVm1b   500       200       0     6.9 s\n"
         "  natVm2a hangs  natVm1b   500       200       1     6.9 s\n"
-        "LOST natVm2a hangs: fern/app to 198.18.8.1, tcp echo, both may open: nothing arrived\n"
+        "LOST natVm2a hangs: fern/app to 198.18.8.1, tcp echo, both may open: stands still\n"
         "\n"
         "UDP flows in which only the end speaks that may not open them\n"
         "  what failed    flows  stood still  went on after the other end's next datagram\n"

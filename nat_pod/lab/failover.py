@@ -1,8 +1,8 @@
 """NAT VMs fail while many flows are open, and each flow is held to account.
 
 A flow is lost when it was reset, when a byte is wrong or missing, when another machine or another source address is at
-its other end, or when nothing that was sent after the failure has arrived within a bound.  Two kinds are told apart,
-since no VM that has not seen a flow can carry them on by itself:
+its other end, or when nothing that was sent after the failure has arrived within a bound, or by TCP was acknowledged.
+Two kinds are told apart, since no VM that has not seen a flow can carry them on by itself:
 
 - A UDP flow in which only the end speaks that may not open it.  The next datagram of the other end heals it.
 - A TCP flow whose first segment at the new VM is a FIN or a RST.  Connection tracking begins no entry with either, so
@@ -290,7 +290,7 @@ def _fate(plan: PodPlan, held: Held, report: Report) -> str:
     if found["error"]:
         return str(found["error"])
     if not found["answers"]:
-        return "nothing arrived"
+        return "stands still"
     sender, receiver = plan.slot(held.flow.sender), held.flow.receiver
     assert sender is not None, "a declared flow begins at a member"
     assert receiver is not None, "and ends at one"
