@@ -34,7 +34,7 @@ ALLOWED = {
     "plan": {"config", "errors", "files", "ipv4", "limits", "names", "rules"},
     "oci": {"config", "errors", "limits", "names", "plan"},
     "component": {"oci"},
-    "trace": {"config", "errors", "names", "plan", "rules"},
+    "trace": {"config", "errors", "ipv4", "names", "plan", "rules"},
     "status": {"config", "errors", "limits", "names", "plan"},
     "trial": {"config", "errors", "files", "limits", "names", "plan", "status", "text", "trace"},
     "deployed": {"config", "errors", "limits", "names", "plan", "status", "text", "trial"},

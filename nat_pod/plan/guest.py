@@ -259,8 +259,9 @@ def _fold_chain(rules: Iterable[str], known: _Translations) -> list[str]:
             out += [said for _ in alike]
             continue
         length = 32 - (sources[0] ^ sources[-1]).bit_length()
-        first, last = span(f"{dotted(sources[0])}/{length}")
-        together = known.within(first, last) == sources
+        hosts = (1 << 32 - length) - 1
+        first = sources[0] & ~hosts
+        together = known.within(first, first | hosts) == sources
         networks = [f"{dotted(first)}/{length}"] if together else [f"{dotted(source)}/32" for source in sources]
         out += [f"-s {network} % {said}" for network in networks]
     return out

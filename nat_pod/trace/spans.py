@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPNetwork
+
+from nat_pod import ipv4
 
 LAST_ADDRESS = 2**32 - 1
 UNREACHABLE, FRAGMENTATION_NEEDED = 3, 4
@@ -210,13 +212,13 @@ class Addresses:
 @lru_cache(_KEPT)
 def number(address: str) -> int:
     """An address as a number."""
-    return int(IPAddress(address, 4))
+    return ipv4.number(address)
 
 
 @lru_cache(_KEPT)
 def address_text(value: int) -> str:
     """A number as an address."""
-    return str(IPAddress(value))
+    return ipv4.dotted(value)
 
 
 @lru_cache(_KEPT)
