@@ -3,14 +3,16 @@
 small_networks.py: a1 and b1 are in peered VCNs; b1's links can be cut.
 """
 
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from small_networks import needs_lab, network
 
-from nat_pod.lab.wire.held_flow import RECORD, Direction, Kind, Record
+from nat_pod.lab.wire.held_flow import RECORD, Direction, HeldFlow, Kind, Record
 from nat_pod.lab.wire.sandbox import Lab
 
 
@@ -43,6 +45,37 @@ def test_by_udp_what_a_later_record_overtook_is_lost_and_the_pause_is_the_oldest
     assert way.arrive(1, 6.0)
     assert way.lost == 1
     assert way.silent(9.0) == 6.0
+
+
+def test_a_busy_flow_is_answered_though_it_always_has_something_on_its_way():
+    """Nobody reads what it sends later, so that is never acknowledged."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        far, _ = server.accept()
+        flow = HeldFlow(
+            number=0,
+            protocol="tcp",
+            kind=Kind.ECHO,
+            near=near,
+            far=far,
+            period=0.1,
+            forth=Direction(reliable=True),
+            back=Direction(reliable=True),
+        )
+        with far:
+            for end, way in ((near, flow.forth), (far, flow.back)):
+                end.sendall(Record(0, 0).packed())
+                way.send(0, 0.0)
+            flow.answer(0, "127.0.0.1")
+            near.setblocking(False)
+            with suppress(BlockingIOError):
+                while near.send(Record(0, flow.forth.sent).packed()) == RECORD:
+                    flow.forth.send(flow.forth.sent, 0.0)
+            end_of_patience = time.monotonic() + 20
+            while not flow.answered():
+                assert time.monotonic() < end_of_patience
+                time.sleep(0.01)
+            flow.error = "Connection reset by peer"
+            assert not flow.answered()
 
 
 @pytest.fixture(scope="module")

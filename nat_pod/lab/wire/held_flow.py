@@ -113,7 +113,7 @@ class HeldFlow:
     due: float = 0.0
     marked: int = 0  # first sequence number after the mark: the server's of a PULL, otherwise the client's
     answers: set[tuple[int, str]] = field(default_factory=set)  # since the mark: who, and the source it saw
-    acknowledged: bool = False  # since the mark
+    by_then: tuple[int, int] = (0, 0)  # records that client and server had sent when the first of the answers came
     error: str | None = None
     closed: bool = False
     ended: str | None = None
@@ -123,17 +123,27 @@ class HeldFlow:
         """Forget who answered; only what is sent from now on counts."""
         self.marked = self.back.sent if self.kind is Kind.PULL else self.forth.sent
         self.answers.clear()
-        self.acknowledged = False
+
+    def answer(self, server: int, seen: str) -> None:
+        """Note who answered, and the source that it saw."""
+        if not self.answers:
+            self.by_then = self.forth.sent, self.back.sent
+        self.answers.add((server, seen))
 
     def answered(self) -> set[tuple[int, str]]:
-        """Who answered since the mark, once all that either end has sent by TCP was acknowledged.
+        """Who answered since the mark, once by TCP all was acknowledged that either end had sent by then.
 
         A record that arrives shows one way only.  Where the other way leads to somebody else by now, it is the
-        acknowledgement that is answered with a reset, a moment after the record.
+        acknowledgement that is answered with a reset, a moment after the record.  What was sent later is not asked
+        for: a busy flow has something on its way whenever one looks.  A flow that went wrong has no answers.
         """
-        if self.answers and not self.acknowledged and self.error is None:
-            self.acknowledged = self.protocol != "tcp" or not (_outstanding(self.near) or _outstanding(self.far))
-        return self.answers if self.acknowledged else set()
+        if self.error is not None:
+            return set()
+        if self.protocol == "tcp":
+            for end, way, by_then in zip((self.near, self.far), (self.forth, self.back), self.by_then, strict=True):
+                if _outstanding(end) > (way.sent - by_then) * RECORD:
+                    return set()
+        return self.answers
 
     def report(self, hosts: list[str], now: float) -> dict[str, object]:
         """What callers are told; see `load.Load.report`."""

@@ -140,7 +140,7 @@ class Load(Thread):
 
         error: what went wrong (None: nothing).  sent, lost: records, the client's and both ends'; one is lost when a
         later one arrived.  answers: since the mark, who answered, took in or sent records, and the source that it saw;
-        by TCP once all was acknowledged, too.
+        by TCP once all that was sent by then is acknowledged, too.
         pause: since the mark, the longest that a record was on its way, in seconds.  silent: how long the oldest one
         is, that has not arrived.  ended: how the other end learned that one had closed (None: it has not).
         """
@@ -236,7 +236,7 @@ class Load(Thread):
                 self._fail(flow, f"wrong data: record {record.sequence} came to the client")
                 return
             if flow.kind is not Kind.PUSH and record.sequence >= flow.marked:
-                flow.answers.add((record.server, record.seen))
+                flow.answer(record.server, record.seen)
 
     # --- servers -------------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class Load(Thread):
                 self._fail(flow, f"wrong data: record {record.sequence} came to the server")
                 return
             if flow.kind is Kind.PUSH and record.sequence >= flow.marked:
-                flow.answers.add((flow.server, flow.seen))
+                flow.answer(flow.server, flow.seen)
             if flow.kind in (Kind.ECHO, Kind.IDLE) or not record.sequence:
                 self._from_server(flow, record.sequence)
             if flow.error is not None or flow.ended is not None:
