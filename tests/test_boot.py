@@ -5,6 +5,7 @@ neighbourhood: gateways 198.18.0.1 and .33, and on `lo` the machines themselves:
 10.0.1.100, and NAT VM2 198.18.0.130.  A ping from 198.18.0.130 to 198.18.0.3 reaches 10.0.1.100 if NAT VM1 works.
 """
 
+import ast
 import base64
 import bz2
 import gzip
@@ -820,6 +821,13 @@ def test_a_vm_whose_bootstrap_fails_forwards_nothing_and_says_so_on_the_console(
     lab.boot()
     assert lab.run("sysctl", "-n", "net.ipv4.ip_forward", vm=True).stdout.split() == ["0"]
     assert "No module named 'base65'" in on_console(lab)
+
+
+def test_the_vm_s_python_has_the_standard_library_alone(shared):
+    packages = "import os, site; print([os.listdir(one) for one in site.getsitepackages() if os.path.isdir(one)])"
+    found = ast.literal_eval(shared.log_in("python3", "-c", packages).stdout)
+    assert found
+    assert not any(found)
 
 
 def test_the_vm_cannot_write_to_the_machine(lab):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import json
 import logging
 import os
@@ -99,7 +100,8 @@ def run_program(directory: Path, project: str, stack: str, config: Mapping[str, 
 def run_apart(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a Pulumi program in its own thread, with an empty context and a fresh event loop.
 
-    So neither Pulumi's settings nor the caller's loop leak in or out, and one run can follow another.
+    So neither Pulumi's settings nor the caller's loop leak in or out, and one run can follow another.  Garbage is not
+    collected meanwhile: a full POD's run makes millions of objects, and looking at them takes a fifth of its time.
     """
     errors: list[BaseException] = []
 
@@ -120,8 +122,12 @@ def run_apart(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
                 used.close()
 
     worker = threading.Thread(target=contextvars.Context().run, args=(work,), name="pulumi program")
+    collects = gc.isenabled()
+    gc.disable()
     worker.start()
     worker.join()
+    if collects:
+        gc.enable()
     if errors:
         raise errors[0]
 

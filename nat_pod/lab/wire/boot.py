@@ -114,7 +114,7 @@ def enter(disk: Path) -> None:
     _bind(local, root / "usr/local")
     for name in ("proc", "dev", "sys"):
         _bind(Path("/") / name, root / name)
-    _install_python(root)
+    _install_python(root, disk / "empty")
     _install_systemctl(root)
     os.chroot(root)
     os.chdir("/")
@@ -137,14 +137,21 @@ def _bind(host: Path, here: Path) -> None:
     _run("mount", "--rbind", str(host), str(here))
 
 
-def _install_python(root: Path) -> None:
-    """Give the VM a `python3`: this interpreter, wherever it lives."""
+def _install_python(root: Path, empty: Path) -> None:
+    """Give the VM a `python3`: this interpreter, wherever it lives, with the standard library alone.
+
+    What else this machine has for it, no NAT VM has; and each start of the agent would look at all of it.
+    """
     prefix, python = Path(sys.base_prefix).resolve(), Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     if prefix == Path("/usr/local"):  # /usr/local is the VM's own here
         for name in ("bin", "lib"):
             _bind(prefix / name, root / "usr/local" / name)
     elif not prefix.is_relative_to("/usr"):
         _bind(prefix, root / prefix.relative_to("/"))
+    empty.mkdir(exist_ok=True)
+    for name in (f"python{sys.version_info[0]}.{sys.version_info[1]}/site-packages", "python3/dist-packages"):
+        if (packages := root / prefix.relative_to("/") / "lib" / name).is_dir():
+            _bind(empty, packages)
     link = root / "usr/local/sbin/python3"
     link.unlink(missing_ok=True)
     link.symlink_to(python)

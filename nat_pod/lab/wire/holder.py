@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,6 @@ from nat_pod.lab.wire import boot, load, netns, resolver
 from nat_pod.lab.wire.balancer import Settings
 from nat_pod.lab.wire.fabric import dhcp_offer, imds_document, lay_cables
 from nat_pod.lab.wire.netns import LabError
-from nat_pod.lab.wire.packets import Quoted
 from nat_pod.lab.wire.probe import Probe, Prober
 from nat_pod.lab.wire.rewiring import Rewiring, rewire
 from nat_pod.lab.wire.router import read_drops
@@ -166,8 +165,8 @@ class Operations:
     def probe(self, flows: list[dict[str, Any]], seconds: float, capture: bool) -> list[dict[str, Any]]:
         """Send flows; see `probe.Prober.probe`."""
         with self._turn:
-            answers = self._prober.probe([_probe(flow) for flow in flows], seconds, capture)
-        return [asdict(answer) for answer in answers]
+            answers = self._prober.probe([Probe.from_dict(flow) for flow in flows], seconds, capture)
+        return [answer.to_dict() for answer in answers]
 
     def drops(self, vcn: str) -> list[tuple[str, int]]:
         """Why packets died in a VCN: the comments of the rules that dropped some, and how many."""
@@ -548,12 +547,6 @@ class Operations:
     def _known(self, name: str, among: dict[str, Any]) -> None:
         if name not in among:
             raise LabError(f"{name or 'nothing'} is not in this lab; it has {', '.join(sorted(among))}")
-
-
-def _probe(flow: dict[str, Any]) -> Probe:
-    """A probe as it comes over the wire."""
-    about = flow["about"]
-    return Probe(**{**flow, "about": None if about is None else Quoted(**about)})
 
 
 def _spawn(command: list[str], vm: str) -> subprocess.Popen[bytes]:

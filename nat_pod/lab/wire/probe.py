@@ -20,7 +20,7 @@ import selectors
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nat_pod.lab.wire.capture import Tap
@@ -81,6 +81,18 @@ class Probe:
         """The port, or the protocol's default; 0 for ICMP."""
         return self.port if self.port is not None else PORTS.get(self.protocol, 0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it, without what is as by default: there are hundreds of thousands of probes."""
+        values = _told(self)
+        if self.about is not None:
+            values["about"] = _told(self.about)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Probe:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "about": Quoted(**values["about"])} if "about" in values else values)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
@@ -111,11 +123,22 @@ class Answer:
         """`packets` without repetition: each place and pair of addresses once, where it first appeared."""
         return list(dict.fromkeys(self.packets))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it, without what is as by default."""
+        values = _told(self)
+        if self.packets:
+            values["packets"] = [_told(packet) for packet in self.packets]
+        return values
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Answer:
-        """The inverse of `dataclasses.asdict`."""
-        packets = tuple(Seen(**packet) for packet in values["packets"])
-        return cls(**{**values, "packets": packets})
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "packets": tuple(Seen(**packet) for packet in values.get("packets", ()))})
+
+
+def _told(value: Probe | Quoted | Answer | Seen) -> dict[str, Any]:
+    """Field to value, of those that are not as by default."""
+    return {one.name: of for one in fields(value) if (of := getattr(value, one.name)) != one.default}
 
 
 @dataclass(kw_only=True)

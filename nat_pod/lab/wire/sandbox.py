@@ -30,7 +30,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from select import select
@@ -185,7 +185,7 @@ def call(key: str, operation: str, **arguments: object) -> Any:  # noqa: ANN401 
 
 def probe(key: str, flows: Sequence[Probe], seconds: float = 2.0, capture: bool = False) -> list[Answer]:
     """Send flows in a lab; see `probe.Prober.probe`."""
-    answers = call(key, "probe", flows=[asdict(flow) for flow in flows], seconds=seconds, capture=capture)
+    answers = call(key, "probe", flows=[flow.to_dict() for flow in flows], seconds=seconds, capture=capture)
     return [Answer.from_dict(answer) for answer in answers]
 
 
