@@ -29,27 +29,28 @@ _PROGRESS_SECONDS = 30.0
 class Replacement:
     """The hook of all backends of a POD.
 
-    It knows a backend by its state, and not by the plan: the name of the hook is written into the stack's state, so
-    it is registered whatever the plan is, and must never change.
+    The name of the hook is written into the stack's state, so it is registered whatever the plan is, and must never
+    change.
     """
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._registered: set[str] = set()
+        # A planned backend that is deleted before it has been registered is being replaced.  Any other one goes for
+        # good, with its balancer (`standby: false`, a gateway less, `destroy`): no route leads to it any more, and the
+        # other one goes at the same moment, so a wait for that one would have no end.
+        self._to_register = {
+            scope.child(backend.vm) for balancer in scope.plan.balancers for backend in balancer.backends
+        }
         self.hooks = pulumi.ResourceHookBinding(
             before_delete=[pulumi.ResourceHook(f"{scope.name}-other-nat-vm-is-healthy", self._wait)]
         )
 
     def watch(self, name: str, backend: oci.networkloadbalancer.Backend) -> None:
-        """Note when the backend of this name has been registered.
-
-        A backend that is deleted before that is being replaced.  Afterwards it goes for good, with its balancer
-        (`standby: false`, `destroy`): then no route leads to it any more, and there is nothing to wait for.
-        """
-        backend.id.apply(lambda _: self._registered.add(name))
+        """Note when the backend of this name has been registered."""
+        backend.id.apply(lambda _: self._to_register.discard(name))
 
     async def _wait(self, args: pulumi.ResourceHookArgs) -> None:
-        if args.name in self._registered or args.old_inputs is None:
+        if args.name not in self._to_register or args.old_inputs is None:
             return
         own = str(args.old_inputs["name"])
         place = {
