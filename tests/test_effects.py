@@ -27,6 +27,7 @@ from nat_pod.names import MANAGEMENT, SIDES
 from nat_pod.oci import args
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.trace import diff
 from nat_pod.trace.diff import compare
 from nat_pod.trace.effects import EFFECTS, Effect, Outcome, account, row_of
 
@@ -266,6 +267,24 @@ def keyed(mapping: dict) -> dict[Key, Value]:
 @functools.cache
 def planned(stack: str) -> PodPlan:
     return plan_pod(any_config.read(STACKS[stack](), stack), stack)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_compared_with_is_traced_once() -> Iterator[None]:
+    """Hundreds of changes are compared with the same plans, those that `planned` keeps."""
+    trace = diff.delivered
+
+    @functools.cache
+    def of(stack: str) -> dict:
+        return trace(planned(stack))
+
+    def delivered(plan: PodPlan) -> dict:
+        known = [stack for stack in STACKS if plan is planned(stack)]
+        return of(known[0]) if known else trace(plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diff, "delivered", delivered)
+        yield
 
 
 def judged(stack: str, new: dict) -> tuple[Outcome, PodPlan]:

@@ -1,7 +1,7 @@
 """A pytest plugin: processes that run the same tests share the files, so that all of them end at about the same time.
 
-Each takes the next file that no other process has taken: first those with an engine or packets, the largest first, and
-at last the many short ones, which fill whatever gap is left.  `tools/in-processes` starts them.
+Each takes the next file that no other process has taken: first those with an engine or packets, the largest first, then
+those that sweep, and at last the many short ones, which fill whatever gap is left.  `tools/in-processes` starts them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ class _Shared:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Whole files, in the order in which they are to be taken."""
-        long = {item.path for item in items if any(item.get_closest_marker(name) for name in ("engine", "lab"))}
-        items.sort(key=lambda item: (item.path not in long, -item.path.stat().st_size, item.path))
+        waits, sweeps = (
+            {item.path for item in items if any(item.get_closest_marker(name) for name in names)}
+            for names in (("engine", "lab"), ("sweep",))
+        )
+        items.sort(
+            key=lambda item: (item.path not in waits, item.path not in sweeps, -item.path.stat().st_size, item.path)
+        )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
