@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
 	@echo "make test       all tests, linters included"
-	@echo "make quick      a minute and a half on two processors: no packets, no Pulumi engine, no type check, no sweeps through thousands of cases"
+	@echo "make quick      less than a minute on two processors: no packets, no Pulumi engine, no type check, nothing that takes a fifth of a second"
 	@echo "make test-vm    NAT VM1 booted by real cloud-init and systemd, as on Ubuntu and on Oracle Linux (root; 4 minutes)"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"

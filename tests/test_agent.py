@@ -441,6 +441,7 @@ def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_sam
     assert agent.unfold(LONG) == guest.unfold(LONG) == LONG, "what is not short stays as it is"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "reason"),
     [

@@ -69,6 +69,7 @@ def run(capsys, *arguments: str) -> tuple[int, str]:
     return status, out + err
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands  # git is asked whose a slot is that two members have
 @how_many
 def test_no_broken_stack_file_gets_a_traceback_or_is_written_unless_it_then_holds(tmp_path, monkeypatch, capsys, count):
@@ -164,6 +165,7 @@ def _dotted_again(path: str) -> str:
 FORBIDDEN = ("0.", "127.", "169.254.", *(f"{first}." for first in range(224, 256)))
 
 
+@pytest.mark.slow
 @how_many
 def test_no_broken_rule_document_is_taken_for_more_than_it_says(dev, count):
     """Refused with a sentence, or else nothing in it reaches beyond our own chains or to a forbidden address."""
@@ -180,6 +182,7 @@ def test_no_broken_rule_document_is_taken_for_more_than_it_says(dev, count):
     assert count / 2 < refused < count
 
 
+@pytest.mark.slow
 @how_many
 def test_no_broken_rule_document_is_a_traceback_in_the_lab(dev, count):
     """The lab reads what the program registered, as the agent would."""
@@ -351,6 +354,7 @@ def vm(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @how_many
 def test_no_broken_answer_of_imds_stops_a_round_or_is_saved_as_good(vm, monkeypatch, count):
     """Each answer stands for all three questions of a round: VNICs, which VM, rules."""
@@ -413,6 +417,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "reason"), LARGE.values(), ids=LARGE.keys())
 def test_a_large_report_is_refused_before_it_takes_memory_or_time(text, reason):
     with no_hang(), pytest.raises(ValueError, match=re.escape(reason)):
@@ -432,6 +437,7 @@ def test_a_file_of_more_than_8_megabytes_is_refused_by_name(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.sweep)])
 def test_outputs_that_are_not_what_they_say_reach_no_terminal(tmp_path, monkeypatch, capsys, dev, count):
     monkeypatch.chdir(REPOSITORY)

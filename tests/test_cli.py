@@ -211,6 +211,7 @@ def test_a_file_whose_name_is_an_escape_sequence_reaches_no_terminal(run, projec
     assert not (project / "pod.svg").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Pulumi.dev.yaml", "./Pulumi.dev.yaml"])
 @pytest.mark.parametrize(
     "arguments", [["check", "STACK"], ["plan", "STACK"], ["trace", "STACK", "--all"]], ids=" ".join
@@ -242,6 +243,7 @@ def test_an_interruption_ends_with_130(run, monkeypatch):
     assert run("check") == (130, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 @pytest.mark.parametrize("arguments", [["plan", "dev"], ["check"], ["plan", "dev", "--json"]], ids=" ".join)
 def test_a_reader_that_goes_away_is_no_error(project, arguments):
@@ -271,6 +273,7 @@ def run_program(project: Path, *arguments: str, options: tuple[str, ...] = (), *
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 @pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("arguments", [["plan", "dev"], ["check", "--json"], ["pods"]], ids=" ".join)
@@ -298,6 +301,7 @@ def test_a_python_without_what_nat_pod_needs_is_told_how_to_get_it(project):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_the_module_runs_as_a_program_and_passes_its_status_on(project):
     def status(*arguments: str) -> int:

@@ -19,6 +19,7 @@ def powerless(monkeypatch):
     monkeypatch.setattr(tenancy, "find_cli", lambda: None)
 
 
+@pytest.mark.slow
 def test_demo_says_why_in_one_sentence_and_shows_the_prediction_over_the_deployed_state(powerless, capsys):
     assert main(["lab", "demo", "dev"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -39,6 +40,7 @@ def test_demo_says_why_in_one_sentence_and_shows_the_prediction_over_the_deploye
     assert refused == {"no-mapping", "no-private-ip", "security-rule", "no-route"}
 
 
+@pytest.mark.slow
 def test_demo_fails_when_the_prediction_is_not_what_is_declared(powerless, monkeypatch, capsys):
     """The deployed network is what is traced: take a route rule out of it and the prediction no longer holds."""
     observe = commands.observe

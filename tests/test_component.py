@@ -293,6 +293,7 @@ def test_what_dies_with_its_owner_says_so(deployed: tuple[Region, Deployment]) -
     assert {tuple(entry.request.replaceOnChanges) for entry in addresses.values()} == {("vnicId",)}
 
 
+@pytest.mark.slow
 def test_attachments_of_one_vm_are_chained_and_of_two_vms_are_not() -> None:
     deployment = deploy(REPOSITORY, "ten", Region(attach_seconds=0))
     found = {
@@ -317,6 +318,7 @@ def test_the_chain_is_what_avoids_the_conflict(monkeypatch: pytest.MonkeyPatch) 
 # Two steps
 
 
+@pytest.mark.slow
 def test_the_route_to_the_vrouter_comes_with_the_second_up() -> None:
     region = Region()
     first = deploy(REPOSITORY, "dev", region)
@@ -352,6 +354,7 @@ def vrouter_gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[Region], None]:
     return patch
 
 
+@pytest.mark.slow
 def test_a_route_that_stands_stays_when_the_vrouter_is_not_found(vrouter_gone: Callable[[Region], None]) -> None:
     region = Region()
     floating = vrouter(region, deploy(REPOSITORY, "dev", region).outputs["vrouterSubnetId"], skip=True)
@@ -371,6 +374,7 @@ def test_a_route_that_stands_stays_when_the_vrouter_is_not_found(vrouter_gone: C
     )
 
 
+@pytest.mark.slow
 def test_a_rule_added_by_hand_is_not_taken_over_with_the_one_that_stays(
     vrouter_gone: Callable[[Region], None],
 ) -> None:
@@ -386,6 +390,7 @@ def test_a_rule_added_by_hand_is_not_taken_over_with_the_one_that_stays(
     assert region.read(table)["routeRules"] == own
 
 
+@pytest.mark.slow
 def test_a_new_network_of_management_waits_for_the_vrouter_and_the_old_route_stays(
     project: Path, vrouter_gone: Callable[[Region], None]
 ) -> None:
@@ -420,6 +425,7 @@ def nat_vm1_gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[Region], None]:
     return patch
 
 
+@pytest.mark.slow
 def test_the_lpgs_keep_their_rules_when_nat_vm1_is_not_found(nat_vm1_gone: Callable[[Region], None]) -> None:
     region = Region()
     vrouter(region, deploy(REPOSITORY, "dev", region).outputs["vrouterSubnetId"], skip=True)
@@ -449,6 +455,7 @@ def test_a_new_pod_whose_nat_vm1_is_not_found_is_not_left_without_the_lpgs_rules
     )
 
 
+@pytest.mark.slow
 def test_a_vrouter_with_the_check_on_is_refused_in_ocis_words() -> None:
     region = Region()
     first = deploy(REPOSITORY, "dev", region)
@@ -474,6 +481,7 @@ def vrouter(region: Region, subnet: str, *, skip: bool) -> str:
     return region.create(oci.PRIVATE_IP, {"vnicId": vnic, "ipAddress": "198.18.0.167"})[0]
 
 
+@pytest.mark.slow
 def test_a_change_of_rules_replaces_no_vm(project: Path) -> None:
     region = Region()
     first = deploy(project, "dev", region)
@@ -485,6 +493,7 @@ def test_a_change_of_rules_replaces_no_vm(project: Path) -> None:
     assert region.read(ocid(region, oci.PRIVATE_IP, "198.18.0.132"))["ipState"] == "ASSIGNED"
 
 
+@pytest.mark.slow
 def test_the_primary_vnic_is_found_whatever_else_oci_lists(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OCI lists attachments in no order, and detached ones for a while; another VNIC would be refused the address."""
     region = Region()
@@ -502,6 +511,7 @@ def test_the_primary_vnic_is_found_whatever_else_oci_lists(project: Path, monkey
     deploy(project, "dev", region)
 
 
+@pytest.mark.slow
 def test_another_compartment_ends_in_a_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     region = Region()
     deploy(project, "dev", region)
@@ -533,6 +543,7 @@ def test_one_name_twice_is_refused_as_the_engine_does(project: Path) -> None:
         deploy(project, "dev", Region())
 
 
+@pytest.mark.slow
 def test_a_replacement_is_left_to_the_engine(project: Path) -> None:
     region = Region()
     deploy(project, "dev", region)
@@ -663,6 +674,7 @@ def test_a_mistyped_key_is_refused_although_it_need_not_be_there(project: Path, 
     assert region.kinds() == []
 
 
+@pytest.mark.slow
 def test_runs_leave_nothing_behind() -> None:
     deploy(REPOSITORY, "dev", Region())
     before = Path.cwd(), set(threading.enumerate())

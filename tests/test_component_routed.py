@@ -178,6 +178,7 @@ def test_a_hook_stands_before_each_backend_and_nowhere_else(deployed: tuple[Regi
     assert hooks == {(oci.BACKEND, vm): [f"{POD}-other-nat-vm-is-healthy"] for vm in VMS}
 
 
+@pytest.mark.slow
 def test_with_standbys_a_vm_is_replaced_where_it_would_be_stopped(
     deployed: tuple[Region, Deployment], tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_with_standbys_a_vm_is_replaced_where_it_would_be_stopped(
 # Without standbys, and what is refused
 
 
+@pytest.mark.slow
 def test_without_standbys_routes_lead_to_the_vms(tmp_path: Path) -> None:
     region = Region()
     deployment = deploy(with_settings(tmp_path, standby=False), "routed", region)
@@ -227,6 +229,7 @@ def test_outputs(deployed: tuple[Region, Deployment]) -> None:
     assert outputs["routesToAdd"]["fern"]["destinations"] == ["198.18.8.0/23"]
 
 
+@pytest.mark.slow
 def test_a_region_without_room_for_a_balancer_says_so(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"400-LimitExceeded.*1 network load balancers"):
         deploy(with_settings(tmp_path), "routed", Region(balancer_limit=1))

@@ -108,6 +108,7 @@ def test_there_is_a_row_for_each_required_setting_that_is_missing():
 WEIRD = [None, True, 0, -1, 1.5, float("nan"), "", "x", "1.2.3.4", "\n", [], [None], [["x"]], {}, {"x": None}, {1: [2]}]
 
 
+@pytest.mark.slow
 def test_any_value_in_any_place_is_refused_or_accepted_but_never_a_traceback(dev):
     """Each place of the example with each of these values: about seven hundred files."""
     places = paths_of(dev)

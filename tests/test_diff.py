@@ -365,6 +365,7 @@ def servers_of_a_customer(mapping: dict) -> None:
     mapping["customers"]["linden"]["servers"].remove("dns")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [host_and_key, servers_of_a_customer], ids=lambda edit: edit.__name__)
 def test_the_difference_of_a_routed_pod_is_the_golden_one(golden, edit):
     old, new = stack_mapping("routed"), stack_mapping("routed")
@@ -374,6 +375,7 @@ def test_the_difference_of_a_routed_pod_is_the_golden_one(golden, edit):
     golden(f"diff-routed-{edit.__name__}.txt", report.outcome_text(outcome, "routed", report.Base("main")) + "\n")
 
 
+@pytest.mark.slow
 def test_the_markdown_of_a_large_difference_fits_into_a_comment(ten):
     """GitHub takes 65,536 characters; the text form has every member."""
     difference = compare(None, plan(ten))
@@ -428,6 +430,7 @@ def diff(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return status, captured.out, captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_the_working_tree_is_compared_with_the_revision(checkout, capsys):
     assert diff(capsys, "dev", "--base", "first")[0] == 0
@@ -493,6 +496,7 @@ def test_a_file_that_differs_in_form_alone_says_so(checkout, capsys):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_a_flow_that_ends_is_exit_status_1_in_every_form(checkout, capsys):
     change(checkout, "natVm1: 198.18.0.3, natVm2: 198.18.0.131", "natVm1: 198.18.0.9, natVm2: 198.18.0.137")

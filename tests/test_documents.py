@@ -277,6 +277,7 @@ def test_each_example_of_a_slot_is_the_articles():
             assert pair == ", ".join(f"{vm}: {address}" for vm, address in book[member].items())
 
 
+@pytest.mark.slow
 def test_the_reference_says_what_fits_into_the_metadata():
     """Within 3 %, so that not each edit of the agent is one of the document."""
 

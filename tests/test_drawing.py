@@ -340,6 +340,7 @@ def test_case_6_comes_in_by_the_second_vnics_and_each_change_is_bold():
     assert len(boxes(drawing, "used")) == 6  # both members, and both VNICs of both VMs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dev", "ten"])
 def test_a_nat_vm_sends_to_no_network_of_its_own_so_its_lines_set_out_at_the_primary_vnic(plans, name):
     """Its default route leads there."""

@@ -407,6 +407,7 @@ def each_key() -> Iterator[object]:
         yield pytest.param(key, marks=[] if key in few else [pytest.mark.sweep], id=".".join(key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", list(each_key()))
 def test_what_the_provider_replaces_or_stops_is_never_called_harmless(key: Key, tmp_path: Path, base: Path) -> None:
     stack, path, value = one_of_each_key()[key]
@@ -479,6 +480,7 @@ def test_another_region_puts_every_flow_at_risk_and_another_user_none() -> None:
     assert len(outcome.at_risk) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

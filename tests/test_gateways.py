@@ -169,6 +169,7 @@ def aliases_of(config: RoutedConfig) -> dict[str, tuple[str, int]]:
     }
 
 
+@pytest.mark.slow
 def test_each_block_of_aliases_is_one_gateways_and_the_tables_are_as_short_as_the_blocks():
     plan = plan_pod(RoutedConfig.from_mapping(with_book(overlapping(10, hosts=40)), "x"), "x")
     assert len(plan.roles) == 11
@@ -180,6 +181,7 @@ def test_each_block_of_aliases_is_one_gateways_and_the_tables_are_as_short_as_th
     assert len(plan.routes[NAT_VM2]) <= len(blocks) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(at, marks=pytest.mark.sweep) for at in range(1, 8))])
 def test_fifty_comings_and_goings_leave_every_other_alias_and_gateway_as_it_was(seed):
     dice = random.Random(seed)
@@ -294,12 +296,14 @@ def test_the_first_gateway_that_has_to_be_written_gets_a_block_above_the_address
 # --- every packet ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_packet_of_customers_who_are_all_alike_has_the_declared_fate():
     plan = plan_pod(RoutedConfig.from_mapping(with_book(overlapping(3, standby=True)), "x"), "x")
     assert [str(role) for role in plan.roles] == ["natVm1", "natVm1-2", "natVm1-3", "natVm2"]
     assert prove(plan).counter_examples == ()
 
 
+@pytest.mark.slow
 def test_a_customer_in_the_routes_of_another_gateway_is_found():
     """The second gateway has the routes of the first one: answers to customer1 go to customer0's host."""
     plan = plan_pod(RoutedConfig.from_mapping(with_book(overlapping(2)), "x"), "x")

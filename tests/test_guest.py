@@ -27,12 +27,14 @@ HOOKS = [("filter", "FORWARD", "NATPOD-FORWARD"), ("nat", "PREROUTING", "NATPOD-
 RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*nat\n:NATPOD-PRE - [0:0]\nCOMMIT\n"
 
 
+@pytest.mark.slow
 def test_the_committed_user_data_is_what_the_sources_give():
     assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config(), (
         "cloud-init/ has changed: run `python -m nat_pod.plan.guest`; deployed NAT VMs will be replaced"
     )
 
 
+@pytest.mark.slow
 def test_user_data_is_left_alone_when_only_its_packing_would_differ(tmp_path, monkeypatch):
     other = tmp_path / "user-data.b64"
     packed = base64.b64encode(gzip.compress(guest.render_cloud_config().encode(), 1, mtime=0)).decode()
@@ -46,6 +48,7 @@ def test_user_data_is_left_alone_when_only_its_packing_would_differ(tmp_path, mo
     assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config()
 
 
+@pytest.mark.slow
 def test_the_cloud_config_is_yaml_with_nothing_left_to_fill_in():
     text = guest.render_cloud_config()
     assert text.startswith("#cloud-config\n")
@@ -102,6 +105,7 @@ def functions(tree: ast.Module) -> list[ast.AST]:
     return [*found, tree]
 
 
+@pytest.mark.slow
 def test_the_deployed_agent_is_the_source_without_comments_and_with_short_names():
     source = (guest.SOURCES / "nat_pod_agent.py").read_text()
     files = {file["path"]: file["content"] for file in yaml.safe_load(guest.render_cloud_config())["write_files"]}
@@ -238,6 +242,7 @@ def signed(**changes: object) -> str:
     return packed(guest._canonical(body | {"generation": guest._generation(body)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -318,6 +323,7 @@ def crowded(policy: str, letters: int = 0, seed: int = 21) -> PodPlan:
     return plan_pod(PodConfig.from_mapping(pod, "full"), "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(at, marks=pytest.mark.sweep) for at in range(1, 5))])
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 def test_a_full_21_with_random_hosts_and_eight_servers_leaves_room_for_a_larger_agent(policy, seed):
@@ -332,6 +338,7 @@ def test_a_full_21_with_random_hosts_and_eight_servers_leaves_room_for_a_larger_
         assert guest.read_document(vm.metadata[guest.RULES_KEY]).rules == iptables.render(vm.rules)
 
 
+@pytest.mark.slow
 def test_a_full_21_whose_names_are_too_long_is_refused_before_anything_is_made():
     with pytest.raises(ConfigError) as refused:
         crowded("static", 40)

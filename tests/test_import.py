@@ -93,6 +93,7 @@ FULL_PODS = {
 FORMS = ("rules", "iptables-save", "article")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form"),
     [

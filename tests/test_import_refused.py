@@ -103,6 +103,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.sweep) if name.endswith("without number") else name for name in HOSTILE],
@@ -246,6 +247,7 @@ def test_a_stack_name_that_is_none_is_a_wrong_command_line(run_import, directory
     assert f"{name} is not a valid stack name; a stack's name is letters, digits" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.sweep)])
 def test_damaged_files_never_end_in_a_traceback(run_import, count):
     """Files with bytes, words and lines changed: each is read, or refused with a sentence."""

@@ -194,6 +194,7 @@ def test_pulumi_is_where_a_tenancy_is_asked_or_changed_and_in_the_labs_engine_ro
     assert "pulumi" in tops(imports(REPOSITORY / "__main__.py"))
 
 
+@pytest.mark.slow
 def test_programs_are_started_in_the_lab_only_but_for_git():
     starting = {"subprocess", "pty", "multiprocessing"}
     forks = {"each"}  # itself, and starts no program
@@ -238,6 +239,7 @@ def loaded_by(*arguments: str) -> set[str]:
     return set(result.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_the_command_line_starts_without_loading_pulumi_or_the_lab():
     """Pulumi takes more than a second to load; `check` takes a tenth.  --help loads what every command does."""
@@ -247,6 +249,7 @@ def test_the_command_line_starts_without_loading_pulumi_or_the_lab():
     assert not [name for name in loaded if name.startswith("nat_pod.lab")]
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_a_command_loads_no_other_and_not_what_the_others_need():
     loaded = loaded_by("check", "dev")

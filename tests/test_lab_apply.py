@@ -242,6 +242,7 @@ def up(directory: Path) -> Iterator[Path]:
     commands.down(directory, "dev")
 
 
+@pytest.mark.slow
 def test_what_the_program_no_longer_has_is_deleted_under_mocks(directory, tmp_path):
     one = tenancy.Tenancy.make(tmp_path / "one", directory, "dev", Region())
     one.up()

@@ -47,6 +47,7 @@ def test_by_udp_what_a_later_record_overtook_is_lost_and_the_pause_is_the_oldest
     assert way.silent(9.0) == 6.0
 
 
+@pytest.mark.slow
 def test_a_busy_flow_is_answered_though_it_always_has_something_on_its_way():
     """Nobody reads what it sends later, so that is never acknowledged."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:

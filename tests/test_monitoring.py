@@ -221,6 +221,7 @@ def test_promtool_has_nothing_to_say_about_the_metrics(promtool, plan, changes):
     assert len(series(text)) == sum(not line.startswith("#") for line in text.splitlines()), "none is there twice"
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_each_alert_fires_for_what_is_broken_and_for_nothing_else(promtool):
     assert promtool("check", "rules", MONITORING / "alerts.yaml")[0] == 0

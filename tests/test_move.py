@@ -79,6 +79,7 @@ def mapping(request, dev, ten) -> dict:
     return PODS[request.param](dev, ten)
 
 
+@pytest.mark.slow
 def test_every_member_keeps_the_address_its_callers_know(mapping):
     old, new = of(mapping)
     assert new.book.keys() == old.book.keys()
@@ -352,6 +353,7 @@ def test_the_routes_of_a_customer_s_step_lead_its_hosts_and_nobody_else(name, de
         assert all(any(own_one in route for own_one in own) for route in routes)
 
 
+@pytest.mark.slow
 def test_nobody_s_route_rule_is_new_it_only_leads_elsewhere(dev, ten):
     for mapping in (dev, ten):
         sheet, plan, new = sheet_of(mapping)
@@ -362,6 +364,7 @@ def test_nobody_s_route_rule_is_new_it_only_leads_elsewhere(dev, ten):
                 assert all(any(alias in cidr for cidr in ranges) for n, alias in new.book.items() if n.is_server)
 
 
+@pytest.mark.slow
 def test_customers_switch_one_by_one_behind_everything_that_disturbs_nobody(ten):
     sheet, _, new = sheet_of(ten)
     customers = [step.customer for step in sheet.steps]

@@ -95,6 +95,7 @@ def test_without_the_key_there_are_none_and_nobody_gets_an_empty_one():
     assert [view.realms for view in name_views(planned(mapping))] == [(MANAGEMENT,), ("customer1",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["dev", pytest.param("routed", marks=pytest.mark.sweep)])
 def test_the_region_holds_them_and_a_vcn_answers_once_a_view_is_attached(tmp_path, stack):
     region, plan, deployed = stand_up(project(tmp_path, stack, names={"zone": ZONE}), stack)
@@ -119,6 +120,7 @@ def test_the_region_holds_them_and_a_vcn_answers_once_a_view_is_attached(tmp_pat
     assert dns.zones(region, pod) == [], "in the POD itself nobody asks for names"
 
 
+@pytest.mark.slow
 def test_where_a_pod_gives_its_names_up_the_labs_owners_detach_them_before(tmp_path):
     region, plan, _ = stand_up(project(tmp_path, "dev", names={"zone": ZONE}), "dev")
     (view, *_) = region.all(DNS_VIEW)
@@ -131,6 +133,7 @@ def test_where_a_pod_gives_its_names_up_the_labs_owners_detach_them_before(tmp_p
     region.delete(view.ocid)
 
 
+@pytest.mark.slow
 def test_a_stack_without_the_key_makes_what_it_made_before(tmp_path):
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
@@ -142,6 +145,7 @@ def test_a_stack_without_the_key_makes_what_it_made_before(tmp_path):
     assert made["with"] == made["without"]
 
 
+@pytest.mark.slow
 def test_a_renamed_customer_keeps_its_view_by_an_alias(tmp_path):
     mapping = restricted()
     mapping["customers"]["acme"] = {**mapping["customers"].pop("customer2"), "formerly": "customer2"}
@@ -155,6 +159,7 @@ def test_a_renamed_customer_keeps_its_view_by_an_alias(tmp_path):
     assert not aliased["nat-pod-dev-names-customers"]
 
 
+@pytest.mark.slow
 def test_the_page_says_how_to_attach_it_and_that_nobody_has_to(tmp_path):
     plan = plan_pod(any_config.read({**stack_mapping("dev"), "names": {"zone": ZONE}}, "dev"), "dev")
     without = sheet_markdown(

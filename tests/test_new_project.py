@@ -37,6 +37,7 @@ def test_an_empty_directory_gets_the_repositorys_files_and_this_version(director
     assert found == {name: (REPOSITORY / folder / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 def test_the_examples_can_be_checked_and_a_pod_begun(directory, capsys):
     main(["new-project", "--examples"])
     for arguments in (["check"], ["trace", "dev", "--all"], ["new-pod", "prod"]):

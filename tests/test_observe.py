@@ -72,6 +72,7 @@ def comparable(topology: Topology) -> Topology:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep), pytest.param("routed", marks=pytest.mark.sweep)]
 )

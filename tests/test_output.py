@@ -68,12 +68,14 @@ def test_a_command_writes_plain_lines_that_fit(output, name):
         assert [line for line in lines if len(line) > 80] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_pipe_is_80_columns_wide(output, name, monkeypatch):
     monkeypatch.setattr(sys, "__stdout__", io.StringIO())
     assert output(name, None) == output(name, "80")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "columns", ["20", "200", *(pytest.param(columns, marks=pytest.mark.sweep) for columns in ("40", "53", "54"))]
 )
@@ -85,6 +87,7 @@ def test_nothing_is_lost_in_a_narrow_or_a_wide_terminal(output, name, columns):
     assert words(output(name, columns)) == words(output(name, "80"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_terminal_without_utf_8_gets_the_same_text(output, name):
     assert output(name, "80", "ascii") == output(name, "80")

@@ -100,6 +100,7 @@ def test_what_is_no_service_is_none(word):
     assert services.read(word) is None
 
 
+@pytest.mark.slow
 def test_a_set_without_another_has_what_the_other_has_not():
     dice = random.Random(5)
 
@@ -255,6 +256,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name == "one direction" else pytest.param(name, marks=pytest.mark.sweep) for name in POLICIES],
@@ -313,6 +315,7 @@ def _with_rule_first(plan: PodPlan, vm: str, chain: str, rule: Rule) -> Topology
     return topology
 
 
+@pytest.mark.slow
 def test_a_port_that_a_rule_opens_beside_the_policy_is_found():
     """Telnet to the server, which nobody declared."""
     plan = planned("static", [HTTPS])
@@ -323,6 +326,7 @@ def test_a_port_that_a_rule_opens_beside_the_policy_is_found():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_port_that_the_policy_declares_and_a_rule_closes_is_found():
     plan = planned("routes", [HTTPS])
     rule = Rule(Match(protocol="tcp", destination_port=Ports.one(443)), Goto("NATPOD-REFUSED"))
@@ -333,6 +337,7 @@ def test_a_port_that_the_policy_declares_and_a_rule_closes_is_found():
     assert NOT_DELIVERED in {one.kind for one in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "found"), [("tcp", False), ("udp", True)])
 def test_a_nat_vm_that_answers_at_a_port_of_the_policy_is_found_unless_it_is_its_ssh(protocol, found):
     """management may log in to NAT VM2 by TCP 22; at UDP 22 nobody may be answered."""

@@ -202,6 +202,7 @@ def test_a_test_that_starts_a_program_without_saying_so_fails():
         os.system("true")
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_processes_that_share_the_test_files_run_each_test_once(tmp_path):
     for number in range(8):
@@ -225,6 +226,7 @@ def test_processes_that_share_the_test_files_run_each_test_once(tmp_path):
     assert sum(passed) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 @pytest.mark.parametrize(("ci", "status", "summary"), [("", 0, "1 skipped"), ("true", 1, "1 failed")])
 def test_a_skipped_test_is_a_failed_one_in_ci_only(tmp_path, ci, status, summary):

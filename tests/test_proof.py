@@ -104,6 +104,7 @@ def test_the_matrix_has_every_flow_that_the_lab_sends_and_expects_the_same_of_it
     assert {why for why, _ in outside} == {"unmapped address"}
 
 
+@pytest.mark.slow
 def test_the_lab_expects_of_each_packet_what_the_matrix_says_of_its_pair(ten):
     plan = planned(ten)
     topology = expected_topology(plan)
@@ -285,6 +286,7 @@ def test_rules_that_look_at_a_protocol_are_said_to_limit_the_proof(dev):
 # --- the classes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 @pytest.mark.parametrize("stack", ["dev", pytest.param("ten", marks=pytest.mark.sweep)])
 def test_every_packet_of_a_class_meets_the_fate_of_the_one_that_was_traced(request, stack, policy):

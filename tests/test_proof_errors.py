@@ -198,6 +198,7 @@ OPEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPEN)
 def test_a_port_of_a_nat_vm_that_is_open_by_mistake_is_found(dev, name):
     vm, edit, sender = OPEN[name]

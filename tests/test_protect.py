@@ -32,6 +32,7 @@ def project(directory: Path, stack: str, protect: str | None) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", NETWORK)
 @pytest.mark.parametrize("protect", [None, "nothing", "network", "all"])
 def test_exactly_what_carries_traffic_is_protected(tmp_path, stack, protect):

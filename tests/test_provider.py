@@ -302,6 +302,7 @@ def start(home: Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_the_plugin_prints_its_port_serves_and_ends_at_the_engines_signal(tmp_path: Path, region: RegionFile) -> None:
     with start(tmp_path / "home", tmp_path, NAT_POD_REGION=str(region.path)) as process:
@@ -314,6 +315,7 @@ def test_the_plugin_prints_its_port_serves_and_ends_at_the_engines_signal(tmp_pa
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.runs_commands
 def test_the_plugin_says_what_it_lacks(tmp_path: Path) -> None:
     with start(tmp_path / "home", tmp_path) as process:

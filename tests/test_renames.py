@@ -83,6 +83,7 @@ def test_without_a_base_branch_the_same_hosts_or_a_lone_one_are_asked_about(run,
     assert run("check", "dev")[:2] == (1, question)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "key", "old", "new"),
     [

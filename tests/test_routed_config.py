@@ -70,6 +70,7 @@ def test_what_one_delivery_alone_has_is_refused_in_the_other_with_the_reason(dev
 WEIRD = [None, True, 0, -1, 1.5, float("nan"), "", "x", "1.2.3.4", "\n", [], [None], [["x"]], {}, {"x": None}, {1: [2]}]
 
 
+@pytest.mark.slow
 def test_any_value_in_any_place_is_refused_or_accepted_but_never_a_traceback():
     base = {**small(), "standby": True, "vcnCidr": "198.18.3.192/26", "balancerLimit": 3, "movesFrom": "dev"}
     base["addresses"]["customer1/old"] = {"address": "198.18.2.9", "released": True}

@@ -214,6 +214,7 @@ def test_without_a_standby_routes_lead_to_the_nat_vms_and_nothing_asks_them() ->
 # --- security rules --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_security_rules_let_in_who_may_send_and_their_number_does_not_grow_with_hosts() -> None:
     plan = plan_of(small())
     table = {
@@ -279,6 +280,7 @@ def _vrouter(address: str) -> dict[str, Any]:
     return {**small()["management"], "vrouter": address}
 
 
+@pytest.mark.slow
 def test_more_blocks_apart_than_a_route_table_has_rules_are_refused() -> None:
     mapping = with_hosts(210, cidr="198.18.0.0/16", management=_vrouter("198.18.255.250"))
     for number in range(210):  # every other block
@@ -317,6 +319,7 @@ def test_plan_without_a_standby_says_what_that_means(routed, run):
     assert "balancer" not in out
 
 
+@pytest.mark.slow
 def test_check_counts_the_balancers_of_all_pods_of_a_region(project, run):
     text = (REPOSITORY / "Pulumi.routed.yaml").read_text(encoding="utf-8").replace("oc1..example", "oc1..aaaa")
     second = text
@@ -351,6 +354,7 @@ def test_the_article_has_no_lines_for_a_routed_pod(routed, run):
     assert "--to-destination 10.0.0.100" in out
 
 
+@pytest.mark.slow
 def test_rules_are_printed_of_each_role_and_of_each_vm(routed, run):
     texts = {
         vm: run("rules", "routed", "--vm", vm)[1] for vm in ("natVm1", "natVm1b", "natVm1-2", "natVm1-2a", "natVm2")

@@ -67,12 +67,14 @@ def test_the_whole_text_of_a_small_pod(golden, side):
     golden(f"routed-{side}.rules", render(compile_routed(config_of(with_lists()))[side]))
 
 
+@pytest.mark.slow
 def test_what_is_rendered_is_read_back_and_the_agent_takes_it(config):
     for side, rules in compile_routed(config).items():
         assert parse(render(rules), hooks(rules)) == rules
         assert agent.Document(rule_document(side, hooks(rules), render(rules))[0]).count() == rules.rule_count()
 
 
+@pytest.mark.slow
 def test_nothing_falls_through(config):
     """A goto leads back to nowhere: what a branch does not know must be refused by it, and be counted."""
     for rules in compile_routed(config).values():
@@ -127,6 +129,7 @@ def pairs(config: RoutedConfig) -> list:
     return every if len(every) < 100 else random.Random(3).sample(every, 60)
 
 
+@pytest.mark.slow
 def test_a_host_opens_flows_to_the_servers_of_its_customer_s_list_and_to_no_other(config):
     vm1 = compile_routed(config)[NAT_VM1]
     for host, server in pairs(config):
@@ -136,6 +139,7 @@ def test_a_host_opens_flows_to_the_servers_of_its_customer_s_list_and_to_no_othe
             assert passes(vm1, *wire, kind, "NEW") is allowed, (host, server, kind)
 
 
+@pytest.mark.slow
 def test_who_opens_a_connection_is_asked_even_in_a_flow_that_exists(config):
     """A segment without SYN has made an entry, and the server has answered it: a SYN in it is refused all the same."""
     rules = compile_routed(config)
@@ -148,6 +152,7 @@ def test_who_opens_a_connection_is_asked_even_in_a_flow_that_exists(config):
         assert not passes(rules[NAT_VM1], *wire1, SYN, "INVALID"), "it is not translated"
 
 
+@pytest.mark.slow
 def test_a_segment_without_syn_passes_for_every_declared_pair_whichever_end_may_open(config):
     rules = compile_routed(config)
     for host, server in pairs(config):
@@ -161,6 +166,7 @@ def test_a_segment_without_syn_passes_for_every_declared_pair_whichever_end_may_
             assert not passes(rules[side], *wire, SEGMENT, "INVALID"), "a FIN or RST of nothing known, not translated"
 
 
+@pytest.mark.slow
 def test_every_server_opens_flows_to_every_host(config):
     rules = compile_routed(config)
     for host, server in pairs(config):
@@ -171,6 +177,7 @@ def test_every_server_opens_flows_to_every_host(config):
             assert passes(rules[NAT_VM1], config.alias(server.name), str(host.address), kind, *states)
 
 
+@pytest.mark.slow
 def test_nat_vm2_takes_from_nat_vm1_what_somebody_may_open(config):
     vm2 = compile_routed(config)[NAT_VM2]
     for server in config.servers:
@@ -181,6 +188,7 @@ def test_nat_vm2_takes_from_nat_vm1_what_somebody_may_open(config):
         assert passes(vm2, host, str(server.address), SYN, "ESTABLISHED", "DNAT") is called
 
 
+@pytest.mark.slow
 def test_strangers_forged_aliases_and_untranslated_packets_are_refused(config):
     rules = compile_routed(config)
     stranger1, stranger2 = "10.0.1.99", "10.0.9.99"
@@ -201,6 +209,7 @@ def test_strangers_forged_aliases_and_untranslated_packets_are_refused(config):
 # --- what becomes of addresses ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_vm_translates_its_own_members_and_nothing_else(config):
     """By the agent's reading, which decides whose open flows end when a document changes."""
     documents = {
@@ -229,6 +238,7 @@ def test_each_vm_translates_its_own_members_and_nothing_else(config):
 # --- shape -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rules_grow_as_hosts_plus_servers_and_none_lies_deep():
     config = config_of(of_size(700, servers=40))
     rules = compile_routed(config)
@@ -247,6 +257,7 @@ def test_rules_grow_as_hosts_plus_servers_and_none_lies_deep():
         assert max(depth.values()) <= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hosts", "servers"), [(40, 24), *(pytest.param(*case, marks=pytest.mark.sweep) for case in ((150, 24), (700, 40)))]
 )

@@ -52,6 +52,7 @@ PODS: dict[str, Callable[[], dict]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pod", [pytest.param(pod, marks=[pytest.mark.sweep] if pod == "the example" else []) for pod in PODS]
 )
@@ -93,6 +94,7 @@ def routes(topology: Topology, table: str) -> tuple[Route, ...]:
     return topology.subnets[table].routes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pod", ["small", pytest.param("without a standby", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(
     ("table", "rules"),
@@ -191,6 +193,7 @@ def test_a_syn_that_passes_like_a_later_segment_is_found(vm):
     assert NOT_DECLARED in found(plan, broken)
 
 
+@pytest.mark.slow
 def test_segments_that_do_not_go_on_are_found():
     plan, topology = only_the_server_may_open()
     broken = edited(topology, "natVm1a", "NATPOD-ANSWERS", lambda rules: rules[-1:])
@@ -236,6 +239,7 @@ def test_errors_that_pass_as_in_most_rule_sets_are_found():
 # --- the VCN's own addresses -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_health_port_answers_nobody_but_the_balancer_s_subnet():
     plan = planned(small())
     topology = expected_topology(plan)
@@ -243,6 +247,7 @@ def test_the_health_port_answers_nobody_but_the_balancer_s_subnet():
     assert OPEN_PORT in found(plan, edited(topology, "natVm1a", "NATPOD-INPUT", everybody))
 
 
+@pytest.mark.slow
 def test_what_gets_in_one_way_is_named():
     """An LPG leads to every address that the VCN itself has, and sources are known by their addresses only."""
     proof = prove(planned(small()))
@@ -252,6 +257,7 @@ def test_what_gets_in_one_way_is_named():
     assert not any(way.sender.startswith("customer") for way in proof.ways_in)
 
 
+@pytest.mark.slow
 def test_management_s_ssh_is_answered_by_nat_vm2_and_through_it_by_nat_vm1():
     ways = {(way.sender, way.vm) for way in prove(planned(small())).ways_in}
     assert ("management/stranger", "natVm2b") in ways

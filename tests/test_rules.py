@@ -136,6 +136,7 @@ def test_a_packet_through_a_full_pod_meets_few_rules(policy, customers):
         assert max(depth.values()) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "customers"), [("static", 1), pytest.param("masquerade", 20, marks=pytest.mark.sweep)]
 )
@@ -185,6 +186,7 @@ def number(address: str) -> int:
     return int(IPAddress(address))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
 def test_a_full_pod_fits_the_metadata_of_its_vms(policy):
     for vm in plan_pod(full(policy), "dev").vms:

@@ -128,6 +128,7 @@ def test_more_networks_than_an_nsg_has_rules_for_are_refused_before_anything_is_
 # --- what passes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_whatever_is_sent_from_any_network_only_what_is_declared_arrives(mapping):
     proof = prove(planned(mapping))
     assert proof.counter_examples == ()
@@ -182,6 +183,7 @@ BROKEN: dict[str, tuple[Callable[[PodPlan], PodPlan], set[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken", [next(iter(BROKEN)), *(pytest.param(one, marks=pytest.mark.sweep) for one in list(BROKEN)[1:])]
 )
@@ -219,6 +221,7 @@ def test_without_the_nat_vms_rule_for_one_network_its_packets_and_its_errors_are
     assert {one.source for one in found if one.kind == ERROR_LOST} == {"172.16.0.0"}
 
 
+@pytest.mark.slow
 def test_a_router_of_one_network_reports_about_a_flow_of_the_other_and_another_customers_does_not(mapping):
     """Only the rule for errors is taken away: flows pass, and errors of that network's routers do not."""
     plan = planned(mapping)
@@ -289,6 +292,7 @@ def test_of_which_blocks_the_vcn_of_a_neighbour_is_made(networks, addresses, blo
     assert list(blocks_of(networks, addresses)) == blocks
 
 
+@pytest.mark.slow
 def test_the_observed_network_is_the_planned_one(mapping, tmp_path):
     region, plan, deployment = stood_up(tmp_path, mapping)
     assert deployment.warnings == ()
@@ -304,6 +308,7 @@ def stood_up(directory: Path, mapping: dict[str, Any]) -> Any:
     return stand_up(project_with(directory, "several", json.dumps({"config": config})), "several")
 
 
+@pytest.mark.slow
 def test_networks_come_and_go_in_a_region_that_stands(mapping, tmp_path):
     """OCI's provider adds and removes one CIDR block at a time."""
     region, plan, deployment = stood_up(tmp_path, mapping)

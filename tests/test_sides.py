@@ -79,6 +79,7 @@ def test_what_is_declared_is_delivered_beside_vms_that_no_route_leads_to(plan):
         assert traced.disposition is Disposition.DELIVERED, flow
 
 
+@pytest.mark.slow
 def test_trace_all_looks_at_the_second_vms_too(plan):
     """Nobody may be delivered by a standby's own address, and what its rules do for nobody is told."""
     found = prove(with_standbys(plan))

@@ -139,6 +139,7 @@ def test_libyaml_reads_what_python_reads(name):
         yaml.load(TWICE, _Fast)
 
 
+@pytest.mark.slow
 def test_a_file_nested_beyond_reason_is_refused_without_a_traceback(tmp_path):
     put(tmp_path, "config: " + "[" * 2000)
     assert problems_of(tmp_path)[0].startswith("file: is not YAML that can be read: ")
@@ -235,6 +236,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     assert read_stack(tmp_path, "x").pod_config()["cidr"] == "198.18.0.0/22"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aliases", [16_000, 17_000])
 def test_as_many_values_as_no_pod_has_are_read_and_no_more(tmp_path, aliases):
     """Each alias stands for six values here; a full /21 POD has some 7,000 in all."""

@@ -44,6 +44,7 @@ def of_the_pod(region: Region) -> list[tuple[str, dict]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["dev", pytest.param("routed", marks=pytest.mark.sweep)])
 def test_whatever_can_have_tags_has_them(tmp_path, stack):
     region, plan, _ = stand_up(project(tmp_path, stack, {"freeform": FREEFORM, "defined": DEFINED}), stack)
@@ -63,6 +64,7 @@ def test_whatever_can_have_tags_has_them(tmp_path, stack):
     assert [record.name for record in others if record.inputs.get("definedTags") != DEFINED] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["dev", pytest.param("routed", marks=pytest.mark.sweep)])
 def test_without_tags_nothing_is_said_of_them_so_that_those_of_the_tenancy_stay(tmp_path, stack):
     region, _, _ = stand_up(project(tmp_path, stack, None), stack)
@@ -70,6 +72,7 @@ def test_without_tags_nothing_is_said_of_them_so_that_those_of_the_tenancy_stay(
     assert said == []
 
 
+@pytest.mark.slow
 def test_another_tag_is_a_change_in_place_of_each_resource(tmp_path):
     old, _, _ = stand_up(project(tmp_path, "dev", {"freeform": FREEFORM, "defined": DEFINED}), "dev")
     for record in old.all(*registry.RESOURCES):

@@ -401,6 +401,7 @@ def test_a_customer_who_gets_past_nat_vm1_is_a_broken_lpg_table(evidence, asked,
     )
 
 
+@pytest.mark.slow
 def test_in_a_routed_pod_the_lpg_table_carries_what_customers_send():
     plan = planned("routed")
     asked = probes.asked(plan, probes.chosen(plan), TRIAL)

@@ -91,6 +91,7 @@ def test_all_members_of_a_network_are_listed_and_its_free_addresses_are_not():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stack", "policy"), [("dev", "masquerade"), ("dev", "static"), ("routed", None)])
 def test_who_calls_and_who_sees_an_address_is_what_the_tracer_delivers(stack, policy):
     """Each declared flow: its sender is among those that call its destination so, and is seen as `whois` says."""

@@ -30,6 +30,7 @@ def test_lines_for_a_customer_for_management_and_for_the_pod(run, golden):
     golden("names-dev.txt", "\n".join(out for _, out, _ in shown))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["dev", "ten", "routed"])
 def test_a_name_leads_to_the_address_that_its_flows_use_and_everybody_has_one(stack):
     plan = planned(stack)
