@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from netaddr import IPAddress
 
+from nat_pod.config.stack_file import load_text
 from nat_pod.lab.region import dns
 from nat_pod.lab.region.inputs import Inputs
 from nat_pod.lab.region.kinds import (
@@ -357,11 +358,11 @@ def _rules(metadata: dict[str, str]) -> Ruleset | None:
 def _sysctl(user_data: str) -> dict[str, str]:
     """Kernel settings in the files that the user_data writes; empty when it cannot be read."""
     try:
-        config = yaml.safe_load(guest.unpack_user_data(user_data))
+        config = load_text(guest.unpack_user_data(user_data))
     except (OSError, EOFError, ValueError, yaml.YAMLError):
         return {}
     settings = {}
-    for file in (config or {}).get("write_files", []):
+    for file in config.get("write_files", []) if isinstance(config, dict) else []:
         for line in str(file.get("content", "")).splitlines():
             key, equals, value = line.partition("=")
             if equals and key.strip().startswith("net.") and not key.lstrip().startswith("#"):
