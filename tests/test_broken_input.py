@@ -37,7 +37,7 @@ from nat_pod.rules import iptables
 from nat_pod.status.compare import compare
 from nat_pod.status.report import read_report
 
-FEW, MANY = 100, 1_200
+FEW, MANY = 100, 2_000
 SEED = 198018
 HANGS_AFTER = 20  # seconds; the slowest case takes a tenth of one
 

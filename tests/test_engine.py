@@ -266,6 +266,7 @@ def test_the_route_stays_through_a_fail_over_and_follows_the_address(pod: Pod) -
     (warning,) = up.warnings
     assert f"NAT VM2 keeps the route that it has, 10.0.0.0/16 to {floating}" in warning
     assert not pod.engine.refresh().counts
+    assert not planned(pod.engine.preview())
     # What else changes meanwhile goes through.
     pod.change(sourceNat="static")
     assert planned(pod.engine.up()) == {"update": ["natVm1", "natVm2"]}
@@ -324,8 +325,9 @@ def test_added_server_touches_metadata_and_its_own_addresses(server_added: Appli
     }
 
 
-def test_added_server_leaves_what_stands(server_added: Applied) -> None:
+def test_added_server_leaves_what_stands_and_nothing_to_do(server_added: Applied) -> None:
     assert server_added.before < server_added.pod.standing()
+    server_added.pod.engine.expect_no_changes()
 
 
 def test_removed_server_touches_metadata_and_its_own_addresses(
@@ -379,6 +381,7 @@ def test_hosts_that_filled_a_vnic_pair_take_it_along(
     removed = Applied.to(pod)
     assert removed.up.counts == documented("these 29 removed")
     assert pod.standing() == pair_filled.before
+    pod.engine.expect_no_changes()
 
 
 def test_removed_host_takes_only_its_addresses_along(pod: Pod) -> None:
@@ -636,6 +639,7 @@ def test_refresh_finds_what_others_changed_and_up_repairs_it(pod: Pod) -> None:
     assert {kind: len(region.all(kind)) for kind in region.kinds()} == before
     for kind, key in ((INSTANCE, "natVm1"), (VNIC_ATTACHMENT, "natVm2-vnic-2")):
         assert region.read(pod.find(kind, key))["createVnicDetails"]["skipSourceDestCheck"] is True
+    pod.engine.refresh()
     pod.engine.expect_no_changes()
 
 
@@ -693,6 +697,7 @@ def test_ten_customers_beside_dev_in_one_region(standing: Pod, tmp_path: Path, c
     ten.engine.up()
     assert before < dev.standing()
     dev.engine.expect_no_changes()
+    ten.engine.expect_no_changes()
 
 
 def test_full_pod_comes_up_although_an_instance_takes_one_vnic_at_a_time(tmp_path: Path, cli: Path) -> None:
@@ -704,6 +709,7 @@ def test_full_pod_comes_up_although_an_instance_takes_one_vnic_at_a_time(tmp_pat
     by_kind = {kind: len(pod.region.all(kind)) for kind in (INSTANCE, VNIC_ATTACHMENT, PRIVATE_IP)}
     # 15 VNICs per VM, of which the instance brings the first; 28 secondary private IPs per VNIC, and the primary one.
     assert by_kind == {INSTANCE: 2, VNIC_ATTACHMENT: 2 * 15, PRIVATE_IP: 2 * 15 * 29}
+    pod.engine.expect_no_changes()
 
 
 def test_wrong_configuration_is_told_without_a_traceback(pod: Pod) -> None:
@@ -725,6 +731,7 @@ def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_ma
     pod.change(natVm=lambda vm: vm.update(availabilityDomain="nPod:UK-LONDON-1-AD-3"))
     pod.engine.up()
     assert {vm.facts["availabilityDomain"] for vm in pod.region.all(INSTANCE)} == {"nPod:UK-LONDON-1-AD-3"}
+    pod.engine.expect_no_changes()
 
 
 def test_another_compartment_is_refused_without_a_traceback(pod: Pod) -> None:

@@ -75,7 +75,7 @@ def test_destroy_is_refused_and_touches_nothing(pod: Pod) -> None:
     # The engine names the way out for each.
     assert f"`pulumi state unprotect '{URN}localPeeringGateway:LocalPeeringGateway::nat-pod-dev-customer1'`" in said
     assert len(pod.region.changes()) == done
-    assert protected(pod) == ALL
+    pod.engine.expect_no_changes()
 
 
 def test_a_pod_is_taken_down_by_the_key_and_the_program(pod: Pod) -> None:
@@ -105,6 +105,7 @@ def test_a_release_is_refused_until_the_file_says_network(standing: Pod, tmp_pat
     pod.change(protect="all")
     pod.engine.up()
     assert protected(pod) == ALL
+    pod.engine.expect_no_changes()
 
 
 def test_a_customer_leaves_after_its_lpg_was_unprotected(pod: Pod) -> None:

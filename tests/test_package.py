@@ -336,6 +336,7 @@ def test_a_provider_that_is_not_known_yet_answers_nothing_in_a_preview(consumer:
     (one, other) = consumer.region.all(INSTANCE)
     expected = domain or "nPod:UK-LONDON-1-AD-1"
     assert (one.facts["availabilityDomain"], other.facts["availabilityDomain"]) == (expected, expected)
+    consumer.engine.expect_no_changes()
 
 
 @pytest.mark.engine

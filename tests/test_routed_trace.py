@@ -66,7 +66,7 @@ def test_nothing_is_found_in_a_routed_pod(pod):
 
 @pytest.mark.sweep
 def test_nothing_is_found_in_a_large_one():
-    assert prove(planned(of_size(120))).counter_examples == ()
+    assert prove(planned(of_size(400))).counter_examples == ()
 
 
 def found(plan: PodPlan, topology: Topology) -> set[str]:
