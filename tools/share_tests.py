@@ -28,13 +28,11 @@ class _Shared:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Whole files, in the order in which they are to be taken."""
-        waits, sweeps = (
-            {item.path for item in items if any(item.get_closest_marker(name) for name in names)}
+        long = [
+            {item.path for item in items if any(map(item.get_closest_marker, names))}
             for names in (("engine", "lab"), ("sweep",))
-        )
-        items.sort(
-            key=lambda item: (item.path not in waits, item.path not in sweeps, -item.path.stat().st_size, item.path)
-        )
+        ]
+        items.sort(key=lambda item: (*(item.path not in files for files in long), -item.path.stat().st_size, item.path))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:

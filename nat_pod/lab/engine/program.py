@@ -124,10 +124,12 @@ def run_apart(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
     worker = threading.Thread(target=contextvars.Context().run, args=(work,), name="pulumi program")
     collects = gc.isenabled()
     gc.disable()
-    worker.start()
-    worker.join()
-    if collects:
-        gc.enable()
+    try:
+        worker.start()
+        worker.join()
+    finally:
+        if collects:
+            gc.enable()
     if errors:
         raise errors[0]
 

@@ -137,7 +137,7 @@ class HeldFlow:
         acknowledgement that is answered with a reset, a moment after the record.  What was sent later is not asked
         for: a busy flow has something on its way whenever one looks.  A flow that went wrong has no answers.
         """
-        if self.error is not None:
+        if self.error is not None or not self.answers:
             return set()
         if self.protocol == "tcp":
             for end, way, by_then in zip((self.near, self.far), (self.forth, self.back), self.by_then, strict=True):
