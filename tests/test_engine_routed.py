@@ -223,6 +223,33 @@ def test_a_customer_brings_its_gateway_and_goes_with_it(pod: Pod, tmp_path: Path
     assert pod.standing() == added.before
 
 
+def test_a_customer_gateway_comes_and_goes(standing: Pod, tmp_path: Path, cli: Path) -> None:
+    """With a customer who overlaps another one. A gateway that goes waits for nobody, and touches no other NAT VM."""
+    pod = standing.copy(tmp_path / "pod", cli, patience(copied_program(tmp_path / "program"), 1.0))
+    vms = {vm: pod.find(INSTANCE, vm) for vm in VMS}
+    willow = {"cidr": pod.config["nat-pod:customers"]["fern"]["cidr"], "hosts": {"vm1": "10.0.0.10"}}
+    added = Applied.to(
+        pod,
+        customers=lambda customers: customers.update(willow=willow),
+        gateways={"willow": 2},
+        addresses=lambda book: book.update({"willow/vm1": "198.18.10.65"}),
+    )
+    assert added.up.counts == documented("customer added behind another gateway", ROUTED)
+    assert planned(added.up)["update"] == ["natVm2", "natVm2a", "natVm2b", "vrouter"]
+    assert added.before < pod.standing()
+    for balancer in pod.region.all(BALANCER):
+        pod.region.report_health(balancer.ocid, {})  # nobody is called healthy, and nobody waits for that
+    pod.config.pop("nat-pod:gateways")
+    removed = Applied.to(
+        pod,
+        customers=lambda customers: customers.pop("willow"),
+        addresses=lambda book: book.pop("willow/vm1"),
+    )
+    assert removed.up.counts == documented("that customer removed", ROUTED)
+    assert pod.standing() == added.before
+    assert {vm: pod.find(INSTANCE, vm) for vm in vms} == vms
+
+
 def test_the_standbys_go_and_come_back(standing: Pod, tmp_path: Path, cli: Path) -> None:
     pod = standing.copy(tmp_path / "pod", cli, patience(copied_program(tmp_path / "program"), 1.0))
     for balancer in pod.region.all(BALANCER):
