@@ -66,9 +66,10 @@ def draw(found: Iterable[Cost]) -> str:
     for points in ours:
         parts += _line("ours", points)
     for towards, points in article.items():
-        x, y = (_x(points[-1].slots) - 24, _TOP + 20) if towards == "host" else (_x(MOST_SLOTS), _y(7.5))
-        parts.append(_text("label article-text", x, y, f"article, towards {towards}s: {points[-1].median:.1f}", "end"))
-    said = f"nat-pod, either delivery, both ways: {min(ends):.1f} to {max(ends):.1f}"
+        x, y = _x(points[-1].slots) + 10, _y(points[-1].median) + 6
+        parts.append(_text("label article-text", x, y, f"to {towards}s: {points[-1].median:.1f}", "start"))
+    parts.append(_text("label article-text", _x(430), _y(17), "the article's rules", "end"))
+    said = f"nat-pod, both deliveries, both ways: {min(ends):.1f} to {max(ends):.1f}"
     parts.append(_text("label ours-text", _x(MOST_SLOTS), _y(3.7), said, "end"))
     return "\n".join([*parts, "</svg>", ""])
 
@@ -88,6 +89,7 @@ text {{ font-family: system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif
 .title {{ font-size: 20px; font-weight: 600 }}
 .quiet {{ fill: #59636e }}
 .label {{ font-weight: 600 }}
+.label, .halo {{ paint-order: stroke; stroke: #ffffff; stroke-width: 5px; stroke-linejoin: round }}
 .paper {{ fill: #ffffff }}
 .grid {{ stroke: #d1d9e0 }}
 .plain {{ stroke: #59636e; stroke-dasharray: 4 4 }}
@@ -101,6 +103,7 @@ circle.ours {{ fill: #0969da; stroke: none }}
 text {{ fill: #e6edf3 }}
 .quiet {{ fill: #9198a1 }}
 .paper {{ fill: #0d1117 }}
+.label, .halo {{ stroke: #0d1117 }}
 .grid {{ stroke: #3d444d }}
 .plain {{ stroke: #9198a1 }}
 .article {{ stroke: #f0883e }}
@@ -122,7 +125,7 @@ def _axes() -> list[str]:
         parts.append(f'<path class="grid" d="M{_LEFT} {_y(cost)}H{_RIGHT}"/>')
         parts.append(_text("quiet y-tick", _LEFT - 10, _y(cost) + 6, str(cost), "end"))
     parts.append(f'<path class="plain" d="M{_LEFT} {_y(1)}H{_RIGHT}"/>')
-    parts.append(_text("quiet", _x(232), _y(1) + 17, "plain routing", "middle"))
+    parts.append(_text("quiet halo", _x(232), _y(1) + 6, "plain routing", "middle"))
     for slots in _X_TICKS:
         # 1 and 29 are close together: one number would lie on the other.
         parts.append(f'<path class="grid" d="M{_x(slots)} {_BOTTOM}v6"/>')

@@ -263,7 +263,7 @@ def test_the_reference_has_each_key_of_the_stack_file_and_its_default():
     table = {
         key.strip("`"): default.strip("`") for key, default, _ in rows(TEXTS["docs/reference.md"], "## The stack file")
     }
-    said = {"planned": "{}", "empty": "{}", "everything": "[]"}  # what {} means for subnets, gateways and addresses
+    said = {"planned": "{}", "empty": "{}", "everything": "[]", "none": ""}  # what {} means for subnets and gateways
     assert {key: said.get(default, default) for key, default in table.items()} == {
         key: str(entry.get("default", "required")) for key, entry in project.items()
     }
