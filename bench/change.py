@@ -51,22 +51,22 @@ Written by `make bench-change`.
 |---|---|
 | changes | {changes} with {total} edits: {edits} |
 | flows open at a time | {fewest} to {most}, TCP and UDP, customers to management and management to customers |
-| flows that no change may end | {kept} times a flow and a change |
+| flows that no change may end | {kept}, counted once per flow and change |
 | of these lost (reset, stalled, wrong data, wrong far end, wrong source) | {lost} |
 | their UDP packets lost | {packets_lost} of {packets} |
 | flows that a change may end | {ended} |
 | of these still passing after both VMs had applied it | {passing} |
-| of these begun anew by an answer from the far end, which may open flows to this host | {reopened} |
+| of these re-opened by an answer from the far end, which may open flows to this host | {reopened} |
 | new flows to addresses that a change took away | {refused_tries}, connected: {connected} |
 | new flows on mappings that a change brought or moved | {opened}, failed: {failed} |
-| from the changed metadata to both VMs applied, the wait for the timer apart | p50 {p50:.2f} s, p99 {p99:.2f} s |
+| from changed metadata until both VMs had applied it, without the timer | p50 {p50:.2f} s, p99 {p99:.2f} s |
 
 - POD: {customers} customers with {machines} machines each, of which {hosts} are members at first, {servers} servers,
   two VNIC pairs.
-- A change is one to three edits. Its rounds follow one another, in turns NAT VM1 or NAT VM2 first, and up to 0.2 s lie
-  between them (not counted): time for packets that meet one VM with the new rules and one with the old ones.
+- A change is one to three edits. The agents of the two NAT VMs run one after the other, taking turns to be first. Up
+  to 0.2 s pass between them (not counted), so some packets meet one VM with the new rules and one with the old ones.
 - Each flow sends a record every 0.1, 0.3 or 1 s. A TCP flow is lost as well when it has no answer for {patience:g} s.
-- "May end" is what `nat_pod diff` says: lost, renumbered or rerouted. A switch of `sourceNat` does it to nearly all.
+- "May end" is what `nat_pod diff` says: lost, renumbered or rerouted. A change of `sourceNat` does that to nearly all.
 - Not counted: the minute OCI takes to show changed metadata, the timer's 15 s, and the start of Python (below 0.1 s).
 - Seed {seed}. Machine: {machine}.
 """

@@ -49,15 +49,15 @@ KINDS = ("masquerade", "static", "routed")
 REPORT_TEXT = """\
 # How long each command takes on a full POD
 
-Written by `make bench-commands`. Processor time of the command divided by that of
-`python -m nat_pod --help`, which loads what every command does, measured in turns in the same run. A command loads
-only what it needs, so it may cost less than 1.0.
+Written by `make bench-commands`. Each figure is the processor time of the command divided by that of
+`python -m nat_pod --help` (the *floor*), which loads what every command loads. Both were measured alternately in the
+same run. A command loads only what it needs, so it may cost less than 1.0.
 
 | command | masquerade | static | routed |
 |---|---|---|---|
 {rows}
 
-Of a directory of 128 PODs, all of 198.18.0.0/15, each with ten customers, sixty hosts and five servers:
+For a directory of 128 PODs, which fill 198.18.0.0/15, each with ten customers, sixty hosts and five servers:
 
 | command | |
 |---|---|

@@ -466,12 +466,12 @@ TEXT = """\
 
 Written by `make bench`. Two NAT VMs in series between a customer's host and a management server, four network
 namespaces in a row, everything on one core. All figures are medians; `1.05 (1.04-1.06)` is a ratio with the least and the greatest
-median of five parts of the run. Absolute times have both ends, both VMs and the system calls in them: compare the ratios.
+median of five parts of the run. Absolute times include both ends, both VMs and the system calls, so compare the ratios.
 
 ## New flows
 
-*UDP*: the first packet, one way. *Ping*: the first echo request and its reply. *TCP*: socket, connect, accept, close. For the compiled
-rules the flow is the one that meets most rules, for the article's lines the last one. *x one slot* compares a POD with a POD of one
+*UDP*: the first packet, one way. *Ping*: the first echo request and its reply. *TCP*: socket, connect, accept, close. With the compiled
+rules, the flow measured is the one that meets the most rules; with the article's lines, it is the one that matches the last line. *x one slot* compares a POD with a POD of one
 host and one server.
 
 | rules, slots, direction | UDP us | x plain | x one slot | ping us | x plain | x one slot | TCP a second | x plain | x one slot |
@@ -491,7 +491,7 @@ that to conntrack each packet is new, and meets the rules of FORWARD again.
 
 UDP, first packet. `static 1` is a POD of one slot, `static {full}` a full one.
 
-| rules on both VMs | x plain | us more than the row above |
+| rules on both VMs | x plain | us added to the row above |
 |---|---|---|
 {steps}
 
@@ -503,7 +503,7 @@ What one thing costs on one VM, first packet of a flow, in nanoseconds:
 
 ## Loading the rules of NAT VM1
 
-Milliseconds, in a new namespace, median of 5; *again* is a reload over the same rules. The article's lines one by one: the first 200.
+Milliseconds, in a new namespace, median of 5; *again* is a reload over the same rules. *one by one* is one `iptables` command per line, for the first 200 of the article's lines.
 
 | rules, slots | rules | iptables-restore | again | one by one |
 |---|---|---|---|---|
@@ -513,7 +513,7 @@ Milliseconds, in a new namespace, median of 5; *again* is a reload over the same
 
 8 hosts of 8 customers, UDP, source ports as Linux hands them out. *Few ports* are the benchmark's own `--to-source ADDRESS:PORTS`; NETMAP has none.
 
-| source address | flows offered | arrived | first drop | lost of 40,000 | of 50,000 | of 60,000 |
+| source policy, ports per source address | flows offered | arrived | first drop | lost of 40,000 | lost of 50,000 | lost of 60,000 |
 |---|---|---|---|---|---|---|
 {flows}
 

@@ -42,8 +42,8 @@ registers as many resources on the same plugin, measured in the same run. 1.00: 
 |---|---|---|---|---|---|
 {rows}
 
-- Rounds: {rounds}. In each, POD and floor follow one another, in turns which comes first, each with a new stack and an
-  empty simulated region. Time is that of the whole `pulumi` command.
+- Rounds: {rounds}. In each, POD and floor run one after the other, taking turns to be first. Each has a new stack and
+  an empty simulated region. Time is that of the whole `pulumi` command.
 - POD: 8 servers and the hosts of 10 customers take all slots of the range; VM.Standard2.24, layout not pinned, the
   availability domain looked up.
 - Floor: one VCN, network security groups and their rules. A rule has about as many properties as a private IP, which is

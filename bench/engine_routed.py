@@ -20,7 +20,7 @@ REPORT_TEXT = """\
 # How long the engine takes for a routed POD
 
 Written by `make bench-engine`. A POD of 8 servers and 427 hosts of 10 customers with `delivery: routes` and standbys,
-beside the article's with the same members, in a /22 each. Time of the routed one divided by time of the other one.
+beside the article's with the same members, in a /22 each. Each figure is a time divided by that of the article's POD.
 
 | delivery | resources of OCI |
 |---|---|

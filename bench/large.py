@@ -37,7 +37,7 @@ STEPS = {
 REPORT_TEXT = """\
 # A POD of 20 customers whose networks overlap, with 1,000 hosts
 
-Written by `make bench-large`. Five ranges between the 20 customers, and in each range hosts of the same addresses, so that
+Written by `make bench-large`. The 20 customers use only five ranges, and in each range the hosts have the same addresses, so that
 four customers' hosts cannot be told apart by address. `delivery: routes`, with standbys, {servers} servers, in a /21. Beside it
 `Pulumi.routed.yaml`.
 
@@ -50,12 +50,12 @@ four customers' hosts cannot be told apart by address. `delivery: routes`, with 
 | probes of `lab check` | {example[probes]} | {large[probes]} |
 | of which as declared, every hop as the tracer predicted | {example[probes]} | {large[probes]} |
 
-| step | x the example |
+| step | time, as a multiple of the example's |
 |---|---|
 {rows}
 
-- By the clock, once. `lab up` is the whole of it: {means}, the neighbours, the namespaces, the NAT VMs' boots.
-- `trace --all` finds no packet of this POD with another fate than the declared one. It covers every destination outside the sender's
+- Wall-clock time, measured once. `lab up` includes all its parts: {means}, the neighbours, the namespaces, the NAT VMs' boots.
+- `trace --all` finds no packet of this POD that does not fare as declared. It covers every destination outside the sender's
   own network for all members, and every source and destination for an unknown sender in each network.
 - Machine: {machine}.
 """  # noqa: E501 - the rows of tables cannot be broken

@@ -37,11 +37,11 @@ empty, in turns. The second customer's host opens {connections:,} TCP connection
 |---|---|
 | time per new connection, table full, as a multiple of table empty | {ratio:.2f} ({least:.2f}-{most:.2f}) |
 | connections that failed | {failed} of {tried:,} |
-| new connections of the first customer meanwhile | {own} of {turns} |
+| new connections that the first customer, whose table is full, could open | {own} of {turns} |
 
 - Median of {turns} turns, with the least and the greatest; each turn is compared with the empty ones before and after it.
-- While the table is empty, as many entries are in tables that no packet meets: all namespaces of a kernel share the buckets.
-- Not measured: the processor time of whoever floods, which on OCI is another VM's.
+- While the table is empty, as many entries are put into connection tables of namespaces without traffic, because all namespaces of a kernel share the hash buckets.
+- Not measured: the processor time that the flood itself takes; on OCI that is another VM's.
 - Machine: {machine}.
 """  # noqa: E501 - the rows of tables cannot be broken
 

@@ -161,7 +161,8 @@ def test_a_nat_vm_that_is_down_stops_the_pod(run):
     status, said, _ = run("trace", "dev", "customer1/vm1", "management/mgmt", "--down", "natVm2")
     assert status == 1
     assert said.endswith(
-        "=> not-forwarding: nat_vm2 is down\n   (it reaches a machine that it is not for, and that does not forward)\n"
+        "=> not-forwarding: nat_vm2 is down\n"
+        "   (it reaches a machine that is not its destination and does not forward)\n"
     )
 
 

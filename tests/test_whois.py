@@ -127,7 +127,7 @@ def test_all_pods_of_the_directory_are_asked_and_one_with_problems_is_named(tmp_
     monkeypatch.chdir(tmp_path)
     status, out, _ = run(capsys, "198.18.0.66")
     assert status == 0
-    assert "198.18.0.66  dev  customer1/vm2  10.0.0.130; management calls it so\n" in out
+    assert "198.18.0.66  dev  customer1/vm2  10.0.0.130; management uses this address\n" in out
     assert out.endswith("not asked, because of problems: Pulumi.broken.yaml; run: python -m nat_pod check\n")
     status, out, _ = run(capsys, "192.0.2.1", "--json")
     assert (status, json.loads(out)) == (1, {"found": [], "notAsked": ["broken"]})

@@ -230,11 +230,11 @@ def _who(one: Holder) -> str:
 def _words(one: Holder, plan: PodPlan) -> str:
     match one.use:
         case Use.CALLED:
-            how = "calls it so" if len(one.others) == 1 else "call it so"
-            how += " and sees it so" if one.seen and len(one.others) == 1 else " and see it so" if one.seen else ""
+            uses, sees = ("uses", "sees") if len(one.others) == 1 else ("use", "see")
+            how = f"{uses} this address" + (f" and {sees} it as a source" if one.seen else "")
             return f"{one.also}; {_some(one.others)} {how}" if one.others else f"{one.also}; nobody may call it"
         case Use.BETWEEN:
-            return f"{one.also}; so called between NAT VM1 and NAT VM2 alone"
+            return f"{one.also}; used between NAT VM1 and NAT VM2 only"
         case Use.REAL:
             return f"its own address; {_some(one.others)} {'calls' if len(one.others) == 1 else 'call'} it {one.also}"
         case Use.SOURCE:

@@ -36,19 +36,19 @@ class Disposition(StrEnum):
             case Disposition.NO_ROUTE:
                 return "no route rule leads to that address"
             case Disposition.NOT_PEERED:
-                return "the route leads to an LPG whose peering does not stand"
+                return "the route leads to an LPG that is not peered"
             case Disposition.SECURITY_RULE:
                 return "no security rule of the VNIC or its subnet lets it pass"
             case Disposition.SOURCE_DEST_CHECK:
                 return "the VNIC's source/destination check is on, and the address is not its own"
             case Disposition.RP_FILTER:
-                return "the kernel drops it: it would answer by another VNIC (rp_filter)"
+                return "the kernel drops it: it would answer through another VNIC (rp_filter)"
             case Disposition.NOT_FORWARDING:
-                return "it reaches a machine that it is not for, and that does not forward"
+                return "it reaches a machine that is not its destination and does not forward"
             case Disposition.NOT_BALANCED:
                 return "a load balancer has no healthy NAT VM for it, or is its destination"
             case Disposition.ANSWERED_BY_NAT_VM:
-                return "the NAT VM itself takes it: looks like an answer, is none"
+                return "the NAT VM itself answers, which looks like an answer from the destination but is not"
             case Disposition.WRONG_MACHINE:
                 return "another machine than the one asked for answers, or gets the reply"
             case Disposition.LOOP:

@@ -4,7 +4,7 @@ These are plain values without OCIDs.  They are made in two independent ways: fr
 engineer asked for) and from a region's state (`lab/observe.py`, what was really registered).  The tracer walks them and
 the lab builds them.  So neither derives anything anew, and in both a packet dies where the deployed state kills it.
 
-OCI semantics that live here (sources in docs/region.md, "What the region does, and where that is written")
+OCI semantics that live here (sources in docs/region.md, "What the simulated region does, and its sources")
 - A VNIC with the source/destination check on sends only from, and receives only for, its own private IPs.
 - Routing inside a VCN is implicit; a route rule wins over it only when it is at least as specific as the VCN CIDR.
 - A packet that entered by an LPG follows the LPG's own route table if there is one; otherwise it reaches only addresses

@@ -1,7 +1,7 @@
 """The VCNs between two machines: source/destination check, route rules, delivery by private IP, security rules.
 
 This is what OCI does to a packet between the VNIC that sends it and the VNIC that receives it.  The sources are in
-docs/region.md, "What the region does, and where that is written".
+docs/region.md, "What the simulated region does, and its sources".
 """
 
 from __future__ import annotations

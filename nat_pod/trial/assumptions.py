@@ -48,21 +48,21 @@ class Assumption(StrEnum):
             case Assumption.METADATA:
                 return f"a VM sees changed metadata within {METADATA_SECONDS:.0f} s"
             case Assumption.SOURCE_DEST_CHECK:
-                return "a VNIC whose source/destination check is off sends and takes foreign addresses"
+                return "a VNIC without source/destination check sends and receives for other addresses"
             case Assumption.NSG_BY_VNIC:
-                return "an NSG as a source takes whatever its VNICs send"
+                return "an NSG as a rule's source matches whatever its VNICs send"
             case Assumption.LPG_TABLE:
                 return "an LPG's own route table leads to NAT VM1"
             case Assumption.MTU:
                 return f"packets of {WHOLE} bytes pass from end to end"
             case Assumption.PATH_MTU:
-                return "an ICMP error that a path is narrower finds its way back through both NAT VMs"
+                return 'an ICMP "fragmentation needed" comes back through both NAT VMs'
             case Assumption.BALANCER:
                 return "a NAT VM that stops ends no flow"
             case Assumption.IDLE:
                 return "a flow that was silent for longer than the balancer remembers it goes on"
             case Assumption.AVOID_DOWNTIME:
-                return "OCI refuses a new shape for a NAT VM rather than to reboot it"
+                return "OCI refuses a new shape for a NAT VM rather than rebooting it"
             case _ as never:
                 assert_never(never)
 
@@ -83,10 +83,10 @@ class Assumption(StrEnum):
             case Assumption.LPG_TABLE:
                 return (
                     "with `privateIps` a customer who forges a server's address reaches other customers' hosts past "
-                    "NAT VM1; with `routes` nothing of a customer's arrives"
+                    "NAT VM1; with `routes` nothing from a customer arrives"
                 )
             case Assumption.MTU:
-                return "large packets die without a word; lower the MTU of whoever sends them"
+                return "large packets are lost without an error; lower the MTU of whoever sends them"
             case Assumption.PATH_MTU:
                 return "connections hang where a path is narrower than an end's MTU"
             case Assumption.BALANCER:
