@@ -182,6 +182,8 @@ INNER = Role(NAT_VM2)
 VROUTER = "vrouter"
 LPGS = "lpgs"
 TRANSIT = "transit"
+HEALTH = "health"
+PATH_MTU = "path-mtu"
 
 ANYWHERE = "0.0.0.0/0"
 SSH = 22

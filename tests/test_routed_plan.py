@@ -15,9 +15,10 @@ from netaddr import IPAddress, IPNetwork, IPSet
 from routed_pods import allocated, small
 
 from nat_pod.config import any_config
+from nat_pod.config.neighbours import is_customer_name
 from nat_pod.errors import ConfigError
 from nat_pod.limits import NSG_RULES
-from nat_pod.names import INNER, LPGS, NAT_VM1, NAT_VM2, VROUTER, Role
+from nat_pod.names import INNER, LPGS, NAME, NAT_VM1, NAT_VM2, VROUTER, Role
 from nat_pod.plan.guest import read_document
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -254,6 +255,25 @@ def test_each_rule_of_a_list_has_a_key_of_its_own_and_no_rule_names_an_nsg(plan:
     for rules in plan.security.values():
         assert len({rule.key for rule in rules}) == len(rules) <= NSG_RULES
         assert not any(rule.peer_is_nsg for rule in rules)
+
+
+@pytest.mark.parametrize(("stack", "own"), [("dev", {"transit"}), ("routed", {"transit", "health"})])
+def test_no_customer_can_be_called_as_a_rule_beside_its_own(stack: str, own: set[str]) -> None:
+    mapping = stack_mapping(stack)
+    plan, names = plan_of(mapping), set()
+    for rules in plan.security.values():
+        keys = {rule.key.removeprefix(f"{rule.direction.lower()}-") for rule in rules}
+        if keys & plan.gateways.keys():
+            names |= {key for key in keys - plan.gateways.keys() if NAME.fullmatch(key)}
+    assert names == own
+    customer = next(iter(mapping["customers"].values()))
+    for name in own:
+        assert not is_customer_name(name)
+        with pytest.raises(ConfigError) as refused:
+            plan_of({**mapping, "customers": {**mapping["customers"], name: customer}})
+        assert f"nat-pod:customers.{name}: {name} is a name of nat-pod's own; call the customer something else" in map(
+            str, refused.value.problems
+        )
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

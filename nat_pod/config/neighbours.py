@@ -11,10 +11,10 @@ from nat_pod import limits
 from nat_pod.config.addressing import can_be_a_vcns, clash, reserved_by_oci
 from nat_pod.config.reader import EXAMPLES, NAME_RULE, Reader, listed
 from nat_pod.config.renames import Renames
-from nat_pod.names import MANAGEMENT, NAME, STRANGER, TRANSIT, MemberName
+from nat_pod.names import HEALTH, MANAGEMENT, NAME, PATH_MTU, POD, STRANGER, TRANSIT, VROUTER, MemberName
 
 # A POD's own names, beside which a customer's stand: networks and machines in a trace, keys of security rules.
-_OWN_NAMES = (MANAGEMENT, "path-mtu", "pod", TRANSIT, "vrouter")
+_OWN_NAMES = (MANAGEMENT, HEALTH, PATH_MTU, POD, TRANSIT, VROUTER)
 _VROUTER_ADDRESSES = 2
 
 

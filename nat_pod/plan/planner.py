@@ -22,6 +22,7 @@ from nat_pod.names import (
     NAT_VM1,
     NAT_VM2,
     SIDES,
+    TRANSIT,
     VROUTER,
     Role,
     Side,
@@ -182,7 +183,7 @@ def _security(config: PodConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     management = with_neighbour(MANAGEMENT, texts(config.management.cidrs))
     vm1 = [rule for one in config.customers for rule in with_neighbour(one.name, texts(one.cidrs))]
     transit = {
-        side: both_ways("transit", other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
+        side: both_ways(TRANSIT, other, peer_is_nsg=True) for side, other in ((NAT_VM1, NAT_VM2), (NAT_VM2, NAT_VM1))
     }
     return {
         NAT_VM1: (*vm1, *transit[NAT_VM1]),

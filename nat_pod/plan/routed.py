@@ -17,7 +17,18 @@ from nat_pod.config.model import SourceNat
 from nat_pod.config.policy import access
 from nat_pod.config.room import room
 from nat_pod.config.routed import RoutedConfig
-from nat_pod.names import HEALTH_PATH, HEALTH_PORT, INNER, MANAGEMENT, NAT_VM1, NAT_VM2, VROUTER, Role
+from nat_pod.names import (
+    HEALTH,
+    HEALTH_PATH,
+    HEALTH_PORT,
+    INNER,
+    MANAGEMENT,
+    NAT_VM1,
+    NAT_VM2,
+    TRANSIT,
+    VROUTER,
+    Role,
+)
 from nat_pod.plan import guest
 from nat_pod.plan.model import (
     BackendPlan,
@@ -223,7 +234,7 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     untranslated = {NAT_VM1: hosts, NAT_VM2: servers}
     own = {
         role: [
-            *both_ways("health", subnets[role], protocol=TCP),
+            *both_ways(HEALTH, subnets[role], protocol=TCP),
             *(rule for rule in untranslated[role.side] if rule.direction == "EGRESS"),
         ]
         if config.standby
@@ -237,7 +248,7 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
     }
     return {
         **{
-            gateway: (*customers[gateway], *servers, *both_ways("transit", subnets[INNER]), *own[gateway])
+            gateway: (*customers[gateway], *servers, *both_ways(TRANSIT, subnets[INNER]), *own[gateway])
             for gateway in gateways
         },
         NAT_VM2: (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nat_pod.names import ANYWHERE
+from nat_pod.names import ANYWHERE, PATH_MTU, VROUTER
 from nat_pod.plan.model import SecurityRulePlan
 
 ALL, ICMP, TCP = "all", "1", "6"
@@ -42,7 +42,7 @@ def vrouter_errors(subnet: str) -> SecurityRulePlan:
     "Fragmentation needed" and "time exceeded" come from an address of the vRouter's own: its VNIC has more than one.
     """
     return SecurityRulePlan(
-        key="ingress-vrouter",
+        key=f"ingress-{VROUTER}",
         direction="INGRESS",
         protocol=ICMP,
         peer=subnet,
@@ -53,7 +53,7 @@ def vrouter_errors(subnet: str) -> SecurityRulePlan:
 def path_mtu() -> SecurityRulePlan:
     """Routers on the way report "fragmentation needed" from their own addresses; without it large packets vanish."""
     return SecurityRulePlan(
-        key="ingress-path-mtu",
+        key=f"ingress-{PATH_MTU}",
         direction="INGRESS",
         protocol=ICMP,
         peer=ANYWHERE,
