@@ -28,7 +28,7 @@ from statistics import median
 from bench.engine import processor
 from bench.line import Batch, Line, Side, Way, udp_packet
 from bench.rule_sets import ARTICLE, DIRECTIONS, FULL, KINDS, POLICIES, SIZES, Pod, articles, loaded, pod, policed
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.lab.wire import netns, sandbox
 from nat_pod.names import NAT_VM1, SIDES
 

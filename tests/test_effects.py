@@ -16,7 +16,7 @@ from conftest import REPOSITORY, project_with, stack_mapping
 from routed_pods import small
 
 from nat_pod.config import any_config
-from nat_pod.config.any_config import SETTINGS
+from nat_pod.config.delivery import SETTINGS
 from nat_pod.config.model import PodConfig
 from nat_pod.config.settings import Value, changed, settings
 from nat_pod.lab.engine.program import Registration, deploy

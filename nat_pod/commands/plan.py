@@ -12,7 +12,7 @@ from nat_pod.commands.command import OK, Subparsers, add_json, add_names, add_pa
 from nat_pod.commands.plan_routed import neighbours_table, routed_dict, routed_facts, routed_tables
 from nat_pod.commands.stack import load
 from nat_pod.config.delivery import Delivery
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.names import LPGS, NAT_VM1, NAT_VM2, servers_first
 from nat_pod.pages import drawing, mermaid, routed_drawing

@@ -14,9 +14,6 @@ from nat_pod.errors import ConfigError, Problem
 
 AnyConfig = PodConfig | RoutedConfig
 
-SETTINGS = tuple(dict.fromkeys((*model.SETTINGS, *routed.SETTINGS)))
-"""The keys of a stack file below `nat-pod:`."""
-
 
 def read(mapping: Mapping[str, object], stack: str) -> AnyConfig:
     """Check a stack's configuration, as `PodConfig.from_mapping` does.  Raises ConfigError with every problem."""

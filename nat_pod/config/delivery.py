@@ -12,6 +12,7 @@ from typing import assert_never
 
 from nat_pod import limits
 from nat_pod.config.reader import Reader
+from nat_pod.config.source_nat import SourceNat
 
 
 class Delivery(StrEnum):
@@ -24,8 +25,28 @@ class Delivery(StrEnum):
     """An alias is the destination of a route; a member has one."""
 
 
+_REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
+_OPTIONAL = (
+    "delivery",
+    "sourceNat",
+    "standby",
+    "vcnCidr",
+    "lpgLimit",
+    "balancerLimit",
+    "subnets",
+    "movesFrom",
+    "gateways",
+    "policy",
+    "names",
+    "protect",
+    "tags",
+    "addresses",
+)
+SETTINGS = (*_REQUIRED, *_OPTIONAL)
+"""The keys of a stack file below `nat-pod:`, those of one delivery alone among them."""
+
 _DEFAULTS: dict[Delivery, dict[str, object]] = {
-    Delivery.PRIVATE_IPS: {"sourceNat": "masquerade", "subnets": {}},
+    Delivery.PRIVATE_IPS: {"sourceNat": SourceNat.MASQUERADE, "subnets": {}},
     Delivery.ROUTES: {
         "standby": True,
         "vcnCidr": "",
@@ -35,6 +56,11 @@ _DEFAULTS: dict[Delivery, dict[str, object]] = {
     },
 }
 """The settings that one delivery alone has, with their defaults in `Pulumi.yaml`."""
+
+
+def defaults(delivery: Delivery) -> Mapping[str, object]:
+    """The settings that no other delivery has, with their defaults."""
+    return _DEFAULTS[delivery]
 
 
 def only(delivery: Delivery) -> tuple[str, ...]:
@@ -63,13 +89,15 @@ def foreign(delivery: Delivery) -> dict[str, str]:
             assert_never(never)
 
 
-def without_foreign(reader: Reader, mapping: Mapping[str, object], delivery: Delivery) -> dict[str, object]:
-    """A configuration without the settings that its delivery does not have; the reader gets those that are written."""
+def read_root(reader: Reader, mapping: Mapping[str, object], delivery: Delivery) -> dict[str, object]:
+    """A configuration's top level without the settings that its delivery does not have; those written are problems."""
     unknown = foreign(delivery)
     for key, why in unknown.items():
         if mapping.get(key) is not None:
             reader.add(key, mapping[key], why)
-    return {key: value for key, value in mapping.items() if key not in unknown}
+    known = {key: value for key, value in mapping.items() if key not in unknown}
+    optional = tuple(key for key in _OPTIONAL if key not in unknown)
+    return reader.section("", known, required=_REQUIRED, optional=optional)
 
 
 def written(value: object) -> Delivery:
@@ -87,16 +115,11 @@ def without_foreign_defaults(
     and are refused.
     """
     delivery = written(config.get(f"{prefix}delivery"))
-    defaults = {
-        f"{prefix}{key}": value
-        for other in Delivery
-        if other is not delivery
-        for key, value in _DEFAULTS[other].items()
+    unsaid = {
+        f"{prefix}{key}": value for other in Delivery if other is not delivery for key, value in defaults(other).items()
     }
     return {
-        key: value
-        for key, value in config.items()
-        if key not in defaults or key in said or not _same(value, defaults[key])
+        key: value for key, value in config.items() if key not in unsaid or key in said or not _same(value, unsaid[key])
     }
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from netaddr import IPNetwork
 
@@ -20,7 +19,7 @@ from nat_pod import limits
 from nat_pod.config.addresses import Members, other_range, read_book
 from nat_pod.config.addressing import Layout, Pair, Slot
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
-from nat_pod.config.delivery import Delivery, without_foreign
+from nat_pod.config.delivery import Delivery, read_root
 from nat_pod.config.name_zone import read_names
 from nat_pod.config.nat_vm import NatVmConfig, read_nat_vm
 from nat_pod.config.neighbours import (
@@ -35,20 +34,11 @@ from nat_pod.config.neighbours import (
 from nat_pod.config.policy import Entry, read_policy
 from nat_pod.config.protect import Protect
 from nat_pod.config.reader import Reader
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.config.subnets import read_layout, read_pod_cidr
 from nat_pod.config.tags import Tags, read_tags
 from nat_pod.errors import ConfigError, Problem
 from nat_pod.names import MemberName, Side
-
-
-class SourceNat(StrEnum):
-    """What a NAT VM makes of a packet's source (`sourceNat`)."""
-
-    MASQUERADE = "masquerade"
-    """The VM's own primary address, the same for all senders."""
-
-    STATIC = "static"
-    """The address of the sender's own slot, at which the far end can call it back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +111,6 @@ class PodConfig(Neighbours):
         )
 
 
-_REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = ("delivery", "sourceNat", "lpgLimit", "subnets", "policy", "names", "protect", "tags", "addresses")
-SETTINGS = (*_REQUIRED, *_OPTIONAL)
-"""The keys of a stack file below `nat-pod:`."""
-
-
 def read_draft(
     mapping: Mapping[str, object], stack: str, earlier: Callable[[], Mapping[str, object] | None] = lambda: None
 ) -> tuple[PodConfig | None, list[Problem], list[Problem]]:
@@ -137,9 +121,7 @@ def read_draft(
     slot and slots without a member.
     """
     reader = Reader(stack)
-    root = reader.section(
-        "", without_foreign(reader, mapping, Delivery.PRIVATE_IPS), required=_REQUIRED, optional=_OPTIONAL
-    )
+    root = read_root(reader, mapping, Delivery.PRIVATE_IPS)
     compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
     cidr = read_pod_cidr(reader, root.get("cidr"))
     nat_vm = read_nat_vm(reader, root.get("natVm"))

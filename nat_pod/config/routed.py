@@ -17,7 +17,7 @@ from nat_pod.config.addresses import Members
 from nat_pod.config.alias_book import names_in, read_aliases
 from nat_pod.config.aliases import VcnLayout, default_vcn, merged
 from nat_pod.config.check import check_lpgs, check_networks, check_vrouter
-from nat_pod.config.delivery import Delivery, without_foreign
+from nat_pod.config.delivery import Delivery, read_root
 from nat_pod.config.gateways import read_gateways, written_gateways
 from nat_pod.config.model import Capacity
 from nat_pod.config.name_zone import read_names
@@ -136,31 +136,12 @@ class RoutedConfig(Neighbours):
         return str(self.book[name])
 
 
-_REQUIRED = ("compartmentId", "cidr", "natVm", "management", "customers")
-_OPTIONAL = (
-    "delivery",
-    "standby",
-    "vcnCidr",
-    "lpgLimit",
-    "balancerLimit",
-    "movesFrom",
-    "gateways",
-    "policy",
-    "names",
-    "protect",
-    "tags",
-    "addresses",
-)
-SETTINGS = (*_REQUIRED, *_OPTIONAL)
-"""The keys of a routed POD's stack file below `nat-pod:`."""
-
-
 def read_draft(
     mapping: Mapping[str, object], stack: str, earlier: Callable[[], Mapping[str, object] | None] = lambda: None
 ) -> tuple[RoutedConfig | None, list[Problem], list[Problem]]:
     """Read a configuration whose address book may lag behind its members; see `model.read_draft`."""
     reader = Reader(stack)
-    root = reader.section("", without_foreign(reader, mapping, Delivery.ROUTES), required=_REQUIRED, optional=_OPTIONAL)
+    root = read_root(reader, mapping, Delivery.ROUTES)
     compartment_id = reader.ocid("compartmentId", root.get("compartmentId"), ("compartment", "tenancy"))
     cidr = read_pod_cidr(reader, root.get("cidr"), _SIZES)
     vcn = None if cidr is None else _read_vcn(reader, root.get("vcnCidr"), cidr)

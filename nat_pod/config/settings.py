@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nat_pod import limits
-from nat_pod.config.delivery import Delivery, written
-from nat_pod.config.model import SourceNat
+from nat_pod.config.delivery import defaults, written
 from nat_pod.config.renames import Renames
 from nat_pod.names import MANAGEMENT, NAMESPACE, MemberName
 
@@ -24,10 +23,6 @@ BESIDE = "beside config"
 Value = str | tuple[str, ...]
 """A setting's value: scalars as people read them, and lists."""
 
-_DEFAULTS: dict[Delivery, dict[Path, Value]] = {
-    Delivery.PRIVATE_IPS: {("sourceNat",): str(SourceNat.MASQUERADE)},
-    Delivery.ROUTES: {("standby",): "true", ("balancerLimit",): str(limits.BALANCERS_PER_REGION)},
-}
 _SHAPE: Path = ("natVm", "shape")
 
 
@@ -49,7 +44,7 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
     """
     delivery = written(config.get(f"{NAMESPACE}:delivery"))
     found: dict[Path, Value] = {("delivery",): str(delivery), ("lpgLimit",): str(limits.LPGS_PER_VCN)}
-    found |= _DEFAULTS[delivery]
+    found |= {(key,): _text(value) for key, value in defaults(delivery).items() if value not in ("", {})}
     for key, value in (beside or {}).items():
         found.update(_leaves((BESIDE, str(key)), value))
     for key, value in config.items():

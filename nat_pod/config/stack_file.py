@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from nat_pod.config import any_config
-from nat_pod.config.any_config import SETTINGS, AnyConfig
-from nat_pod.config.delivery import without_foreign_defaults
+from nat_pod.config.any_config import AnyConfig
+from nat_pod.config.delivery import SETTINGS, without_foreign_defaults
 from nat_pod.config.places import Places
 from nat_pod.config.revisions import BASE_BRANCHES, file_at
 from nat_pod.errors import ConfigError, NatPodError, Problem, SlotTwice, visible

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.handbuilt.flows import SavedFlow, find_flows
 from nat_pod.handbuilt.leftovers import judge_admitted, judge_rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import assert_never
 
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.handbuilt.flows import SavedFlow
 from nat_pod.handbuilt.members import AddressPair, SavedMembers
 from nat_pod.handbuilt.numeric import dotted

@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from types import TracebackType
 from typing import Any, TypeVar, assert_never
 
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.errors import NatPodError
 from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.held_flow import Kind

@@ -16,10 +16,11 @@ from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config.addressing import overlap
 from nat_pod.config.aliases import VcnLayout
-from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.config.model import PodConfig
 from nat_pod.config.protect import Protect
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.config.services import ICMP
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import INNER, MANAGEMENT, NAT_VM2, MemberName, natural
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.diff import delivered

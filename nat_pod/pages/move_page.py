@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.pages.move import NOT_LOOKED_AT, MoveSheet, Step
 from nat_pod.text import count
 

@@ -14,11 +14,12 @@ from typing import assert_never
 from netaddr import IPNetwork
 
 from nat_pod.config.delivery import Delivery
-from nat_pod.config.model import Capacity, SourceNat
+from nat_pod.config.model import Capacity
 from nat_pod.config.policy import Access
 from nat_pod.config.protect import Protect
 from nat_pod.config.renames import Renames
 from nat_pod.config.room import Room
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.config.tags import Tags
 from nat_pod.names import INNER, LPGS, MANAGEMENT, MemberName, Role, Side
 from nat_pod.rules.netfilter import AboveBound, Ruleset

@@ -13,10 +13,10 @@ from netaddr import IPNetwork, cidr_merge
 
 from nat_pod.config.addressing import halves
 from nat_pod.config.delivery import Delivery
-from nat_pod.config.model import SourceNat
 from nat_pod.config.policy import access
 from nat_pod.config.room import room
 from nat_pod.config.routed import RoutedConfig
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import (
     HEALTH,
     HEALTH_PATH,

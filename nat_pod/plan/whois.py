@@ -13,7 +13,7 @@ from typing import assert_never
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import MANAGEMENT, VROUTER, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.config.model import PodConfig
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import NAT_VM1, MemberName, Side
 
 PRIMARY_INTERFACE = "ens3"  # that of the article's images; the compiled rules name no interface

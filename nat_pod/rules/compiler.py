@@ -41,10 +41,11 @@ from typing import assert_never
 from netaddr import IPAddress, IPNetwork, cidr_merge
 
 from nat_pod.config.addressing import Pair, Slot
-from nat_pod.config.model import PodConfig, SourceNat
+from nat_pod.config.model import PodConfig
 from nat_pod.config.neighbours import CustomerConfig, Member
 from nat_pod.config.policy import access
 from nat_pod.config.services import EVERYTHING, Services
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.limits import BOUND_SAMPLE, BOUND_SECONDS, BOUND_SHARE, FLOWS_PER_ADDRESS, connections
 from nat_pod.names import ANYWHERE, MANAGEMENT, NAT_VM1, NAT_VM2, MemberName, Side
 from nat_pod.rules.guard import ERRORS, about_own, about_ssh, from_all, guard, nat_table, ssh

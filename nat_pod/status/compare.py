@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import nat_pod
-from nat_pod.config.model import SourceNat
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.limits import BOUND_SHARE, FLOWS_PER_ADDRESS
 from nat_pod.names import MemberName, Side
 from nat_pod.plan.fingerprint import fingerprint, guard_names

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
 from nat_pod.config import delivery
-from nat_pod.config.model import Capacity, SourceNat
+from nat_pod.config.model import Capacity
 from nat_pod.config.renames import Renames
 from nat_pod.config.services import EVERYTHING, ICMP, NOTHING, TCP, UDP, Ports, Services, pieces
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.trace.chains import OTHER

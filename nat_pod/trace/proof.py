@@ -26,8 +26,8 @@ from typing import assert_never
 from netaddr import IPNetwork
 
 from nat_pod.config.delivery import Delivery
-from nat_pod.config.model import SourceNat
 from nat_pod.config.services import EVERY_PORT, ICMP, TCP, UDP, Ports, Services
+from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
 from nat_pod.rules.iptables import render_rule
