@@ -38,7 +38,7 @@ lint: venv
 	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
 bootstrap: venv
-	@$(RUN) -m nat_pod.plan.guest
+	@$(RUN) -m nat_pod.plan.bootstrap
 
 golden: venv
 	@$(RUN) -m pytest -q --update-golden

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from nat_pod.plan.guest import from_printable, printable
+from nat_pod.plan.document import from_printable, printable
 
 # What people paste, mistype or leave behind, and what an attacker would try.
 VALUES: tuple[Any, ...] = (

@@ -28,7 +28,7 @@ from test_routed_rules import with_lists
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.lab.wire import netns
 from nat_pod.names import Side
-from nat_pod.plan.guest import rule_document
+from nat_pod.plan.document import rule_document
 from nat_pod.rules.iptables import hooks, render
 from nat_pod.rules.routed import compile_routed
 

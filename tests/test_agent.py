@@ -22,7 +22,7 @@ import pytest
 
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import imds
-from nat_pod.plan import guest
+from nat_pod.plan.document import fold, from_printable, printable, read_document, rule_document, unfold
 from nat_pod.plan.fingerprint import fingerprint
 from nat_pod.plan.planner import plan_pod
 
@@ -47,7 +47,7 @@ def text_of(filter_rules=(), nat_rules=(), chains=CHAINS) -> str:
 
 
 def document(text, hooks=HOOKS, vm="natVm1"):
-    return agent.Document(guest.rule_document(vm, hooks, text)[0], "natVm1")
+    return agent.Document(rule_document(vm, hooks, text)[0], "natVm1")
 
 
 def number(address: str) -> int:
@@ -317,7 +317,7 @@ def test_blocks(text):
 
 def packed(body, head="4:") -> str:
     text = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    return head + guest.printable(bz2.compress(text))
+    return head + printable(bz2.compress(text))
 
 
 def signed(**changes) -> str:
@@ -332,9 +332,9 @@ ENVELOPES = {
     "not base85": '3:~~~~"',
     "a sign that JSON writes at length": signed()[:20] + "<" + signed()[20:],
     "base85 with a space": signed()[:20] + " " + signed()[20:],
-    "not bz2": "4:" + guest.printable(b"hello"),
+    "not bz2": "4:" + printable(b"hello"),
     "cut short": signed()[: len(signed()) // 8 * 4 + 2],
-    "something behind it": "4:" + guest.printable(guest.from_printable(signed()[2:]) + b"x"),
+    "something behind it": "4:" + printable(from_printable(signed()[2:]) + b"x"),
     "a bomb": packed(b" " * (agent.DOCUMENT_LIMIT + 1)),
     "not JSON": packed(b"hello"),
     "JSON nested without end": packed(b"[" * 200_000),
@@ -343,7 +343,7 @@ ENVELOPES = {
     "a health port of the system's": signed(health=80),
     "a health port that is no number": signed(health="8198"),
     "a health port that is a yes": signed(health=True),
-    "a wrong generation": packed(json.loads(bz2.decompress(guest.from_printable(signed()[2:]))) | {"vm": "natVm2"}),
+    "a wrong generation": packed(json.loads(bz2.decompress(from_printable(signed()[2:]))) | {"vm": "natVm2"}),
     "a generation that is no text": packed({"vm": "x", "hooks": [], "rules": "", "generation": 1}),
     "another VM": signed(vm="natVm2"),
     "rules that are no text": signed(rules=1),
@@ -362,8 +362,8 @@ def test_documents_that_are_refused_whole(value):
 
 
 def test_what_guest_writes_the_agent_reads():
-    value, generation = guest.rule_document("natVm1", HOOKS, text_of())
-    assert agent.Document(value, "natVm1").generation == generation == guest.read_document(value).generation
+    value, generation = rule_document("natVm1", HOOKS, text_of())
+    assert agent.Document(value, "natVm1").generation == generation == read_document(value).generation
 
 
 @pytest.mark.parametrize("policy", ["masquerade", "static"])
@@ -436,9 +436,9 @@ COMMIT
 
 def test_a_document_says_each_thing_once_and_the_agent_and_the_plan_read_the_same():
     """Together only what is a whole network's, in order, and says the same."""
-    assert guest.fold(LONG) == SHORT
-    assert agent.unfold(SHORT) == guest.unfold(SHORT) == LONG
-    assert agent.unfold(LONG) == guest.unfold(LONG) == LONG, "what is not short stays as it is"
+    assert fold(LONG) == SHORT
+    assert agent.unfold(SHORT) == unfold(SHORT) == LONG
+    assert agent.unfold(LONG) == unfold(LONG) == LONG, "what is not short stays as it is"
 
 
 @pytest.mark.slow

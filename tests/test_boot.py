@@ -28,6 +28,8 @@ from nat_pod.config import stack_file as stack
 from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import boot
 from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import agent_id, unpack_user_data
+from nat_pod.plan.document import FORMAT, canonical, generation_of, printable, read_document, rule_document
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables
 
@@ -550,12 +552,12 @@ def remade(value: str, **changes: object) -> str:
     body = {
         "vm": "natVm1",
         "hooks": [list(hook) for hook in HOOKS],
-        "rules": guest.read_document(value).rules,
+        "rules": read_document(value).rules,
     }
     body.update(changes)
-    body["generation"] = guest._generation(body)
-    packed = guest.bz2.compress(guest._canonical(body))
-    return guest.FORMAT + ":" + guest.printable(packed)
+    body["generation"] = generation_of(body)
+    packed = bz2.compress(canonical(body))
+    return FORMAT + ":" + printable(packed)
 
 
 OTHER_FILTER = rules(MAPPINGS).replace("10.9.0.0/16", "10.8.0.0/16")
@@ -595,7 +597,7 @@ def test_a_bad_document_changes_nothing(shared, spoil, reason):
     assert shared.status()["applied"] == generation
     assert shared.ping("198.18.0.3")
     # And the good twin is taken.
-    shared.metadata["nat-pod-rules"] = remade(guest.rule_document("natVm1", HOOKS, OTHER_FILTER)[0])
+    shared.metadata["nat-pod-rules"] = remade(rule_document("natVm1", HOOKS, OTHER_FILTER)[0])
     shared.write_state()
     assert shared.poll().returncode == 0
 
@@ -704,7 +706,7 @@ def shown(tmp_path_factory) -> dict:
 
 def test_status_names_the_agent_as_this_nat_pod_does(shown):
     """The plan computes it from the bootstrap, the agent from the file that the bootstrap left on the VM."""
-    assert shown["agent"] == guest.agent_id()
+    assert shown["agent"] == agent_id()
 
 
 def test_status_shows_what_runs(shown):
@@ -811,7 +813,7 @@ def guest_reports(text: str) -> list[dict]:
 
 
 def test_a_vm_whose_bootstrap_fails_forwards_nothing_and_says_so_on_the_console(lab):
-    config = guest.unpack_user_data(lab.metadata["user_data"])
+    config = unpack_user_data(lab.metadata["user_data"])
     packed = re.search("[A-Za-z0-9+/=]{5000,}", config).group()
     agent = bz2.decompress(base64.b64decode(packed)).replace(b"import base64\n", b"import base65\n")
     broken = config.replace(packed, base64.b64encode(bz2.compress(agent)).decode())

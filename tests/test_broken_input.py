@@ -31,7 +31,7 @@ from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError, NatPodError
 from nat_pod.handbuilt.vnic_list import read_vnics
 from nat_pod.lab.region.file import RegionFile, RegionFileError
-from nat_pod.plan import guest
+from nat_pod.plan.document import FORMAT, from_printable, printable, read_document
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables
 from nat_pod.status.compare import compare
@@ -191,7 +191,7 @@ def test_no_broken_rule_document_is_a_traceback_in_the_lab(dev, count):
     for case in [packed_deep(), *rule_documents(vm.metadata["nat-pod-rules"], count, SEED)]:
         with no_hang():
             try:
-                document = guest.read_document(case)
+                document = read_document(case)
                 iptables.parse(document.rules, document.hooks)
             except ValueError:
                 refused += 1
@@ -200,7 +200,7 @@ def test_no_broken_rule_document_is_a_traceback_in_the_lab(dev, count):
 
 def packed_deep() -> str:
     """A document of some hundred bytes: lists in one another, too deep for a reader that calls itself."""
-    return f"{guest.FORMAT}:{guest.printable(bz2.compress(b'[' * 200_000))}"
+    return f"{FORMAT}:{printable(bz2.compress(b'[' * 200_000))}"
 
 
 REGION_FILES = {
@@ -508,5 +508,5 @@ def test_the_documents_that_this_starts_from_are_good(dev):
     vm = plan_pod(PodConfig.from_mapping(dev, "dev"), "dev").vm("natVm1")
     value = vm.metadata["nat-pod-rules"]
     assert agent.Document(value, "natVm1").generation == vm.generation
-    assert json.loads(bz2.decompress(guest.from_printable(value.partition(":")[2])))["vm"] == "natVm1"
+    assert json.loads(bz2.decompress(from_printable(value.partition(":")[2])))["vm"] == "natVm1"
     assert len(agent.read_vnics(json.dumps(VNICS))) == 2

@@ -19,7 +19,8 @@ from bench.pods import full_pod
 from bench.rule_sets import FULL, SIZES
 from nat_pod.commands import cli
 from nat_pod.config.model import PodConfig
-from nat_pod.plan.guest import RULES_KEY, metadata_bytes, render_user_data
+from nat_pod.plan.bootstrap import render_user_data
+from nat_pod.plan.guest import RULES_KEY, metadata_bytes
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trial.assumptions import Assumption

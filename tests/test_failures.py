@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import pytest
 from test_boot import HOOKS, MAPPINGS, PRIMARY, ROOT, SECONDARY, Lab, rules
 
-from nat_pod.plan import guest
+from nat_pod.plan.document import rule_document
 
 pytestmark = pytest.mark.lab
 
@@ -505,7 +505,7 @@ SPOILED = {
 def test_a_reboot_whose_rules_do_not_load_forwards_nothing_and_says_so(rebooted, value, said):
     """Even where the image itself switches forwarding on, as one with a container engine does."""
     refused = rules(MAPPINGS).replace("-g NATPOD-V-198.18.0.0/27", "-j SNAT --to-source 198.18.0.3")
-    (rebooted.disk / "root/var/lib/nat-pod/rules").write_text(value or guest.rule_document("natVm1", HOOKS, refused)[0])
+    (rebooted.disk / "root/var/lib/nat-pod/rules").write_text(value or rule_document("natVm1", HOOKS, refused)[0])
     rebooted.run("sysctl", "-w", "net.ipv4.ip_forward=1", vm=True)
     del rebooted.metadata["nat-pod-rules"]  # a service that is down would take its time, three attempts a round
     rebooted.write_state()

@@ -18,6 +18,25 @@ from nat_pod.config.model import PodConfig
 from nat_pod.errors import ConfigError
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import (
+    SOURCES,
+    build,
+    render_cloud_config,
+    render_user_data,
+    unpack_user_data,
+    without_blanks,
+    without_comments,
+    without_docstrings,
+)
+from nat_pod.plan.document import (
+    DOCUMENT_LIMIT,
+    canonical,
+    from_printable,
+    generation_of,
+    printable,
+    read_document,
+    rule_document,
+)
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.plan.short_names import with_short_names
@@ -29,28 +48,28 @@ RULES = "*filter\n:NATPOD-FORWARD - [0:0]\n-A NATPOD-FORWARD -j DROP\nCOMMIT\n*n
 
 @pytest.mark.slow
 def test_the_committed_user_data_is_what_the_sources_give():
-    assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config(), (
-        "cloud-init/ has changed: run `python -m nat_pod.plan.guest`; deployed NAT VMs will be replaced"
+    assert unpack_user_data(render_user_data()) == render_cloud_config(), (
+        "cloud-init/ has changed: run `python -m nat_pod.plan.bootstrap`; deployed NAT VMs will be replaced"
     )
 
 
 @pytest.mark.slow
 def test_user_data_is_left_alone_when_only_its_packing_would_differ(tmp_path, monkeypatch):
     other = tmp_path / "user-data.b64"
-    packed = base64.b64encode(gzip.compress(guest.render_cloud_config().encode(), 1, mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(render_cloud_config().encode(), 1, mtime=0)).decode()
     other.write_text(packed + "\n")
-    monkeypatch.setattr(guest, "ARTEFACT", other)
-    assert guest.build() is False
-    assert guest.render_user_data() == packed
+    monkeypatch.setattr("nat_pod.plan.bootstrap.ARTEFACT", other)
+    assert build() is False
+    assert render_user_data() == packed
     other.write_text(base64.b64encode(gzip.compress(b"#cloud-config\n")).decode())
-    assert guest.build() is True
-    assert base64.b64decode(guest.render_user_data())[4:8] == bytes(4), "a time of packing would differ each time"
-    assert guest.unpack_user_data(guest.render_user_data()) == guest.render_cloud_config()
+    assert build() is True
+    assert base64.b64decode(render_user_data())[4:8] == bytes(4), "a time of packing would differ each time"
+    assert unpack_user_data(render_user_data()) == render_cloud_config()
 
 
 @pytest.mark.slow
 def test_the_cloud_config_is_yaml_with_nothing_left_to_fill_in():
-    text = guest.render_cloud_config()
+    text = render_cloud_config()
     assert text.startswith("#cloud-config\n")
     config = yaml.safe_load(text)
     assert sorted(config) == ["runcmd", "write_files"]
@@ -107,8 +126,8 @@ def functions(tree: ast.Module) -> list[ast.AST]:
 
 @pytest.mark.slow
 def test_the_deployed_agent_is_the_source_without_comments_and_with_short_names():
-    source = (guest.SOURCES / "nat_pod_agent.py").read_text()
-    files = {file["path"]: file["content"] for file in yaml.safe_load(guest.render_cloud_config())["write_files"]}
+    source = (SOURCES / "nat_pod_agent.py").read_text()
+    files = {file["path"]: file["content"] for file in yaml.safe_load(render_cloud_config())["write_files"]}
     deployed = bz2.decompress(base64.b64decode(files["/etc/nat-pod/agent"])).decode()
     assert deployed.startswith("#!/usr/bin/env python3\n")
     known = {
@@ -178,7 +197,7 @@ def test_a_function_of_many_names_gets_no_keyword_for_one():
     ],
 )
 def test_without_comments_and_docstrings(source, expected):
-    assert guest.without_comments(guest.without_docstrings(source)) == expected
+    assert without_comments(without_docstrings(source)) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,21 +209,21 @@ def test_without_comments_and_docstrings(source, expected):
     ],
 )
 def test_without_blanks(source, expected):
-    assert guest.without_blanks(source) == expected
+    assert without_blanks(source) == expected
     assert ast.dump(ast.parse(expected)) == ast.dump(ast.parse(source))
 
 
 def test_a_document_survives_the_round_trip_and_is_the_same_bytes_each_time():
-    value, generation = guest.rule_document("natVm1", HOOKS, RULES)
-    assert guest.rule_document("natVm1", HOOKS, RULES) == (value, generation)
-    document = guest.read_document(value)
+    value, generation = rule_document("natVm1", HOOKS, RULES)
+    assert rule_document("natVm1", HOOKS, RULES) == (value, generation)
+    document = read_document(value)
     assert (document.vm, document.generation, document.rules) == ("natVm1", generation, RULES)
     assert list(document.hooks) == HOOKS
 
 
 def test_the_bytes_of_a_document_are_pinned():
     """Other bytes for the same rules mean an update of every NAT VM: that must be a decision, not an accident."""
-    value, generation = guest.rule_document("natVm1", HOOKS, RULES)
+    value, generation = rule_document("natVm1", HOOKS, RULES)
     assert generation == "08f56dde982f7270"
     assert value == (
         "4:LRx4!F+o`-Q(0~Pj5`1TXdi%37IW|~qt}in|DOsV0E/i@G*2nyPgB$nP-yiu(dr(fPf!G+rk,LfPyjLj(d7UcsOx49(KX.z/*="
@@ -224,14 +243,14 @@ def test_the_bytes_of_a_document_are_pinned():
 )
 def test_the_generation_covers_everything(change):
     given = {"side": "natVm1", "hooks": HOOKS, "rules_text": RULES}
-    assert guest.rule_document(**given)[1] != guest.rule_document(**(given | change))[1]
+    assert rule_document(**given)[1] != rule_document(**(given | change))[1]
 
 
 def packed(text: bytes) -> str:
-    return "4:" + guest.printable(bz2.compress(text))
+    return "4:" + printable(bz2.compress(text))
 
 
-GOOD = json.loads(bz2.decompress(guest.from_printable(guest.rule_document("natVm1", HOOKS, RULES)[0][2:])))
+GOOD = json.loads(bz2.decompress(from_printable(rule_document("natVm1", HOOKS, RULES)[0][2:])))
 
 
 EACH = f':A\n-d 198.18.0.2/32 -m comment --comment "{"a" * 99}" -j DNAT --to-destination 10.0.0.100\n'
@@ -239,7 +258,7 @@ EACH = f':A\n-d 198.18.0.2/32 -m comment --comment "{"a" * 99}" -j DNAT --to-des
 
 def signed(**changes: object) -> str:
     body = {key: value for key, value in (GOOD | changes).items() if key != "generation"}
-    return packed(guest._canonical(body | {"generation": guest._generation(body)}))
+    return packed(canonical(body | {"generation": generation_of(body)}))
 
 
 @pytest.mark.slow
@@ -249,9 +268,9 @@ def signed(**changes: object) -> str:
         ("1:" + packed(b"{}")[2:], "format '1', expected '4'"),
         ("", "format ''"),
         ("4:***", "cannot be unpacked"),
-        ("4:" + guest.printable(b"BZh9nonsense"), "cannot be unpacked"),
+        ("4:" + printable(b"BZh9nonsense"), "cannot be unpacked"),
         (packed(b"[" * 10), "cannot be unpacked"),
-        (packed(b" " * (guest.DOCUMENT_LIMIT + 1)), "too long"),
+        (packed(b" " * (DOCUMENT_LIMIT + 1)), "too long"),
         (packed(b"{}"), "exactly the keys"),
         (packed(json.dumps(GOOD | {"vm": "natVm2"}).encode()), "do not match its generation"),
         (signed(extra=1), "exactly the keys"),
@@ -263,25 +282,25 @@ def signed(**changes: object) -> str:
 )
 def test_a_document_that_does_not_hold_is_refused_with_the_reason(value, reason):
     with pytest.raises(ValueError, match=reason):
-        guest.read_document(value)
-    assert guest.read_document(signed()).vm == "natVm1"
+        read_document(value)
+    assert read_document(signed()).vm == "natVm1"
 
 
 def test_a_document_has_no_sign_that_json_writes_at_length():
     """The provider is a Go program, and Go's JSON writes <, > and & in six bytes; quotes and backslashes take two."""
     every = bytes(range(256)) * 20
-    assert guest.from_printable(guest.printable(every)) == every
-    assert not set(guest.printable(every)) & set("<>&\"\\' ")
-    assert len(guest.printable(every)) == len(every) * 5 / 4
+    assert from_printable(printable(every)) == every
+    assert not set(printable(every)) & set("<>&\"\\' ")
+    assert len(printable(every)) == len(every) * 5 / 4
 
 
 def test_two_vms_of_one_side_have_one_document_and_names_of_their_own():
     a, generation = guest.metadata("natVm1a", "natVm1", "ssh-ed25519 AAAA", HOOKS, RULES, 8198)
     b, same = guest.metadata("natVm1b", "natVm1", "ssh-ed25519 AAAA", HOOKS, RULES, 8198)
-    assert generation == same != guest.rule_document("natVm1", HOOKS, RULES)[1]
+    assert generation == same != rule_document("natVm1", HOOKS, RULES)[1]
     assert a | {"nat-pod-vm": "natVm1b"} == b
     assert (a["nat-pod-vm"], a["nat-pod-side"]) == ("natVm1a", "natVm1")
-    document = guest.read_document(a["nat-pod-rules"])
+    document = read_document(a["nat-pod-rules"])
     assert (document.vm, document.health) == ("natVm1", 8198)
 
 
@@ -289,8 +308,8 @@ def test_metadata_has_the_four_keys_and_user_data_is_the_same_for_every_vm():
     one, generation = guest.metadata("natVm1", "natVm1", "ssh-ed25519 AAAA", HOOKS, RULES)
     two, _ = guest.metadata("natVm2", "natVm2", "ssh-ed25519 BBBB", HOOKS, RULES.replace("DROP", "ACCEPT"))
     assert sorted(one) == ["nat-pod-rules", "nat-pod-vm", "ssh_authorized_keys", "user_data"]
-    assert one["user_data"] == two["user_data"] == guest.render_user_data()
-    assert guest.read_document(one["nat-pod-rules"]).generation == generation
+    assert one["user_data"] == two["user_data"] == render_user_data()
+    assert read_document(one["nat-pod-rules"]).generation == generation
     assert (one["nat-pod-vm"], one["ssh_authorized_keys"]) == ("natVm1", "ssh-ed25519 AAAA")
 
 
@@ -335,7 +354,7 @@ def test_a_full_21_with_random_hosts_and_eight_servers_leaves_room_for_a_larger_
     for vm in plan.vms:
         left = METADATA_BYTES - METADATA_OVERHEAD_BYTES - guest.metadata_bytes(vm.metadata)
         assert left >= 2_000, {key: len(text) for key, text in vm.metadata.items()}
-        assert guest.read_document(vm.metadata[guest.RULES_KEY]).rules == iptables.render(vm.rules)
+        assert read_document(vm.metadata[guest.RULES_KEY]).rules == iptables.render(vm.rules)
 
 
 @pytest.mark.slow
@@ -350,5 +369,5 @@ def test_a_full_21_whose_names_are_too_long_is_refused_before_anything_is_made()
     assert problem
     used, bootstrap, document, over = map(int, problem.groups())
     assert used - over == 31_000
-    assert bootstrap == len(guest.render_user_data())
+    assert bootstrap == len(render_user_data())
     assert bootstrap + document < used

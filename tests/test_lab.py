@@ -20,7 +20,8 @@ from nat_pod.lab import checks
 from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire import probe, sandbox
-from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import unpack_user_data
+from nat_pod.plan.document import read_document, rule_document
 from nat_pod.plan.model import PodPlan
 from nat_pod.rules import iptables
 from nat_pod.trace.topology import Topology
@@ -116,7 +117,7 @@ def metadata(topology: Topology, vm: str, **changes: str) -> Topology:
 
 
 def edited_user_data(topology: Topology, vm: str, edit: Callable[[str], str]) -> Topology:
-    text = guest.unpack_user_data(topology.vms[vm].metadata["user_data"])
+    text = unpack_user_data(topology.vms[vm].metadata["user_data"])
     changed = edit(text)
     assert changed != text
     packed = base64.b64encode(gzip.compress(changed.encode(), mtime=0)).decode()
@@ -131,12 +132,12 @@ def without_rule(topology: Topology, vm: str, word: str) -> Topology:
 
 def with_rule(topology: Topology, vm: str, word: str, *, instead: str) -> Topology:
     """The deployed rule document of a VM with another line in place of the one rule that has `word` in it."""
-    document = guest.read_document(topology.vms[vm].metadata["nat-pod-rules"])
+    document = read_document(topology.vms[vm].metadata["nat-pod-rules"])
     lines = document.rules.splitlines(keepends=True)
     assert len([line for line in lines if word in line]) == 1
     rules = "".join(instead if word in line else line for line in lines)
     hooks = [tuple(hook) for hook in document.hooks]
-    text, _ = guest.rule_document(vm, hooks, rules)
+    text, _ = rule_document(vm, hooks, rules)
     iptables.parse(rules, hooks)
     return metadata(topology, vm, nat_pod_rules=text)
 
@@ -324,7 +325,7 @@ def test_a_changed_document_is_live_after_the_agent_s_next_poll_and_what_was_rem
         assert not poll(smaller)
         assert poll(whole)
         status = json.loads(lab.call("read", vm="natVm1", path="/run/nat-pod/status.json"))
-        assert status["applied"] == guest.read_document(whole.vms["natVm1"].metadata["nat-pod-rules"]).generation
+        assert status["applied"] == read_document(whole.vms["natVm1"].metadata["nat-pod-rules"]).generation
 
 
 @pytest.fixture(scope="module")

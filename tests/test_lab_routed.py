@@ -30,6 +30,7 @@ from nat_pod.lab.wire.probe import Probe
 from nat_pod.lab.wire.sandbox import Lab
 from nat_pod.names import HEALTH_PORT
 from nat_pod.plan import guest
+from nat_pod.plan.document import read_document, rule_document
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import stranger_addresses
@@ -346,11 +347,11 @@ BOTH = (Kind.ECHO, Kind.IDLE)
 
 def without_line(topology: Topology, vm: str, words: str) -> Topology:
     """The rule document of one VM without the one line that has these words in it."""
-    document = guest.read_document(topology.vms[vm].metadata[guest.RULES_KEY])
+    document = read_document(topology.vms[vm].metadata[guest.RULES_KEY])
     lines = document.rules.splitlines(keepends=True)
     kept = [line for line in lines if words not in line]
     assert len(kept) == len(lines) - 1
-    text, _ = guest.rule_document(document.vm, document.hooks, "".join(kept), document.health)
+    text, _ = rule_document(document.vm, document.hooks, "".join(kept), document.health)
     return metadata(topology, vm, nat_pod_rules=text)
 
 

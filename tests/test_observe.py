@@ -18,6 +18,7 @@ from nat_pod.lab.region.region import Region
 from nat_pod.lab.surroundings import build, stand_up
 from nat_pod.names import STRANGER
 from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import render_user_data, unpack_user_data
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.topology import (
@@ -226,7 +227,7 @@ def test_rules_that_the_agent_would_refuse(region: Region) -> None:
 def test_a_line_that_the_guests_files_lack(
     monkeypatch: pytest.MonkeyPatch, line: str, forwarding: bool, strict: bool
 ) -> None:
-    config = guest.unpack_user_data(guest.render_user_data()).replace(line, "")
+    config = unpack_user_data(render_user_data()).replace(line, "")
     packed = base64.b64encode(gzip.compress(config.encode(), 9, mtime=0)).decode()
     monkeypatch.setattr(guest, "render_user_data", lambda: packed)
     region, _, _ = stand_up(REPOSITORY, "dev")

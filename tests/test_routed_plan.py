@@ -19,7 +19,7 @@ from nat_pod.config.neighbours import is_customer_name
 from nat_pod.errors import ConfigError
 from nat_pod.limits import NSG_RULES
 from nat_pod.names import INNER, LPGS, NAME, NAT_VM1, NAT_VM2, VROUTER, Role
-from nat_pod.plan.guest import read_document
+from nat_pod.plan.document import read_document
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules import iptables

@@ -16,7 +16,7 @@ from test_agent import agent
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.config.services import Ports
 from nat_pod.names import NAT_VM1, NAT_VM2, SIDES
-from nat_pod.plan.guest import rule_document
+from nat_pod.plan.document import rule_document
 from nat_pod.rules.guard import REFUSED
 from nat_pod.rules.iptables import hooks, parse, render
 from nat_pod.rules.netfilter import CHAIN_NAME_LIMIT, OPENING, Accept, Drop, Goto, Match, Ruleset

@@ -12,7 +12,8 @@ from netaddr import IPAddress, IPNetwork
 from bench.pods import full_pod, shuffle_slots
 from nat_pod.config.model import PodConfig
 from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES, connections
-from nat_pod.plan.guest import metadata_bytes, read_document
+from nat_pod.plan.document import read_document
+from nat_pod.plan.guest import metadata_bytes
 from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.compiler import compile_rules, customer_bounds
 from nat_pod.rules.iptables import hooks, parse, render, render_rule

@@ -25,8 +25,9 @@ from nat_pod.config.model import PodConfig
 from nat_pod.lab.wire import sandbox
 from nat_pod.lab.wire.probe import Probe
 from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import agent_id
+from nat_pod.plan.document import read_document, rule_document
 from nat_pod.plan.fingerprint import fingerprint
-from nat_pod.plan.guest import agent_id
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.status.compare import compare
@@ -787,10 +788,10 @@ def test_a_vnic_that_is_down_is_found_and_the_next_round_brings_it_up(mended):
 @pytest.mark.lab
 def test_a_document_that_one_vm_alone_has_is_found_and_counters_of_rules_that_stay_go_on(mended):
     planned, received = mended.plan.vm("natVm1"), mended.received()
-    document = guest.read_document(planned.metadata[guest.RULES_KEY])
+    document = read_document(planned.metadata[guest.RULES_KEY])
     lines = document.rules.splitlines(keepends=True)
     fewer = "".join(line for line in lines if "--to-destination 10.0.0.130" not in line)
-    smaller, generation = guest.rule_document("natVm1", document.hooks, fewer)
+    smaller, generation = rule_document("natVm1", document.hooks, fewer)
     assert mended.give("natVm1", smaller) == 0
     assert mended.findings() == [
         ("natVm1", f"its metadata has generation {generation}, and the stack file makes {planned.generation}")
@@ -801,11 +802,11 @@ def test_a_document_that_one_vm_alone_has_is_found_and_counters_of_rules_that_st
 @pytest.mark.lab
 def test_a_vm_whose_kernel_refuses_the_wanted_rules_lags_behind_and_complains(mended):
     planned = mended.plan.vm("natVm1")
-    document = guest.read_document(planned.metadata[guest.RULES_KEY])
+    document = read_document(planned.metadata[guest.RULES_KEY])
     dnat, snat = (f"-j {target} 10.0.0.100" for target in ("DNAT --to-destination", "SNAT --to-source"))
     wrong = document.rules.replace(dnat, snat)
     assert wrong != document.rules
-    refused, unloaded = guest.rule_document("natVm1", document.hooks, wrong)
+    refused, unloaded = rule_document("natVm1", document.hooks, wrong)
     assert mended.give("natVm1", refused) == 1
     metadata, lags, complains = mended.findings()
     assert metadata == (

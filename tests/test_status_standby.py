@@ -13,8 +13,8 @@ from test_status import NOW, OTHER
 
 from nat_pod.commands.cli import main
 from nat_pod.config.routed import RoutedConfig
+from nat_pod.plan.bootstrap import agent_id
 from nat_pod.plan.fingerprint import fingerprint
-from nat_pod.plan.guest import agent_id
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.status.compare import NOT_LOOKED_AT, Status, compare

@@ -23,7 +23,7 @@ from test_package import CONSUMER
 import nat_pod
 from nat_pod.commands import cli
 from nat_pod.lab.engine.engine import find_cli
-from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import render_cloud_config, render_user_data
 from nat_pod.trial import neighbours
 
 pytestmark = [pytest.mark.runs_commands, pytest.mark.sweep]
@@ -180,14 +180,14 @@ def test_a_command_says_what_it_says_in_a_checkout(run, tmp_path, name):
 def test_the_guests_sources_and_the_neighbours_program_are_found(run):
     """What a trial boots, and what `make bootstrap` packs: from the wheel, the same as here."""
     show = (
-        "from nat_pod.plan import guest; from nat_pod.trial import neighbours\n"
-        "print(guest.render_user_data(), guest.render_cloud_config(), sep='')\n"
+        "from nat_pod.plan import bootstrap; from nat_pod.trial import neighbours\n"
+        "print(bootstrap.render_user_data(), bootstrap.render_cloud_config(), sep='')\n"
         "print((neighbours.PROGRAM / 'probe.py').read_text(encoding='utf-8'))"
     )
     done = run("python", "-c", show)
     assert (done.returncode, done.stderr) == (0, "")
     probe = (neighbours.PROGRAM / "probe.py").read_text(encoding="utf-8")
-    assert done.stdout == f"{guest.render_user_data()}{guest.render_cloud_config()}\n{probe}\n"
+    assert done.stdout == f"{render_user_data()}{render_cloud_config()}\n{probe}\n"
 
 
 def test_an_environment_without_the_packages_is_told_what_helps_a_wheel(run):

@@ -17,7 +17,7 @@ from nat_pod.config.settings import Value, settings
 from nat_pod.config.stack_file import Stack, read_stack, read_stack_at
 from nat_pod.errors import ConfigError, shorten, visible
 from nat_pod.names import NAT_VM1, NAT_VM2, MemberName, natural
-from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import ARTEFACT, SOURCES
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.text import count, folded, some, table, wrapped
@@ -105,10 +105,10 @@ def _plan_of(stack: Stack, directory: Path, revision: str) -> PodPlan:
         # Without the commands: they would change the file of today.
         problems = [replace(problem, command="") for problem in error.problems]
         raise ConfigError(f"{stack.path.name} at {revision}", problems) from None
-    checkout = guest.SOURCES.parent
+    checkout = SOURCES.parent
     if directory.resolve() != checkout:
         return plan  # nat-pod is installed elsewhere: its bootstrap has no history here
-    user_data = file_at(directory, guest.ARTEFACT.relative_to(checkout).as_posix(), revision)
+    user_data = file_at(directory, ARTEFACT.relative_to(checkout).as_posix(), revision)
     return plan if user_data is None else with_user_data(plan, user_data.strip())
 
 

@@ -32,7 +32,8 @@ from nat_pod.lab.wire.fabric import lay_cables
 from nat_pod.lab.wire.load import TCP
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.rewiring import rewire
-from nat_pod.plan.guest import RULES_KEY, read_document
+from nat_pod.plan.document import read_document
+from nat_pod.plan.guest import RULES_KEY
 from nat_pod.plan.model import PodPlan
 from nat_pod.text import some, table
 from nat_pod.trace.topology import VM_NAT, Topology

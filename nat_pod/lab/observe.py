@@ -38,6 +38,8 @@ from nat_pod.lab.region.kinds import (
 from nat_pod.lab.region.region import Region
 from nat_pod.names import POD, VROUTER, MemberName, Role
 from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import unpack_user_data
+from nat_pod.plan.document import read_document
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import Ruleset
 from nat_pod.trace.topology import (
@@ -347,7 +349,7 @@ def _member(name: str) -> MemberName | None:
 def _rules(metadata: dict[str, str]) -> Ruleset | None:
     """The rules that the VM's agent would load from this metadata; None when it would refuse them."""
     try:
-        document = guest.read_document(metadata.get(guest.RULES_KEY, ""))
+        document = read_document(metadata.get(guest.RULES_KEY, ""))
         if document.vm != metadata.get(guest.SIDE_KEY, metadata[guest.VM_KEY]):
             return None
         return iptables.parse(document.rules, document.hooks)
@@ -358,7 +360,7 @@ def _rules(metadata: dict[str, str]) -> Ruleset | None:
 def _sysctl(user_data: str) -> dict[str, str]:
     """Kernel settings in the files that the user_data writes; empty when it cannot be read."""
     try:
-        config = load_text(guest.unpack_user_data(user_data))
+        config = load_text(unpack_user_data(user_data))
     except (OSError, EOFError, ValueError, yaml.YAMLError):
         return {}
     settings = {}

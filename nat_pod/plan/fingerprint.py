@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from nat_pod.plan.guest import SOURCES
+from nat_pod.plan.bootstrap import SOURCES
 from nat_pod.rules import iptables
 from nat_pod.rules.netfilter import OPENING, OWN_PREFIX, Ruleset
 

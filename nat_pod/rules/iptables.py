@@ -11,7 +11,7 @@ it is a note:
     -A NATPOD-FORWARD -m comment --comment "no mapping translated it" -j DROP
 
 `_comment` writes it and `_read_comment` reads it.  Where only text is at hand, others read the same form: the rule
-document says each member's comment once (`fold` in plan/guest.py, undone by the agent), the agent adds up what the
+document says each member's comment once (`fold` in plan/document.py, undone by the agent), the agent adds up what the
 kernel counted for each member, and `handbuilt/` takes members' names from saved rules.
 
 One restore input has both tables, so each table is loaded in one transaction and never in pieces.

@@ -16,8 +16,8 @@ import nat_pod
 from nat_pod.config.source_nat import SourceNat
 from nat_pod.limits import BOUND_SHARE, FLOWS_PER_ADDRESS
 from nat_pod.names import MemberName, Side
+from nat_pod.plan.bootstrap import agent_id
 from nat_pod.plan.fingerprint import fingerprint, guard_names
-from nat_pod.plan.guest import agent_id
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 from nat_pod.status import standby
 from nat_pod.status.finding import JOURNAL, ROUND_SECONDS, SILENT_SECONDS, Finding, duration, some

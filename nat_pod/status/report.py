@@ -100,7 +100,7 @@ class Fullest:
 class VmReport:
     """What one NAT VM reports.  Times are seconds since 1970, by the VM's clock.
 
-    `agent` names the agent's program (`agent_id` in nat_pod/plan/guest.py), None for one that did not do so yet.
+    `agent` names the agent's program (`agent_id` in nat_pod/plan/bootstrap.py), None for one that did not do so yet.
     `made` is when the report was written, `round` when the agent last ran.  `since` has the time of the last change
     of `wanted`, `applied` and `error`.  `by_member` and `by_chain` have packets by target (`goto`, `DNAT`, `SNAT`,
     `DROP`, ...): of the rules for each member, and of each chain's other rules; in nat they are first packets of flows.

@@ -26,6 +26,8 @@ from nat_pod.lab.observe import observe
 from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire.fabric import imds_document
 from nat_pod.plan import guest
+from nat_pod.plan.bootstrap import unpack_user_data
+from nat_pod.plan.document import read_document
 from nat_pod.plan.planner import plan_pod
 
 pytestmark = pytest.mark.vm
@@ -121,7 +123,7 @@ def status(box: Box) -> dict[str, Any]:
 
 def applied(box: Box) -> str:
     """The generation that the metadata service has, once the timer has brought it: nobody else runs the agent."""
-    wanted = guest.read_document(box.site.document["instance"]["metadata"][guest.RULES_KEY]).generation
+    wanted = read_document(box.site.document["instance"]["metadata"][guest.RULES_KEY]).generation
     # 15 seconds, the accuracy of one, and a round on a busy machine.
     wait(f"generation {wanted} is applied", lambda: status(box)["applied"] == wanted, 40)
     return wanted
@@ -159,7 +161,7 @@ def complaints(box: Box) -> list[str]:
 def test_cloud_init_finds_nothing_wrong_with_the_user_data(box):
     box.write("root/wrong", "#cloud-config\nwrite_files: {path: /etc/x}\n")
     assert "is not of type 'array'" in box.run("cloud-init", "schema", "-c", "/root/wrong", check=False).stderr
-    box.write("root/config", guest.unpack_user_data(box.site.document["instance"]["metadata"]["user_data"]))
+    box.write("root/config", unpack_user_data(box.site.document["instance"]["metadata"]["user_data"]))
     assert box.run("cloud-init", "schema", "-c", "/root/config").stdout == "Valid cloud-config: /root/config\n"
 
 
@@ -172,7 +174,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(box):
 
 
 def test_the_first_boot_ends_with_everything_applied(box):
-    generation = guest.read_document(box.site.document["instance"]["metadata"][guest.RULES_KEY]).generation
+    generation = read_document(box.site.document["instance"]["metadata"][guest.RULES_KEY]).generation
     found = status(box)
     assert (found["vm"], found["wanted"], found["applied"], found["error"]) == ("natVm1", generation, generation, None)
     assert [(vnic["address"], vnic["interface"]) for vnic in found["vnics"]] == [("198.18.0.2/27", box.nics[0])]
