@@ -264,7 +264,8 @@ def test_rules_grow_as_hosts_plus_servers_and_none_lies_deep():
 def test_trees_decide_as_flat_lists_do(monkeypatch, hosts, servers):
     config = config_of(of_size(hosts, servers=servers))
     trees = compile_routed(config)
-    monkeypatch.setattr("nat_pod.rules.routed.grow", lambda _, rules: (tuple(rules), []))
+    for module in ("routed", "tree"):
+        monkeypatch.setattr(f"nat_pod.rules.{module}.grow", lambda _, rules: (tuple(rules), []))
     flat = compile_routed(config)
     known = [str(member.address) for member in config.members] + [str(alias) for alias in config.book.values()]
     chance = random.Random(2)

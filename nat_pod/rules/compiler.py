@@ -48,7 +48,19 @@ from nat_pod.config.services import EVERYTHING, Services
 from nat_pod.config.source_nat import SourceNat
 from nat_pod.limits import BOUND_SAMPLE, BOUND_SECONDS, BOUND_SHARE, FLOWS_PER_ADDRESS, connections
 from nat_pod.names import ANYWHERE, MANAGEMENT, NAT_VM1, NAT_VM2, MemberName, Side
-from nat_pod.rules.guard import ERRORS, about_own, about_ssh, from_all, guard, nat_table, ssh
+from nat_pod.rules.guard import (
+    ERRORS,
+    FROM_VM1,
+    FROM_VM2,
+    HOSTS,
+    SERVERS,
+    about_own,
+    about_ssh,
+    from_all,
+    guard,
+    nat_table,
+    ssh,
+)
 from nat_pod.rules.netfilter import (
     AboveBound,
     Accept,
@@ -65,12 +77,8 @@ from nat_pod.rules.netfilter import (
     Table,
 )
 from nat_pod.rules.passages import PolicyChains, passages
-from nat_pod.rules.tree import grow, without_dear
+from nat_pod.rules.tree import chain_of, grow, without_dear
 
-FROM_VM1 = "NATPOD-FROM-VM1"
-FROM_VM2 = "NATPOD-FROM-VM2"
-SERVERS = "NATPOD-SERVERS"
-HOSTS = "NATPOD-HOSTS"
 # Families of chains; behind it stands a customer's name, a VNIC's /27, or the network of a branch of a long chain.
 CUSTOMER = "NATPOD-C-"  # sources of requests: who may
 SERVER = "NATPOD-S-"  # servers by their address
@@ -167,12 +175,6 @@ def _part(family: str, top: list[Rule], chains: list[Chain]) -> _Part:
     return list(rules), [*branches, *chains]
 
 
-def _chain(name: str, family: str, rules: list[Rule]) -> list[Chain]:
-    """One chain, as a tree where its rules are many."""
-    top, branches = grow(family, rules)
-    return [Chain(name, top), *branches]
-
-
 def _by_network(name: str, family: str, customer: CustomerConfig, rules: list[Rule]) -> list[Chain]:
     """One chain for a customer's hosts, as a tree for each of its networks in which they are many.
 
@@ -180,7 +182,7 @@ def _by_network(name: str, family: str, customer: CustomerConfig, rules: list[Ru
     customer's: two branches around both would have the same name.
     """
     if len(customer.cidrs) == 1:
-        return _chain(name, family, rules)
+        return chain_of(name, family, rules)
     at = {rule: IPNetwork(rule.match.source or ANYWHERE).ip for rule in rules}
     trees = [grow(family, [rule for rule in rules if at[rule] in cidr]) for cidr in customer.cidrs]
     top = tuple(rule for rules_of_one, _ in trees for rule in rules_of_one)
@@ -194,7 +196,7 @@ def _customers_to_vm2(mappings: _Mappings) -> _Part:
 
     def servers(name: str, receivers: tuple[MemberName, ...]) -> list[Chain]:
         called = [server for server in mappings.servers if server.name in receivers]
-        return _chain(name, f"{name}-", _server_rules(mappings, called))
+        return chain_of(name, f"{name}-", _server_rules(mappings, called))
 
     for customer in mappings.config.customers:
         hosts = mappings.of(customer, mappings.hosts)
@@ -219,7 +221,7 @@ def _customers_to_vm2(mappings: _Mappings) -> _Part:
             chains.append(Chain(target, tuple(_server_rules(mappings, _allowed(mappings.servers, customer)))))
     chains += policy.chains
     if any(rule.target == Goto(SERVERS) for chain in chains for rule in chain.rules):
-        chains += _chain(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
+        chains += chain_of(SERVERS, SERVER, _server_rules(mappings, mappings.servers))
     return _part(CUSTOMER, top, chains)
 
 
@@ -314,9 +316,9 @@ def _vm2_to_customers(mappings: _Mappings) -> _Part:
                 Rule(Match(destination=_host(mappings.on(NAT_VM1, host))), Dnat(str(host.address)), member=host.name)
                 for host in hosts
             ]
-            chains += _chain(chain, VNIC, members)
+            chains += chain_of(chain, VNIC, members)
     top = [Rule(Match(source=str(network)), Goto(FROM_VM2)) for network in mappings.subnets_of_vm2]
-    return top, [*_chain(FROM_VM2, VNIC, rules), *chains]
+    return top, [*chain_of(FROM_VM2, VNIC, rules), *chains]
 
 
 def _management_to_vm1(mappings: _Mappings) -> _Part:
@@ -328,7 +330,7 @@ def _management_to_vm1(mappings: _Mappings) -> _Part:
 
     def hosts(name: str, receivers: tuple[MemberName, ...]) -> list[Chain]:
         called = [host for host in mappings.hosts if host.name in receivers]
-        return _chain(
+        return chain_of(
             name, f"{name}-", [rule for pair in mappings.pairs for rule in _same_offset(mappings, called, pair)]
         )
 
@@ -347,7 +349,7 @@ def _management_to_vm1(mappings: _Mappings) -> _Part:
         if mappings.in_pair(mappings.answering, pair)
     ]
     everybody = not mappings.servers or any(server.name in mappings.ungoverned for server in mappings.servers)
-    chains = _chain(HOSTS, VNIC, rules) if everybody or policy.leads_to(HOSTS) else []
+    chains = chain_of(HOSTS, VNIC, rules) if everybody or policy.leads_to(HOSTS) else []
     return _part(SERVER_SOURCE, top, [*chains, *policy.chains])
 
 
@@ -368,7 +370,7 @@ def _vm1_to_management(mappings: _Mappings) -> _Part:
         for server in mappings.called
     ]
     top = [Rule(Match(source=str(network)), Goto(FROM_VM1)) for network in mappings.subnets_of_vm1]
-    return top, _chain(FROM_VM1, SERVER, rules)
+    return top, chain_of(FROM_VM1, SERVER, rules)
 
 
 def _sources(mappings: _Mappings, side: Side) -> _Part:

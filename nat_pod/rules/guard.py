@@ -1,5 +1,7 @@
 """The filter table of a NAT VM, of either delivery: who may talk to the VM itself, and which errors are believed.
 
+The names of chains that both deliveries have are here as well.
+
 What may pass the VM is the delivery's own business (`compiler.py`, `routed.py`): it gives the chain for FORWARD.
 
 RELATED is an ICMP error whose inside is a packet of a flow that exists.  Whoever guesses that packet can write such an
@@ -25,6 +27,10 @@ POST = "NATPOD-POST"
 FORWARD = "NATPOD-FORWARD"
 INPUT = "NATPOD-INPUT"
 OUTPUT = "NATPOD-OUTPUT"
+FROM_VM1 = "NATPOD-FROM-VM1"
+FROM_VM2 = "NATPOD-FROM-VM2"
+SERVERS = "NATPOD-SERVERS"
+HOSTS = "NATPOD-HOSTS"
 ERRORS = "NATPOD-ERRORS"
 OWN_ERRORS = "NATPOD-OWN-ERRORS"
 REFUSED = "NATPOD-REFUSED"

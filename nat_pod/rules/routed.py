@@ -41,7 +41,20 @@ from nat_pod.config.policy import access
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.config.services import TCP, Ports
 from nat_pod.names import HEALTH_PORT, INNER, MANAGEMENT, MemberName, Role, Side
-from nat_pod.rules.guard import ERRORS, REFUSED, about_own, about_ssh, from_all, guard, nat_table, ssh
+from nat_pod.rules.guard import (
+    ERRORS,
+    FROM_VM1,
+    FROM_VM2,
+    HOSTS,
+    REFUSED,
+    SERVERS,
+    about_own,
+    about_ssh,
+    from_all,
+    guard,
+    nat_table,
+    ssh,
+)
 from nat_pod.rules.netfilter import (
     OPENING,
     Accept,
@@ -56,17 +69,13 @@ from nat_pod.rules.netfilter import (
     Table,
 )
 from nat_pod.rules.passages import Passage, PolicyChains, passages
-from nat_pod.rules.tree import grow, without_dear
+from nat_pod.rules.tree import chain_of, grow, without_dear
 
 WHO_MAY = "NATPOD-WHO-MAY"
-FROM_VM1 = "NATPOD-FROM-VM1"
-FROM_VM2 = "NATPOD-FROM-VM2"
-SERVERS = "NATPOD-SERVERS"
-HOSTS = "NATPOD-HOSTS"
 ANSWERS = "NATPOD-ANSWERS"
 SOURCES = "NATPOD-SOURCES"
 # Families of chains; behind it stands the network of a branch of a long chain.
-SENDER = "NATPOD-C-"  # members as sources: who may
+SENDER = "NATPOD-C-"  # members as sources: who may; no ACCEPT in them, which `status` takes for a bound's refusal
 RECEIVER = "NATPOD-S-"  # servers as destinations; with a customer's name: those of its list
 ANSWERING = "NATPOD-A-"  # servers as destinations, whoever opened the flow
 TRANSIT = "NATPOD-M-"  # aliases as sources
@@ -149,8 +158,8 @@ def _nat(here: _Here) -> Table:
     return nat_table(
         pre,
         post,
-        pre_below=[*pre_below, *_chain(here.transit, ALIAS, destinations)],
-        post_below=[*post_below, *_chain(SOURCES, HIDDEN, sources)],
+        pre_below=[*pre_below, *chain_of(here.transit, ALIAS, destinations)],
+        post_below=[*post_below, *chain_of(SOURCES, HIDDEN, sources)],
     )
 
 
@@ -461,12 +470,6 @@ def _by_range(
     ]
     top, branches = grow(RANGE, [Rule(match, Goto(chain)) for match in matches])
     return list(top), branches
-
-
-def _chain(name: str, family: str, rules: list[Rule]) -> list[Chain]:
-    """One chain, as a tree where its rules are many."""
-    top, branches = grow(family, rules)
-    return [Chain(name, top), *branches]
 
 
 def _closed(name: str, family: str, rules: list[Rule], first: list[Rule], otherwise: Rule = _REFUSE) -> list[Chain]:

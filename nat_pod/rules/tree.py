@@ -59,6 +59,12 @@ def grow(prefix: str, rules: Iterable[Rule], branches: int = BRANCHES) -> tuple[
     return tuple(rule for _, rule in leaves), chains[::-1]
 
 
+def chain_of(name: str, prefix: str, rules: Iterable[Rule]) -> list[Chain]:
+    """One chain, as a tree where its rules are many; see `grow`."""
+    top, branches = grow(prefix, rules)
+    return [Chain(name, top), *branches]
+
+
 def without_dear(networks: Iterable[IPNetwork]) -> list[IPNetwork]:
     """The networks, each /24 as its two halves, because a test of a /24 costs as much as six others."""
     return [
