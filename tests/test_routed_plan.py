@@ -102,16 +102,15 @@ def next_hop(plan: PodPlan, role: Role) -> str:
     return by_balancer[0] if by_balancer else plan.vms_of(role)[0].vnics[0].primary
 
 
-def gateways(plan: PodPlan) -> list[Role]:
-    return [role for role in plan.roles if role.side is NAT_VM1]
-
-
 def test_an_alias_has_a_route_in_just_the_tables_of_those_who_may_send_to_it(plan: PodPlan) -> None:
     to = {role: [next_hop(plan, role)] for role in plan.roles}
-    nowhere: dict[str, list[str]] = {role: [] for one in gateways(plan) for role in (one, one.lpgs)}
+    nowhere: dict[str, list[str]] = {role: [] for one in plan.gateway_roles for role in (one, one.lpgs)}
     for server in plan.servers:
         found = {table: ways(plan, table, server.nat_vm1) for table in plan.routes}
-        expected = {**dict.fromkeys(gateways(plan), to[INNER]), **{role.lpgs: to[role] for role in gateways(plan)}}
+        expected = {
+            **dict.fromkeys(plan.gateway_roles, to[INNER]),
+            **{role.lpgs: to[role] for role in plan.gateway_roles},
+        }
         assert found == {**expected, NAT_VM2: [], VROUTER: []}
     for host in plan.hosts:
         found = {table: ways(plan, table, host.nat_vm2) for table in plan.routes}
@@ -122,7 +121,7 @@ def test_real_networks_are_led_to_by_one_table_each(plan: PodPlan) -> None:
     for customer in plan.customer_cidrs:
         tables = [table for table, rules in plan.routes.items() if customer in {rule.customer for rule in rules}]
         assert tables == [plan.gateways[customer]]
-    for role in gateways(plan):
+    for role in plan.gateway_roles:
         led = {rule.destination: rule.customer for rule in plan.routes[role] if rule.customer is not None}
         # Customers of two gateways may have the same network.
         own = {name: cidrs for name, cidrs in plan.customer_cidrs.items() if plan.gateways[name] == role}

@@ -65,7 +65,7 @@ def routed_facts(plan: PodPlan) -> list[tuple[str, str]]:
 def _room(plan: PodPlan) -> list[tuple[str, str]]:
     """Gateways: who is where, and what still fits, with the limit that is met first."""
     assert plan.room is not None  # every routed POD's plan has it
-    gateways = [role for role in plan.roles if role.side is NAT_VM1]
+    gateways = plan.gateway_roles
     most = VcnLayout(IPNetwork(plan.vcn_cidr)).gateways
     lines = [f"{len(gateways)} of {most} that {plan.vcn_cidr} has room for"]
     if len(gateways) > 1:
@@ -155,7 +155,7 @@ def neighbours_table(plan: PodPlan) -> tuple[str, Sequence[str], list[list[str]]
 
 def _tables(plan: PodPlan) -> list[tuple[str, str, str]]:
     """The route tables: key, whose it is, and what it leads on to the next NAT VM."""
-    gateways = [role for role in plan.roles if role.side is NAT_VM1]
+    gateways = plan.gateway_roles
     numbered = {role: "" if len(gateways) == 1 else f" of {role}" for role in gateways}
     return [
         *((role.lpgs, f"the LPGs{numbered[role]}", "servers' aliases") for role in gateways),

@@ -88,6 +88,11 @@ class RoutedConfig(Neighbours):
         """Who translates: a role for each customer gateway that has customers, the first in any case, and NAT VM2."""
         return (*(Role(NAT_VM1, number) for number in sorted({1, *self.gateways.values()})), INNER)
 
+    @property
+    def gateway_roles(self) -> tuple[Role, ...]:
+        """The roles that face customers, one for each customer gateway."""
+        return tuple(role for role in self.roles if role.side is NAT_VM1)
+
     def role(self, name: MemberName) -> Role:
         """The role whose NAT VMs translate a member."""
         return INNER if name.is_server else self.gateway(name.realm)

@@ -187,7 +187,7 @@ def _by_routes(scope: Scope, network: Network, domain: pulumi.Input[str]) -> tup
     vms = NatVms(scope, network.subnets, groups, domain)
     _make_standbys_first(scope.plan, vms, balancers)
     hops = NextHops(scope, network)
-    gateways = [role for role in scope.plan.roles if role.side is NAT_VM1]
+    gateways = scope.plan.gateway_roles
     network.make_lpgs(
         {
             gateway.lpgs: network.route_table(gateway.lpgs, hops.to_nat_vms(gateway.lpgs, vms, balancers))

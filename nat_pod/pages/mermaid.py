@@ -31,7 +31,7 @@ def networks(plan: PodPlan, stack: str) -> str:
     lines.append(f"  vr([{_label(['vRouter', plan.vrouter_ip, f'in {subnet}'])}])")
     lines += _network("m", MANAGEMENT, plan.management_cidrs, "s", _members(plan, MANAGEMENT))
     lines += [f"  h{number} <-- LPG --> {_id(plan.gateways[name])}" for number, name in enumerate(plan.customer_cidrs)]
-    lines += [f"  {_id(role)} <--> vm2" for role in plan.roles if role.side is NAT_VM1]
+    lines += [f"  {_id(role)} <--> vm2" for role in plan.gateway_roles]
     lines += ["  vm2 <--> vr", "  vr <--> s"]
     return "\n".join(lines)
 

@@ -31,7 +31,7 @@ class _RoutedLayout(Layout):
     """Below the NAT VMs there is room for the route tables."""
 
     def vm_height(self) -> float:
-        gateways = [role for role in self.plan.roles if role.side is NAT_VM1]
+        gateways = self.plan.gateway_roles
         rows = sum(len(self.plan.vms_of(role)) + (self.plan.balancer_of(role) is not None) for role in gateways)
         heads = columns.CAPTION * len(gateways) if len(gateways) > 1 else 0
         return columns.VM_HEADER + columns.VNIC * rows + heads + 4

@@ -270,6 +270,11 @@ class PodPlan:
         """What its NAT VMs do: the customer gateways, then NAT VM2."""
         return tuple(dict.fromkeys(vm.role for vm in self.vms))
 
+    @property
+    def gateway_roles(self) -> tuple[Role, ...]:
+        """The roles that face customers, one for each customer gateway."""
+        return tuple(role for role in self.roles if role.side is Side.NAT_VM1)
+
     def role(self, member: MemberName) -> Role:
         """The role whose NAT VMs know a member by its real address.  Raises KeyError for a customer of no POD."""
         return INNER if member.is_server else self.gateways[member.realm]
@@ -311,8 +316,7 @@ class PodPlan:
         and ends at the host.  NAT VM2 itself is reached at any of its primary addresses, because only what declared
         servers send there is translated.
         """
-        hosts = {host.nat_vm1 for host in self.hosts}
-        return next((vnic.primary for vnic in self.vnics_on(Side.NAT_VM1) if vnic.primary not in hosts), None)
+        return next(iter(self.ways_in), None)
 
     @property
     def ways_in(self) -> dict[str, str]:

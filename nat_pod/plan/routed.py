@@ -182,10 +182,6 @@ def _next_hop(config: RoutedConfig, role: Role) -> str:
     return config.layout.balancer(role) if config.standby else config.layout.vm(role, 0)
 
 
-def _gateways(config: RoutedConfig) -> list[Role]:
-    return [role for role in config.roles if role.side is NAT_VM1]
-
-
 def _routes(config: RoutedConfig) -> dict[str, tuple[RouteRulePlan, ...]]:
     """The tables; see the module's docstring for why each has these rules and no other."""
     hops = {role: _next_hop(config, role) for role in config.roles}
@@ -198,7 +194,7 @@ def _routes(config: RoutedConfig) -> dict[str, tuple[RouteRulePlan, ...]]:
                 for cidr in customer.cidrs
             ),
         )
-        for gateway in _gateways(config)
+        for gateway in config.gateway_roles
     }
     return {
         **tables,
@@ -241,7 +237,7 @@ def _security(config: RoutedConfig) -> dict[str, tuple[SecurityRulePlan, ...]]:
         else []
         for role in config.roles
     }
-    gateways = _gateways(config)
+    gateways = config.gateway_roles
     customers = {
         gateway: [rule for one in config.customers_of(gateway) for rule in with_neighbour(one.name, texts(one.cidrs))]
         for gateway in gateways
