@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import assert_never
 
 
 class SourceNat(StrEnum):
@@ -13,3 +14,14 @@ class SourceNat(StrEnum):
 
     STATIC = "static"
     """The address of the sender's own slot, at which the far end can call it back."""
+
+    @property
+    def shares_addresses(self) -> bool:
+        """Whether senders are seen under one address that they share, each flow with a port of its own."""
+        match self:
+            case SourceNat.MASQUERADE:
+                return True
+            case SourceNat.STATIC:
+                return False
+            case _ as never:
+                assert_never(never)

@@ -210,7 +210,7 @@ class _Names:
 
         The vRouter's routes for it lead there what is for every customer that has not switched yet.
         """
-        if self.old.source_nat is not SourceNat.MASQUERADE:
+        if not self.old.source_nat.shares_addresses:
             return None
         shared = self.plan.primary(NAT_VM2)
         return next(
@@ -232,7 +232,7 @@ class _Names:
         ]
         seen = {ending.before for ending in _flows(self.plan, self.new).values() if ending.sender.is_server}
         unknown = sorted({str(alias) for name, alias in self.new.book.items() if name.is_server} - seen, key=natural)
-        if self.old.source_nat is SourceNat.MASQUERADE and unknown:
+        if self.old.source_nat.shares_addresses and unknown:
             do.append(
                 "Its security rules let the servers in under their own addresses, too; until now all came as the "
                 f"address of NAT VM1: {', '.join(unknown)}"

@@ -6,7 +6,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
-from nat_pod.config.source_nat import SourceNat
 from nat_pod.pages.move import NOT_LOOKED_AT, MoveSheet, Step
 from nat_pod.text import count
 
@@ -60,7 +59,7 @@ def _summary(sheet: MoveSheet) -> str:
         f"connections of {ended} of {sheet.flows} flows end, in the step in which their customer switches, because "
         "their receivers see the sender's own address from then on."
     )
-    if kept and sheet.policy is SourceNat.MASQUERADE:
+    if kept and sheet.policy.shares_addresses:
         text += (
             f" The other {kept} have it already; of these a connection ends only where the NAT VM had to give it "
             "another port."

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import MemberName
 from nat_pod.plan.model import NatVmPlan, PodPlan
 
@@ -74,7 +73,7 @@ def _entries(text: str) -> Iterator[Entry]:
 
 def behind(plan: PodPlan, address: str, port: int, tables: Mapping[str, tuple[Entry, ...]]) -> Behind | None:
     """Who is behind a port of this address; None if nobody is hidden behind it.  tables: entries by NAT VM."""
-    if plan.source_nat is not SourceNat.MASQUERADE:
+    if not plan.source_nat.shares_addresses:
         return None
     holder = next((vm for vm in plan.vms if vm.vnics[0].primary == address), None)
     if holder is None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
 
 from netaddr import IPAddress, IPNetwork
 
-from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import MANAGEMENT, VROUTER, Side
 from nat_pod.plan.model import PodPlan, SlotPlan
 
@@ -88,13 +86,7 @@ def _all(plan: PodPlan) -> Iterator[Holder]:
 
 def _of_member(plan: PodPlan, slot: SlotPlan) -> Iterator[Holder]:
     name, by, between = str(slot.member), slot.called, slot.address(slot.member.side)
-    match plan.source_nat:
-        case SourceNat.STATIC:
-            seen = True
-        case SourceNat.MASQUERADE:
-            seen = False
-        case _ as never:
-            assert_never(never)
+    seen = not plan.source_nat.shares_addresses
     others = plan.access.callers(slot.member) if slot.member.is_server else (MANAGEMENT,)
     yield Holder(address=by, use=Use.CALLED, who=name, others=others, seen=seen, also=slot.real)
     if between != by:
@@ -103,16 +95,10 @@ def _of_member(plan: PodPlan, slot: SlotPlan) -> Iterator[Holder]:
 
 
 def _sources(plan: PodPlan) -> Iterator[Holder]:
-    match plan.source_nat:
-        case SourceNat.STATIC:
-            return
-        case SourceNat.MASQUERADE:
-            yield Holder(
-                address=plan.primary(Side.NAT_VM1), use=Use.SOURCE, who=MANAGEMENT, others=tuple(plan.customer_cidrs)
-            )
-            yield Holder(address=plan.primary(Side.NAT_VM2), use=Use.SOURCE, who="customers", others=(MANAGEMENT,))
-        case _ as never:
-            assert_never(never)
+    if plan.source_nat.shares_addresses:
+        customers = tuple(plan.customer_cidrs)
+        yield Holder(address=plan.primary(Side.NAT_VM1), use=Use.SOURCE, who=MANAGEMENT, others=customers)
+        yield Holder(address=plan.primary(Side.NAT_VM2), use=Use.SOURCE, who="customers", others=(MANAGEMENT,))
 
 
 def _nobodys(plan: PodPlan, address: IPAddress) -> Iterator[Holder]:

@@ -295,7 +295,7 @@ def _kinds(plan: PodPlan, topology: Topology) -> list[tuple[str, int, Services]]
 
 def _whole(services: Services, plan: PodPlan) -> Services:
     """Under masquerade nobody may send other protocols, whatever a policy says: who may all the rest may everything."""
-    whole = plan.source_nat is SourceNat.MASQUERADE and services | Services(others=True) == EVERYTHING
+    whole = plan.source_nat.shares_addresses and services | Services(others=True) == EVERYTHING
     return EVERYTHING if whole else services
 
 

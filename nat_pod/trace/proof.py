@@ -319,7 +319,7 @@ class _Prover:
 
         In a routed POD a segment passes for each pair of members of which either may open the flow that it is of.
         """
-        if kind.protocol == OTHER and self.plan.source_nat is SourceNat.MASQUERADE:
+        if kind.protocol == OTHER and self.plan.source_nat.shares_addresses:
             return {}  # of these one shared address can tell no two senders apart
         may = self.plan.access.services
         admitted: dict[tuple[str, str], _Admitted] = {}
