@@ -65,12 +65,13 @@ def check_networks(
 
 def check_lpgs(reader: Reader, customers: object, lpg_limit: int) -> None:
     """Each customer needs an LPG.  customers: as written, so that a customer with a mistake counts too."""
+    raised = limits.LPGS_PER_VCN_RAISED
     if isinstance(customers, Mapping) and len(customers) > lpg_limit:
         reader.add(
             "customers",
             f"{len(customers)} customers",
             f"a VCN has {lpg_limit} local peering gateways, one per customer"
-            + ("; set nat-pod:lpgLimit: 20 if Oracle raised your limit, or" if lpg_limit < 20 else ";")
+            + (f"; set nat-pod:lpgLimit: {raised} if Oracle raised your limit, or" if lpg_limit < raised else ";")
             + " move customers to another POD",
         )
 

@@ -21,9 +21,6 @@ from nat_pod.config.reader import Reader
 from nat_pod.errors import Unsettled
 from nat_pod.names import NAME, NAMESPACE, natural
 
-OWN = "own"
-"""What a customer writes (`gateway: own`) that shares its gateway with nobody."""
-
 
 def read_gateways(
     reader: Reader, value: object, customers: Sequence[CustomerConfig], listed: Collection[str], most: int

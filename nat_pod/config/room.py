@@ -48,14 +48,14 @@ class Fit:
     new_gateway: bool = False
 
 
-def room(config: RoutedConfig, taken_elsewhere: int = 0) -> Room:
-    """What is left.  taken_elsewhere: network load balancers that other PODs of the region take."""
+def room(config: RoutedConfig) -> Room:
+    """What is left; the network load balancers that other PODs of the region take are not counted."""
     gateways = {
         "addresses of the VCN's range": config.layout.gateways - (len(config.roles) - 1),
         "LPGs": config.lpg_limit - len(config.customers),
     }
     if config.standby:
-        gateways["network load balancers"] = config.balancer_limit - config.balancers - taken_elsewhere
+        gateways["network load balancers"] = config.balancer_limit - config.balancers
     blocks = {int(block_of(alias).first) for alias in (*config.book.values(), *config.released.values())}
     of_block = 2 ** (32 - BLOCK_PREFIX)
     ranges = {
