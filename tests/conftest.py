@@ -13,14 +13,19 @@ import difflib
 import gc
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from nat_pod.commands.cli import main
+
+if TYPE_CHECKING:
+    from region_world import World
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -84,6 +89,14 @@ def ten() -> dict[str, object]:
     return stack_mapping("ten")
 
 
+@pytest.fixture
+def world() -> "World":
+    """A small network in the simulated region, which most tests do without: it takes as long to load as all else."""
+    from region_world import World
+
+    return World()
+
+
 def project_with(directory: Path, stack: str, text: str) -> Path:
     """A project with one stack file of its own; the program, the package and the guest are the real ones."""
     for name in ("Pulumi.yaml", "__main__.py", "nat_pod", "cloud-init"):
@@ -108,6 +121,22 @@ def stack_mapping(name: str) -> dict[str, object]:
 @cache  # a thousand tests begin with it
 def _config(stack: str) -> dict[str, object]:
     return yaml.safe_load((REPOSITORY / f"Pulumi.{stack}.yaml").read_text(encoding="utf-8"))["config"]
+
+
+def git(directory: Path, *arguments: str) -> None:
+    """A git command as somebody who has a name and signs nothing, whatever this machine's settings say."""
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5) -> bool:
+    """Whether it is so in the end: a busy machine is given the time that it takes."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @pytest.fixture

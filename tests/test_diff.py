@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, stack_mapping
+from conftest import REPOSITORY, git, stack_mapping
 
 from nat_pod.commands import diff as report
 from nat_pod.commands.cli import main
@@ -405,11 +405,6 @@ def checkout(tmp_path, monkeypatch):
     commit(tmp_path, "first")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def git(directory: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
 
 
 def commit(directory: Path, tag: str) -> None:

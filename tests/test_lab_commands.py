@@ -6,13 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, eventually
 from small_networks import needs_lab
 
 from nat_pod.commands.cli import main
@@ -22,15 +21,6 @@ from nat_pod.lab.surroundings import stand_up
 from nat_pod.lab.wire import sandbox
 
 pytestmark = pytest.mark.runs_commands
-
-
-def eventually(condition: Callable[[], object], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @pytest.fixture
@@ -113,10 +103,10 @@ def test_a_link_under_the_name_of_a_leftover_is_not_followed(temporary):
 def test_after_sigkill_of_lab_up_the_next_command_leaves_nothing(temporary, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     with program("-m", "nat_pod", "lab", "demo", "dev") as killed:
-        assert eventually(lambda: list(temporary.glob("nat-pod-lab-*/*")))
+        assert eventually(lambda: list(temporary.glob("nat-pod-lab-*/*")), 20)
         killed.kill()
     assert list(temporary.glob("nat-pod-lab-*"))
-    assert eventually(lambda: main(["lab", "down", "dev"]) == 0 and not list(temporary.glob("nat-pod-lab-*")))
+    assert eventually(lambda: main(["lab", "down", "dev"]) == 0 and not list(temporary.glob("nat-pod-lab-*")), 20)
 
 
 # --- lab shell -------------------------------------------------------------------------------------------------------

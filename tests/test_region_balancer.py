@@ -30,11 +30,6 @@ from nat_pod.lab.region.region import Region
 NOT_SIMULATED = "501-NotImplemented"
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def target(w: World, subnet: str, *, skip: bool = True) -> str:
     """The OCID of another VM's primary address."""
     return w.primary_ip(w.vnic_of(w.instance(subnet, createVnicDetails={"skipSourceDestCheck": skip})))
@@ -598,7 +593,6 @@ oci.core.RouteTable("table", compartment_id=COMPARTMENT, vcn_id=vcn.id, route_ru
 def test_the_engine_makes_updates_and_destroys_one(tmp_path: Path) -> None:
     """Both backends and the listener at the same time, as parallel as the engine is: the provider takes turns."""
     from nat_pod.lab.engine.engine import Engine, find_cli
-    from nat_pod.lab.region.file import RegionFile
 
     cli = find_cli()
     if cli is None:

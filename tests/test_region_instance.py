@@ -1,6 +1,5 @@
 """Instances of the simulated region: what is refused, and what is not."""
 
-import pytest
 from region_world import (
     CONFLICT,
     INVALID,
@@ -15,11 +14,6 @@ from region_world import (
     fill,
     table,
 )
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def with_vnics(w: World, count: int) -> None:

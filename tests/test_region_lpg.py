@@ -23,11 +23,6 @@ from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def with_lpgs(w: World, count: int) -> None:
     fill(count, lambda _: w.lpg(w.pod))
 

@@ -7,11 +7,6 @@ from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.refusals import OciError
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def with_secondaries(w: World, count: int) -> str:
     wide = w.instance(w.subnet(w.pod, "198.18.1.0/24"))
     vnic = w.vnic_of(wide)

@@ -22,11 +22,6 @@ from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.refusals import OciError
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def every_net(w: World, count: int) -> list[tuple[str, str]]:
     lpg = w.lpg(w.pod)
     return [(net, lpg) for net in nets(count)]

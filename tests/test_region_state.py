@@ -16,12 +16,6 @@ from nat_pod.lab.region.region import Region
 from nat_pod.lab.region.resource import Query, Resource
 from nat_pod.lab.region.store import Record, Store
 
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 REFUSALS: list[Row] = [
     (
         "delete: gone already",

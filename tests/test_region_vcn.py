@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import pytest
 from region_world import (
     CONFLICT,
     INVALID,
@@ -19,11 +18,6 @@ from region_world import (
 )
 
 from nat_pod.lab.region import kinds as oci
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def vcn_with(w: World, make: Callable[[str], str]) -> str:

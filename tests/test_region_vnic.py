@@ -21,11 +21,6 @@ from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.refusals import OciError
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def with_vnics(w: World, count: int) -> None:
     """Attach VNICs to the VM until it has `count`."""
     fill(count - 1, lambda _: w.attach(w.vm, w.b))

@@ -4,11 +4,10 @@ Address plan: the article's (conftest.py).  customer2 has one host, vm2, at 10.0
 """
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import edit
+from conftest import edit, git
 
 CUSTOMER = ("    customer2:\n", "    acme:\n")
 HOST = ("hosts: {vm2: 10.0.1.100}", "hosts: {web: 10.0.1.100}")
@@ -40,11 +39,6 @@ Pulumi.dev.yaml: 1 problem
 `hostsFormerly: {web: vm1, db: vm2}` beside `hosts`: the slots stay. If not, run the command with --not-renamed
     run: python -m nat_pod allocate dev
 """
-
-
-def git(directory: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
 
 
 @pytest.fixture

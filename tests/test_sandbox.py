@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from conftest import eventually
 from small_networks import ANYTHING, add, change, needs_lab, network
 
 from nat_pod.lab.wire import sandbox
@@ -136,15 +137,6 @@ def surroundings() -> tuple[object, ...]:
 
 def socket_exists(key: str) -> bool:
     return f"@{key}" in Path("/proc/net/unix").read_text()
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def assert_gone(key: str, namespaces: Namespaces, seconds: float = 0) -> None:

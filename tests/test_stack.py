@@ -5,11 +5,11 @@ Address plan: the article's (conftest.py).
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import git
 
 from nat_pod.config.stack_file import _Fast, _Plain, load_yaml, read_stack, stack_names
 from nat_pod.errors import ConfigError, NatPodError, Problem
@@ -298,11 +298,6 @@ def test_what_is_left_of_a_merge_conflict_is_called_that(tmp_path, mark):
 def test_a_text_in_a_stack_file_may_look_like_a_conflict(tmp_path):
     put(tmp_path, "config:\n  a:b: |\n    <<<<<<< HEAD\n    =======\n    >>>>>>> acme\n")
     assert read_stack(tmp_path, "x").config["a:b"].startswith("<<<<<<<")
-
-
-def git(directory: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
 
 
 def both_sides_kept(directory: Path, *order: str) -> list[Problem]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, real_stack
+from conftest import REPOSITORY, git, real_stack
 
 from nat_pod.config.stack_file import read_stack
 
@@ -180,11 +180,6 @@ def checkout(tmp_path):
     (tmp_path / "nat_pod" / "rules" / "compiler.py").write_text("")
     commit(tmp_path)
     return tmp_path
-
-
-def git(directory: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True)
 
 
 def commit(directory: Path) -> None:
