@@ -99,7 +99,7 @@ def test_nobody_shares_a_gateway_with_whom_it_overlaps_and_none_is_opened_withou
         before = by_gateway(customers[:index], placed)
         number = placed[one.name]
         assert number is not None
-        assert all(not fits(one, before.get(lower, [])) for lower in range(1, number))
+        assert [lower for lower in range(1, number) if fits(one, before.get(lower, []))] == []
     assert {number for number in placed.values() if number} == set(range(1, len(set(placed.values())) + 1))
 
 

@@ -388,8 +388,13 @@ def test_from_masquerade_those_end_whose_source_was_the_shared_address(name, dev
         if str(new.book[flow.sender]) != shared[flow.sender.is_server]
     }
     assert {(end.sender, end.receiver) for end in sheet.ends} == expected
-    assert all((e.before, e.after) == (shared[e.sender.is_server], str(new.book[e.sender])) for e in sheet.ends)
-    assert all(step.customer in (end.sender.realm, end.receiver.realm) for step in sheet.steps for end in step.ends)
+    assert expected
+    assert [(e.before, e.after) for e in sheet.ends] == [
+        (shared[e.sender.is_server], str(new.book[e.sender])) for e in sheet.ends
+    ]
+    by_step = [(step.customer, end) for step in sheet.steps for end in step.ends]
+    assert by_step
+    assert [(c, end) for c, end in by_step if c not in (end.sender.realm, end.receiver.realm)] == []
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
