@@ -137,8 +137,6 @@ def test_without_instant_failover_no_mark_is_moved() -> None:
 
 # --- with packets ----------------------------------------------------------------------------------------------------
 
-pytest_lab = [pytest.mark.lab, needs_lab]
-
 
 @pytest.fixture(scope="module")
 def steady() -> Iterator[Lab]:

@@ -285,13 +285,6 @@ def vm_edit(**values: object) -> Callable[[dict], None]:
     return lambda m: m["natVm"].update(values)
 
 
-def another_primary(m: dict) -> None:
-    m["subnets"]["natVm1"] = ["198.18.0.192/27", "198.18.0.32/27"]
-    for name, pair in m["addresses"].items():
-        if name != "customer1/vm2":
-            pair["natVm1"] = {"198.18.0.2": "198.18.0.194", "198.18.0.3": "198.18.0.195"}[pair["natVm1"]]
-
-
 def test_a_new_bootstrap_replaces_both_vms_and_ends_every_flow_but_loses_none(dev):
     new = plan(dev)
     old = with_user_data(new, "H4sIother")

@@ -125,17 +125,6 @@ def free_slot(mapping: dict) -> dict[str, str]:
     return dict(zip(("natVm1", "natVm2"), config.layout.addresses(slot), strict=True))
 
 
-def take_out(mapping: dict, member: str) -> None:
-    realm, short = member.split("/")
-    if realm == MANAGEMENT:
-        del mapping["management"]["servers"][short]
-        for customer in mapping["customers"].values():
-            if short in customer.get("servers", ()):
-                customer["servers"].remove(short)
-    else:
-        del mapping["customers"][realm]["hosts"][short]
-
-
 def next_address(mapping: dict, realm: str) -> str:
     section = mapping["management"] if realm == MANAGEMENT else mapping["customers"][realm]
     used = set((section["servers"] if realm == MANAGEMENT else section["hosts"]).values())
