@@ -46,40 +46,46 @@ def interval(network: IPNetwork) -> tuple[int, int]:
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_no_two_subnets_of_a_layout_overlap_and_all_lie_in_the_range(prefix):
+    wrong = []
     for layout in layouts(prefix):
         subnets = [layout.vrouter, *(net for pair in layout.pairs for net in (pair.nat_vm1, pair.nat_vm2))]
         taken = sorted(interval(net) for net in subnets)
-        assert all(one[1] < other[0] for one, other in itertools.pairwise(taken))
-        assert layout.cidr.first <= taken[0][0]
-        assert taken[-1][1] <= layout.cidr.last
+        wrong += [(layout, one, other) for one, other in itertools.pairwise(taken) if one[1] >= other[0]]
+        wrong += [(layout, net) for net in taken if net[0] < layout.cidr.first or net[1] > layout.cidr.last]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_each_nat_vm_lies_in_its_own_half(prefix):
     """Otherwise one route a neighbour would not cover it for good."""
     middle = 2 ** (32 - prefix) // 2
-    for layout in layouts(prefix):
-        start = layout.cidr.first
-        assert all(pair.nat_vm1.last < start + middle for pair in layout.pairs)
-        assert all(pair.nat_vm2.first >= start + middle for pair in layout.pairs)
+    assert [
+        pair
+        for layout in layouts(prefix)
+        for pair in layout.pairs
+        if not pair.nat_vm1.last < layout.cidr.first + middle <= pair.nat_vm2.first
+    ] == []
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_the_vrouters_29_is_the_last_of_the_range_and_its_27_holds_nothing_else(prefix):
+    wrong = []
     for layout in layouts(prefix):
-        assert interval(layout.vrouter) == (layout.cidr.last - 7, layout.cidr.last)
-        around = layout.cidr.last - 31
-        assert all(pair.nat_vm2.last < around for pair in layout.pairs)
+        last = layout.cidr.last
+        wrong += [layout] if interval(layout.vrouter) != (last - 7, last) else []
+        wrong += [pair for pair in layout.pairs if pair.nat_vm2.last >= last - 31]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_subnets_are_27s_on_their_boundaries_and_numbered_from_1(prefix):
-    for layout in layouts(prefix):
-        assert [pair.index for pair in layout.pairs] == list(range(1, len(layout.pairs) + 1))
-        for pair in layout.pairs:
-            for network in (pair.nat_vm1, pair.nat_vm2):
-                assert network.prefixlen == 27
-                assert network.first % 32 == 0
+    made = layouts(prefix)
+    assert [[pair.index for pair in layout.pairs] for layout in made] == [
+        list(range(1, len(layout.pairs) + 1)) for layout in made
+    ]
+    networks = [network for layout in made for pair in layout.pairs for network in (pair.nat_vm1, pair.nat_vm2)]
+    assert networks
+    assert [network for network in networks if (network.prefixlen, network.first % 32) != (27, 0)] == []
 
 
 @pytest.mark.parametrize(

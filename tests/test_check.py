@@ -77,14 +77,19 @@ def test_a_setting_that_is_nowhere_is_in_no_line(run, project):
     assert "\n  nat-pod:cidr: is missing; " in run("check", "dev")[1]
 
 
-def test_a_namespace_that_is_misspelt_is_asked_about_and_one_of_others_is_theirs(run, project):
-    for namespace in ("natpod", "nat_pod", "NAT-Pod", "nat-pods"):
-        edit(project, ("  nat-pod:sourceNat: masquerade", f"  {namespace}:sourceNat: static"))
-        asked = f"{namespace}:sourceNat: is of another namespace, which nobody reads; did you mean nat-pod:sourceNat?"
-        assert asked in run("check", "dev")[1]
-    for theirs in ("natpod:labels: 1", "network:cidr: 10.0.0.0/8", "nat-pod-lab:cidr: x", "natpod:cidr: 10.0.0.0/8"):
-        edit(project, ("  nat-pod:sourceNat: masquerade", f"  nat-pod:sourceNat: masquerade\n  {theirs}"))
-        assert run("check", "dev")[0] == 0, theirs
+@pytest.mark.parametrize("namespace", ["natpod", "nat_pod", "NAT-Pod", "nat-pods"])
+def test_a_namespace_that_is_misspelt_is_asked_about(run, project, namespace):
+    edit(project, ("  nat-pod:sourceNat: masquerade", f"  {namespace}:sourceNat: static"))
+    asked = f"{namespace}:sourceNat: is of another namespace, which nobody reads; did you mean nat-pod:sourceNat?"
+    assert asked in run("check", "dev")[1]
+
+
+@pytest.mark.parametrize(
+    "theirs", ["natpod:labels: 1", "network:cidr: 10.0.0.0/8", "nat-pod-lab:cidr: x", "natpod:cidr: 10.0.0.0/8"]
+)
+def test_a_key_in_a_namespace_of_others_is_theirs(run, project, theirs):
+    edit(project, ("  nat-pod:sourceNat: masquerade", f"  nat-pod:sourceNat: masquerade\n  {theirs}"))
+    assert run("check", "dev")[0] == 0
 
 
 def test_check_finds_a_range_that_two_pods_share_and_says_so_for_both(run, project):

@@ -176,6 +176,14 @@ def who(lab: Lab, *flows: Probe, seconds: float = 0.4) -> list[str | None]:
     return [answer.answered_by if answer.ok else None for answer in lab.probe(flows, seconds)]
 
 
+PROTOCOLS = (ICMP, HTTP, UDP)
+
+
+def by_each(lab: Lab, *pairs: tuple[str, str]) -> dict[str, list[str | None]]:
+    """Who answers flows of these senders and destinations, by each protocol in turn."""
+    return {protocol: who(lab, *(flow(vm, to, protocol) for vm, to in pairs)) for protocol in PROTOCOLS}
+
+
 def died(lab: Lab, vcn: str) -> set[str]:
     return {comment for comment, _ in lab.drops(vcn)}
 
@@ -190,14 +198,8 @@ def lab() -> Iterator[Lab]:
 @needs_lab
 class TestDelivery:
     def test_inside_a_subnet_between_subnets_and_over_a_peering(self, lab):
-        for protocol in (ICMP, HTTP, UDP):
-            assert who(
-                lab,
-                flow("a1", "10.0.0.3", protocol),
-                flow("a1", "10.0.1.2", protocol),
-                flow("a1", "10.1.0.2", protocol),
-                flow("b1", "10.0.0.9", protocol),
-            ) == ["a2", "a3", "b1", "a2"]
+        pairs = [("a1", "10.0.0.3"), ("a1", "10.0.1.2"), ("a1", "10.1.0.2"), ("b1", "10.0.0.9")]
+        assert by_each(lab, *pairs) == {protocol: ["a2", "a3", "b1", "a2"] for protocol in PROTOCOLS}
 
     def test_overlapping_vcns_live_side_by_side(self, lab):
         assert who(lab, flow("a2", "10.0.0.2"), flow("c2", "10.0.0.2")) == ["a1", "c1"]
@@ -251,10 +253,12 @@ class TestDelivery:
         finally:
             lab.call("run", vm="a2", argv=["ip", "addr", "del", "10.0.0.2/32", "dev", "ens3"])
 
-    def test_mtu_is_9000_everywhere(self, lab):
-        for place in ({"vm": "a1"}, {"vcn": "a"}, {"vcn": "b"}):
-            links = lab.call("run", argv=["ip", "-o", "link"], **place)["stdout"].splitlines()
-            assert all("mtu 9000" in line for line in links if ": lo:" not in line)
+    @pytest.mark.parametrize("place", [{"vm": "a1"}, {"vcn": "a"}, {"vcn": "b"}], ids=str)
+    def test_mtu_is_9000_everywhere(self, lab, place):
+        links = lab.call("run", argv=["ip", "-o", "link"], **place)["stdout"].splitlines()
+        links = [line for line in links if ": lo:" not in line]
+        assert links
+        assert [line for line in links if "mtu 9000" not in line] == []
 
     def test_the_router_itself_answers_nothing(self, lab):
         assert who(lab, flow("a1", "10.0.0.3"), flow("a1", "10.0.0.1")) == ["a2", None]
@@ -406,23 +410,13 @@ class TestSecurityRules:
 
     def test_stateful_ingress_lets_the_answer_out_and_nothing_else(self):
         with Lab(secured(rule("INGRESS", "10.0.1.0/24"))) as lab:
-            for protocol in (ICMP, HTTP, UDP):
-                assert who(
-                    lab,
-                    flow("a3", "10.0.0.2", protocol),
-                    flow("a2", "10.0.0.2", protocol),
-                    flow("a1", "10.0.1.2", protocol),
-                ) == ["a1", None, None]
+            found = by_each(lab, ("a3", "10.0.0.2"), ("a2", "10.0.0.2"), ("a1", "10.0.1.2"))
+            assert found == {protocol: ["a1", None, None] for protocol in PROTOCOLS}
 
     def test_stateful_egress_lets_the_answer_in_and_nothing_else(self):
         with Lab(secured(rule("EGRESS", "10.0.1.0/24"))) as lab:
-            for protocol in (ICMP, HTTP, UDP):
-                assert who(
-                    lab,
-                    flow("a1", "10.0.1.2", protocol),
-                    flow("a1", "10.0.0.3", protocol),
-                    flow("a3", "10.0.0.2", protocol),
-                ) == ["a3", None, None]
+            found = by_each(lab, ("a1", "10.0.1.2"), ("a1", "10.0.0.3"), ("a3", "10.0.0.2"))
+            assert found == {protocol: ["a3", None, None] for protocol in PROTOCOLS}
 
     def test_stateless_ingress_needs_a_rule_for_the_answer(self):
         ingress, egress = (rule(way, "10.0.1.0/24", stateless=True) for way in ("INGRESS", "EGRESS"))

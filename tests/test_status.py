@@ -367,28 +367,32 @@ def test_of_another_generation_the_guard_is_still_compared(plan):
     assert findings(plan, rules=rules, **other)[1:] == ["its rules are not as planned: filter NATPOD-OWN has others"]
 
 
-def test_vnics_are_told_apart(plan):
-    one, two = (VnicState(f"{vnic.primary}/27", "ens3", True, 9000) for vnic in plan.vm("natVm1").vnics)
-    for vnics, expected in (
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
         (
-            [replace(one, mtu=1500), two],
-            ["VNIC natVm1-vnic-1 (198.18.0.2) has MTU 1500, not 9000, on ens3"],
+            lambda one, two: (replace(one, mtu=1500), two),
+            "VNIC natVm1-vnic-1 (198.18.0.2) has MTU 1500, not 9000, on ens3",
         ),
-        ([one, replace(two, up=False)], ["VNIC natVm1-vnic-2 (198.18.0.34) is down, interface ens3"]),
+        (lambda one, two: (one, replace(two, up=False)), "VNIC natVm1-vnic-2 (198.18.0.34) is down, interface ens3"),
         (
-            [one, replace(two, interface=None, up=False)],
-            ["VNIC natVm1-vnic-2 (198.18.0.34) is listed by OCI, and no interface has its MAC"],
+            lambda one, two: (one, replace(two, interface=None, up=False)),
+            "VNIC natVm1-vnic-2 (198.18.0.34) is listed by OCI, and no interface has its MAC",
         ),
         (
-            [one, two, VnicState("198.18.0.98/27", "ens7", True)],
-            ["a VNIC with 198.18.0.98 is attached, and not planned"],
+            lambda one, two: (one, two, VnicState("198.18.0.98/27", "ens7", True)),
+            "a VNIC with 198.18.0.98 is attached, and not planned",
         ),
-    ):
-        reports = {
-            "natVm1": replace(parsed(plan, "natVm1"), vnics=tuple(vnics)),
-            "natVm2": parsed(plan, "natVm2"),
-        }
-        assert [finding.what for finding in compare(plan, reports, NOW).findings] == expected
+    ],
+    ids=["another MTU", "down", "no interface", "one more"],
+)
+def test_vnics_are_told_apart(plan, reported, expected):
+    planned = (VnicState(f"{vnic.primary}/27", "ens3", True, 9000) for vnic in plan.vm("natVm1").vnics)
+    reports = {
+        "natVm1": replace(parsed(plan, "natVm1"), vnics=reported(*planned)),
+        "natVm2": parsed(plan, "natVm2"),
+    }
+    assert [finding.what for finding in compare(plan, reports, NOW).findings] == [expected]
 
 
 def test_with_static_the_ports_are_one_hosts_and_no_policy_has_more(dev):

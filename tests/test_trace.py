@@ -178,12 +178,12 @@ RULES = {
 
 @pytest.mark.parametrize("place", ["NATPOD-PRE", "NATPOD-POST", "NATPOD-FORWARD", "NATPOD-INPUT", "behind a jump"])
 @pytest.mark.parametrize("kind", RULES)
-def test_a_match_that_the_tracer_does_not_know_is_refused_wherever_it_stands(topology, kind, place):
+@pytest.mark.parametrize("refused", [False, True], ids=["known", "unknown"])
+def test_a_match_that_the_tracer_does_not_know_is_refused_wherever_it_stands(topology, refused, kind, place):
     known, unknown, sentence = RULES[kind]
-    for match, refused in ((known, False), (unknown, True)):
-        broken = with_rule(topology, place, Rule(match, TARGET_IN[place]))
-        with pytest.raises(UnknownRuleError, match=sentence) if refused else nullcontext():
-            assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+    broken = with_rule(topology, place, Rule(unknown if refused else known, TARGET_IN[place]))
+    with pytest.raises(UnknownRuleError, match=sentence) if refused else nullcontext():
+        assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
 
 
 TARGET_IN = {
@@ -286,13 +286,14 @@ SECURITY_RULES = {
 
 @pytest.mark.parametrize("owner", ["vnics", "subnets"])
 @pytest.mark.parametrize("kind", SECURITY_RULES)
-def test_a_security_rule_that_the_tracer_does_not_know_is_refused(topology, kind, owner):
+@pytest.mark.parametrize("refused", [False, True], ids=["known", "unknown"])
+def test_a_security_rule_that_the_tracer_does_not_know_is_refused(topology, refused, kind, owner):
     known, unknown, sentence = SECURITY_RULES[kind]
-    for changes, refused in ((known, False), (unknown, True)):
-        there = getattr(topology, owner)["natVm2-vnic-1"]
-        broken = changed(topology, owner, there.name, security=(*there.security, replace(SECURITY, **changes)))
-        with pytest.raises(UnknownRuleError, match=sentence) if refused else nullcontext():
-            assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
+    rule = replace(SECURITY, **(unknown if refused else known))
+    there = getattr(topology, owner)["natVm2-vnic-1"]
+    broken = changed(topology, owner, there.name, security=(*there.security, rule))
+    with pytest.raises(UnknownRuleError, match=sentence) if refused else nullcontext():
+        assert trace(broken, MGMT, mgmt_to("198.18.0.131")).disposition is Disposition.DELIVERED
 
 
 def test_a_stateful_rule_lets_the_reply_pass_and_a_stateless_one_does_not(topology):
@@ -314,14 +315,16 @@ def test_a_stateful_rule_lets_the_reply_pass_and_a_stateless_one_does_not(topolo
     )
 
 
-def test_an_echo_has_code_0(topology):
+@pytest.mark.parametrize(
+    ("code", "fate"), [(None, Disposition.DELIVERED), (0, Disposition.DELIVERED), (1, Disposition.SECURITY_RULE)]
+)
+def test_an_echo_has_code_0(topology, code, fate):
     """A rule for another code lets none pass."""
     only = replace(SECURITY, protocol="1", icmp_type=8, peer="0.0.0.0/0", stateless=True)
-    for code, fate in ((None, Disposition.DELIVERED), (0, Disposition.DELIVERED), (1, Disposition.SECURITY_RULE)):
-        subnet = topology.subnets["customer2"]
-        others = tuple(rule for rule in subnet.security if rule.direction == "EGRESS")
-        lets = changed(topology, "subnets", "customer2", security=(*others, replace(only, icmp_code=code)))
-        assert trace(lets, MGMT, mgmt_to("198.18.0.131")).disposition is fate
+    subnet = topology.subnets["customer2"]
+    others = tuple(rule for rule in subnet.security if rule.direction == "EGRESS")
+    lets = changed(topology, "subnets", "customer2", security=(*others, replace(only, icmp_code=code)))
+    assert trace(lets, MGMT, mgmt_to("198.18.0.131")).disposition is fate
 
 
 @pytest.mark.parametrize(
