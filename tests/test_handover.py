@@ -197,10 +197,10 @@ def test_what_stands_in_the_json_stands_on_the_page(ten_plan):
         sheet = handover(ten_plan, "x", realm)
         page = sheet_markdown(sheet)
         for far in sheet.far:
-            assert f"| {far.member if realm == MANAGEMENT else far.member.split('/')[1]} | " in page
+            assert f"| {far.member if realm == MANAGEMENT else far.member.short} | " in page
             assert far.address is None or f"| {far.address} | " in page
         for near in sheet.near:
-            assert f"| {near.member.split('/')[1]} | {near.real} | {near.called_at} | {near.seen_as} |" in page
+            assert f"| {near.member.short} | {near.real} | {near.called_at} | {near.seen_as} |" in page
         assert all(destination in page for destination in sheet.destinations)
 
 
