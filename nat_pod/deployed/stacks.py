@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from tempfile import mkdtemp
 from typing import Any
@@ -27,7 +27,15 @@ Say = Callable[[str], None]
 _PROGRESS_SECONDS = 10.0
 
 
-class LockedError(NatPodError):
+class CliError(NatPodError):
+    """The CLI ended with an error.  `lines`: what it and the engine said, each thing once."""
+
+    def __init__(self, what: str, lines: Sequence[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__(f"{what}: {'; '.join(lines)}")
+
+
+class LockedError(CliError):
     """The backend holds a lock for the stack: somebody works on it, or was killed while doing so."""
 
 
@@ -129,9 +137,9 @@ def engine_errors(what: str) -> Iterator[None]:
     try:
         yield
     except automation.ConcurrentUpdateError as error:
-        raise LockedError(f"{what}: {_words(error)}") from None
+        raise LockedError(what, _lines(error)) from None
     except automation.CommandError as error:
-        raise NatPodError(f"{what}: {_words(error)}") from None
+        raise CliError(what, _lines(error)) from None
     except automation.InvalidVersionError as error:
         raise NatPodError(f"the pulumi CLI is too old: {error}") from None
     except FileNotFoundError as error:
@@ -140,6 +148,6 @@ def engine_errors(what: str) -> Iterator[None]:
         raise NatPodError(NO_CLI) from None
 
 
-def _words(error: Exception) -> str:
+def _lines(error: Exception) -> list[str]:
     lines = re.findall(r"^\s*(?:stderr: )?error: (.+)$", str(error), re.MULTILINE) or [excerpt(str(error))]
-    return "; ".join(dict.fromkeys(lines))
+    return list(dict.fromkeys(lines))

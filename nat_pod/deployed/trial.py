@@ -27,7 +27,7 @@ import pulumi
 from nat_pod.config import any_config
 from nat_pod.config.stack_file import read_stack
 from nat_pod.deployed.consoles import Captures, captures_stack
-from nat_pod.deployed.stacks import LockedError, Say, Stack
+from nat_pod.deployed.stacks import CliError, LockedError, Say, Stack
 from nat_pod.errors import NatPodError
 from nat_pod.names import NAMESPACE
 from nat_pod.plan.model import PodPlan
@@ -47,6 +47,9 @@ from nat_pod.trial.results import MachineReport, Result, read_reports
 POD_PROJECT = "nat-pod-trial"
 INSTANCE = "oci:Core/instance:Instance"
 _SHOWN = 4
+
+# What OCI, or the simulated region, calls a change that it refuses because the VM would have to be rebooted for it.
+_REFUSES_DOWNTIME = re.compile(r"AVOID_DOWNTIME|updateOperationConstraint|reboot|downtime", re.IGNORECASE)
 
 
 class TrialEndedError(NatPodError):
@@ -389,12 +392,11 @@ class Trial:
             self._pod_up(Changed(reshaped=last))
         except LockedError:
             raise
-        except NatPodError as error:
-            refusal = re.search(r"AVOID_DOWNTIME|updateOperationConstraint|reboot|downtime", str(error), re.IGNORECASE)
+        except CliError as error:
+            refusal = next(filter(_REFUSES_DOWNTIME.search, error.lines), None)
             if refusal is None:
                 raise
-            said = str(error).partition(": ")[2].split("; ")
-            return next(words for words in said if refusal[0] in words)
+            return refusal
         return ""
 
     def _evidence(self, first: int, stopped: Mapping[str, float], shape: str | None) -> Evidence:
