@@ -12,7 +12,7 @@ from nat_pod.plan.planner import plan_pod
 from nat_pod.rules.compiler import HIDDEN
 from nat_pod.rules.guard import POST
 from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule
-from nat_pod.trace.diff import Delivery, Pair, delivered
+from nat_pod.trace.diff import Pair, Way, delivered
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import flow_between
@@ -31,7 +31,7 @@ def sides(plan: PodPlan) -> tuple[list[SlotPlan], list[SlotPlan]]:
     return servers, [slot for slot in plan.slots if slot not in servers]
 
 
-def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Delivery]:
+def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Way]:
     """Each flow, traced by itself; every: of each so many hosts one."""
     tracer, ways = Tracer(expected_topology(plan)), {}
     servers, hosts = sides(plan)
@@ -43,7 +43,7 @@ def one_by_one(plan: PodPlan, *, every: int = 1) -> dict[Pair, Delivery]:
                 traced = tracer.trace(flow.sender, packet, flow.receiver)
                 if traced.disposition is Disposition.DELIVERED:
                     hops = tuple((hop.start.label, hop.end.label, hop.src, hop.dst) for hop in traced.request.hops)
-                    ways[sender.member, receiver.member] = Delivery(
+                    ways[sender.member, receiver.member] = Way(
                         address=flow.destination, seen=traced.request.packet.src, hops=hops
                     )
     return ways

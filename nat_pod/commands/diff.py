@@ -22,12 +22,12 @@ from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.text import count, folded, some, table, wrapped
 from nat_pod.trace.diff import (
-    Delivery,
     Difference,
     FlowChange,
     MemberChange,
     Pair,
     SlotChange,
+    Way,
     by_member,
     compare,
     with_user_data,
@@ -181,7 +181,7 @@ def _member_dict(group: MemberChange) -> dict[str, object]:
     }
 
 
-def _way_dict(way: Delivery | None) -> dict[str, object] | None:
+def _way_dict(way: Way | None) -> dict[str, object] | None:
     if way is None:
         return None
     return {

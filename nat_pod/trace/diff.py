@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
-from nat_pod.config import delivery
+from nat_pod.config.delivery import Delivery
 from nat_pod.config.model import Capacity
 from nat_pod.config.renames import Renames
 from nat_pod.config.services import EVERYTHING, ICMP, NOTHING, TCP, UDP, Ports, Services, pieces
@@ -30,7 +30,7 @@ Pair = tuple[MemberName, MemberName]
 """A flow's key: the member that sends and the member that answers."""
 
 
-class DeliveryHop(NamedTuple):
+class WayHop(NamedTuple):
     """A packet between two machines, by their labels, without the rules that it met."""
 
     start: str
@@ -43,13 +43,13 @@ class DeliveryHop(NamedTuple):
         """Both machines: `nat_vm1 -> customer1/vm1`."""
         return f"{self.start} -> {self.end}"
 
-    def renamed(self, new: dict[str, str]) -> DeliveryHop:
+    def renamed(self, new: dict[str, str]) -> WayHop:
         """The same hop with other labels or addresses: {former: new}."""
-        return DeliveryHop(*(new.get(word, word) for word in self))
+        return WayHop(*(new.get(word, word) for word in self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Delivery:
+class Way:
     """How a flow is delivered: the address its sender uses, the source the far end sees, and each hop between.
 
     `services`: the packets that may begin it.
@@ -57,7 +57,7 @@ class Delivery:
 
     address: str
     seen: str
-    hops: tuple[DeliveryHop, ...]
+    hops: tuple[WayHop, ...]
     services: Services = EVERYTHING
 
 
@@ -67,8 +67,8 @@ class FlowChange:
 
     sender: MemberName
     receiver: MemberName
-    before: Delivery | None
-    after: Delivery | None
+    before: Way | None
+    after: Way | None
 
     @property
     def no_longer(self) -> Services:
@@ -206,8 +206,8 @@ def by_member(difference: Difference, changes: Sequence[FlowChange]) -> list[Mem
             member=member,
             others=tuple(sorted({flow.sender if flow.receiver == member else flow.receiver for flow in flows})),
             flows=tuple(flows),
-            called=_steps((flow for flow in flows if flow.receiver == member), lambda delivery: delivery.address),
-            seen=_steps((flow for flow in flows if flow.sender == member), lambda delivery: delivery.seen),
+            called=_steps((flow for flow in flows if flow.receiver == member), lambda way: way.address),
+            seen=_steps((flow for flow in flows if flow.sender == member), lambda way: way.seen),
         )
         for member, flows in sorted(groups.items())
     ]
@@ -223,13 +223,11 @@ def _owners(difference: Difference, change: FlowChange) -> list[MemberName]:
     return other or [end for end in ends if not end.is_server]
 
 
-def _steps(
-    flows: Iterable[FlowChange], address: Callable[[Delivery], str]
-) -> tuple[tuple[str | None, str | None], ...]:
+def _steps(flows: Iterable[FlowChange], address: Callable[[Way], str]) -> tuple[tuple[str | None, str | None], ...]:
     """The addresses before and after, each pair of them once."""
 
-    def of(delivery: Delivery | None) -> str | None:
-        return None if delivery is None else address(delivery)
+    def of(way: Way | None) -> str | None:
+        return None if way is None else address(way)
 
     return tuple(dict.fromkeys((of(flow.before), of(flow.after)) for flow in flows))
 
@@ -240,7 +238,7 @@ def with_user_data(plan: PodPlan, user_data: str) -> PodPlan:
     return replace(plan, vms=tuple(vms))
 
 
-def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
+def delivered(plan: PodPlan) -> dict[Pair, Way]:
     """Every flow between a host and a server, in either direction, that arrives and is answered.
 
     Traced as TCP where no policy governs anything: the rules know no protocols then, and the lab tries the others with
@@ -250,7 +248,7 @@ def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
     topology = expected_topology(plan)
     kinds = _kinds(plan, topology)
     tracer = Tracer(topology)
-    deliveries: dict[Pair, Delivery] = {}
+    ways: dict[Pair, Way] = {}
     hosts_alike = [_exchanges(group) for group in alike(topology, plan.hosts, plan.servers)]
     for server, other_servers in map(_exchanges, alike(topology, plan.servers, plan.hosts)):
         for host, other_hosts in hosts_alike:
@@ -263,21 +261,19 @@ def delivered(plan: PodPlan) -> dict[Pair, Delivery]:
                         services, traced = services | stands_for, traced or one
                 if traced is None:
                     continue
-                delivery = Delivery(
+                way = Way(
                     services=_whole(services, plan),
                     address=flow.destination,
                     seen=traced.request.packet.src,
-                    hops=tuple(
-                        DeliveryHop(hop.start.label, hop.end.label, hop.src, hop.dst) for hop in traced.request.hops
-                    ),
+                    hops=tuple(WayHop(hop.start.label, hop.end.label, hop.src, hop.dst) for hop in traced.request.hops),
                 )
                 for server_like, of_server in other_servers:
                     for host_like, of_host in other_hosts:
                         pair = (host_like, server_like)
                         if flow.sender.is_server:
                             pair = (server_like, host_like)
-                        deliveries[pair] = _said(delivery, of_server | of_host)
-    return deliveries
+                        ways[pair] = _said(way, of_server | of_host)
+    return ways
 
 
 def _kinds(plan: PodPlan, topology: Topology) -> list[tuple[str, int, Services]]:
@@ -299,8 +295,8 @@ def _whole(services: Services, plan: PodPlan) -> Services:
     return EVERYTHING if whole else services
 
 
-def _services(delivery: Delivery | None) -> Services:
-    return NOTHING if delivery is None else delivery.services
+def _services(way: Way | None) -> Services:
+    return NOTHING if way is None else way.services
 
 
 def _same_way(change: FlowChange) -> bool:
@@ -326,23 +322,23 @@ def _exchanges(group: list[SlotPlan]) -> tuple[SlotPlan, list[tuple[MemberName, 
     ]
 
 
-def _said(delivery: Delivery, new: dict[str, str]) -> Delivery:
-    """The delivery of one pair as that of another pair like it."""
-    return Delivery(
-        address=new.get(delivery.address, delivery.address),
-        seen=new.get(delivery.seen, delivery.seen),
-        hops=tuple(hop.renamed(new) for hop in delivery.hops),
-        services=delivery.services,
+def _said(way: Way, new: dict[str, str]) -> Way:
+    """The way of one pair's flow as that of another pair like it."""
+    return Way(
+        address=new.get(way.address, way.address),
+        seen=new.get(way.seen, way.seen),
+        hops=tuple(hop.renamed(new) for hop in way.hops),
+        services=way.services,
     )
 
 
-def _outlived(new: PodPlan, before: dict[Pair, Delivery], after: dict[Pair, Delivery]) -> frozenset[Pair]:
+def _outlived(new: PodPlan, before: dict[Pair, Way], after: dict[Pair, Way]) -> frozenset[Pair]:
     """See `Difference.outlived`."""
     match new.delivery:
-        case delivery.Delivery.PRIVATE_IPS:
+        case Delivery.PRIVATE_IPS:
             return frozenset()
-        case delivery.Delivery.ROUTES:
-            less = [pair for pair, delivery in before.items() if delivery.services - _services(after.get(pair))]
+        case Delivery.ROUTES:
+            less = [pair for pair, way in before.items() if way.services - _services(after.get(pair))]
             return frozenset(
                 (sender, receiver)
                 for sender, receiver in less
@@ -355,8 +351,8 @@ def _outlived(new: PodPlan, before: dict[Pair, Delivery], after: dict[Pair, Deli
             assert_never(never)
 
 
-def _ends(delivery: Delivery | None) -> tuple[str, str] | None:
-    return None if delivery is None else (delivery.address, delivery.seen)
+def _ends(way: Way | None) -> tuple[str, str] | None:
+    return None if way is None else (way.address, way.seen)
 
 
 # --- renames ---------------------------------------------------------------------------------------------------------
@@ -375,16 +371,16 @@ def new_names(old: PodPlan, new: PodPlan) -> Renames:
     return Renames(customers, members)
 
 
-def _rename(deliveries: dict[Pair, Delivery], names: Renames) -> dict[Pair, Delivery]:
+def _rename(ways: dict[Pair, Way], names: Renames) -> dict[Pair, Way]:
     """The same flows under the members' new names; otherwise a rename would end them all and begin others."""
     if names == Renames():
-        return deliveries
-    labels = {member.label: names.member(member).label for pair in deliveries for member in pair}
+        return ways
+    labels = {member.label: names.member(member).label for pair in ways for member in pair}
     return {
         (names.member(sender), names.member(receiver)): replace(
-            delivery, hops=tuple(hop.renamed(labels) for hop in delivery.hops)
+            way, hops=tuple(hop.renamed(labels) for hop in way.hops)
         )
-        for (sender, receiver), delivery in deliveries.items()
+        for (sender, receiver), way in ways.items()
     }
 
 
