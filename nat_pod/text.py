@@ -6,12 +6,19 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], indent: str = "  ") -> str:
-    """Columns as wide as their widest cell, no trailing blanks."""
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], indent: str = "  ", *, numbers: bool = False) -> str:
+    """Columns as wide as their widest cell, no trailing blanks.  numbers: those of numbers alone stand to the right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [numbers and all(cell.replace(",", "").isdigit() for cell in column[1:]) for column in columns]
     return "\n".join(
-        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        indent
+        + "  ".join(
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
     )
 
 
@@ -48,6 +55,11 @@ def some(names: Sequence[str], most: int) -> str:
 
 def wrapped(text: str) -> str:
     """A paragraph of 80 columns, indented by two, its further lines by four; no word is broken."""
-    return textwrap.fill(
-        text, 80, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    return "\n".join(wrapped_lines(text, 80, "    ", "  "))
+
+
+def wrapped_lines(text: str, width: int, rest: str = "", first: str = "") -> list[str]:
+    """Lines of at most `width`, unless one word is longer; the first begins with `first`, all others with `rest`."""
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,7 +19,7 @@ from nat_pod.names import NAT_VM1, NAT_VM2, MemberName, natural
 from nat_pod.plan.bootstrap import ARTEFACT, SOURCES
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
-from nat_pod.text import count, folded, some, table, wrapped
+from nat_pod.text import count, folded, some, table, wrapped, wrapped_lines
 from nat_pod.trace.diff import (
     Difference,
     FlowChange,
@@ -199,7 +198,7 @@ def outcome_text(outcome: Outcome, stack: str, base: Base) -> str:
     """`diff` for a terminal."""
     lines = [f"POD {stack} since {base.shown()}", wrapped(headline(outcome))]
     for words, why in _settings(outcome):
-        lines += [wrapped(words), *_indented(why)]
+        lines += [wrapped(words), *wrapped_lines(why, 80, "    ", "    ")]
     lines += [wrapped(line) for line in _summary(outcome.difference)]
     for title, header, rows in _tables(outcome.difference):
         lines += ["", title, table(header, rows)]
@@ -323,12 +322,6 @@ def _effect(change: Change) -> str:
             assert_never(never)
 
 
-def _indented(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, 80, initial_indent="    ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
-
-
 def _summary(difference: Difference) -> list[str]:
     """The lines that everybody reads."""
     lines = _mistakes("declared, and not delivered", difference.not_delivered)
@@ -357,9 +350,7 @@ def _mistakes(words: str, pairs: Sequence[Pair]) -> list[str]:
     """A plan whose rules do not do what the stack file says."""
     if not pairs:
         return []
-    shown = ", ".join(f"{sender} to {receiver}" for sender, receiver in pairs[:3])
-    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-    return [f"MISTAKE IN THE RULES: {words}: {shown}{more}"]
+    return [f"MISTAKE IN THE RULES: {words}: {some([f'{one} to {other}' for one, other in pairs], 3)}"]
 
 
 def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[str]]]]:
@@ -430,7 +421,7 @@ def _flow_row(group: MemberChange) -> list[str]:
 def _steps(steps: Sequence[tuple[str | None, str | None]]) -> str:
     """Addresses before and after: `198.18.0.130 -> 198.18.0.133`; "-" where no such flow is concerned."""
     texts = [" -> ".join(dict.fromkeys(address for address in step if address is not None)) for step in steps]
-    return ", ".join(texts[:2]) + (f" and {len(texts) - 2} more" if len(texts) > 2 else "") if texts else "-"
+    return some(texts, 2) or "-"
 
 
 def _some(members: Sequence[MemberName]) -> str:

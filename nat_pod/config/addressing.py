@@ -19,6 +19,7 @@ from netaddr import IPAddress, IPNetwork
 from nat_pod.ipv4 import dotted
 from nat_pod.limits import RESERVED_HIGH, RESERVED_LOW, SLOTS_PER_PAIR, VCN_PREFIXES, VNIC_SUBNET_PREFIX
 from nat_pod.names import Side
+from nat_pod.text import some
 
 _SUBNET_SIZE = 2 ** (32 - VNIC_SUBNET_PREFIX)
 VROUTER_PREFIX = 29
@@ -96,9 +97,13 @@ class Layout:
         pair1 = next((pair for pair in self.pairs if 0 <= one - pair.nat_vm1.first < _SUBNET_SIZE), None)
         pair2 = next((pair for pair in self.pairs if 0 <= two - pair.nat_vm2.first < _SUBNET_SIZE), None)
         if pair1 is None:
-            return f"natVm1 {nat_vm1} is in no subnet of NAT VM1 ({_some(pair.nat_vm1 for pair in self.pairs)})"
+            return (
+                f"natVm1 {nat_vm1} is in no subnet of NAT VM1 ({some([str(pair.nat_vm1) for pair in self.pairs], 3)})"
+            )
         if pair2 is None:
-            return f"natVm2 {nat_vm2} is in no subnet of NAT VM2 ({_some(pair.nat_vm2 for pair in self.pairs)})"
+            return (
+                f"natVm2 {nat_vm2} is in no subnet of NAT VM2 ({some([str(pair.nat_vm2) for pair in self.pairs], 3)})"
+            )
         offset = one - pair1.nat_vm1.first
         for address, network in ((nat_vm1, pair1.nat_vm1), (nat_vm2, pair2.nat_vm2)):
             reserved = reserved_by_oci(address, network)
@@ -183,9 +188,3 @@ def clash(ones: Iterable[IPNetwork], others: Collection[IPNetwork]) -> tuple[IPN
 
 def _vnic_subnet(cidr: IPNetwork, index: int) -> IPNetwork:
     return IPNetwork((cidr.first + index * _SUBNET_SIZE, VNIC_SUBNET_PREFIX))
-
-
-def _some(networks: Iterable[IPNetwork]) -> str:
-    """Up to three networks, and how many more."""
-    listed = [str(network) for network in networks]
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

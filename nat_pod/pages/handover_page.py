@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from netaddr import IPNetwork
@@ -11,7 +10,7 @@ from nat_pod.config.addressing import can_be_a_vcns
 from nat_pod.config.services import TCP
 from nat_pod.names import MANAGEMENT
 from nat_pod.pages.handover import Attempt, NamesInDns, Sheet
-from nat_pod.text import markdown_table
+from nat_pod.text import markdown_table, wrapped_lines
 from nat_pod.trace.topology import SecurityRule
 
 
@@ -114,7 +113,7 @@ def _pod(sheet: Sheet) -> str:
 def _wrap(text: str) -> str:
     """For a terminal of 80 columns; Markdown joins the lines."""
     indent = "  " if text.startswith("- ") else ""
-    return textwrap.fill(text, 79, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapped_lines(text, 79, indent))
 
 
 def _protocol(rule: SecurityRule) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
 from nat_pod.pages.move import NOT_LOOKED_AT, MoveSheet, Step
-from nat_pod.text import count
+from nat_pod.text import count, wrapped_lines
 
 
 def sheet_text(sheet: MoveSheet) -> str:
     """The sheet for a terminal."""
-    lines = [f"Move of {sheet.old} to {sheet.new}: {count(len(sheet.steps), 'step')}", *_filled(_summary(sheet), "  ")]
+    lines = [
+        f"Move of {sheet.old} to {sheet.new}: {count(len(sheet.steps), 'step')}",
+        *wrapped_lines(_summary(sheet), 80, "  ", "  "),
+    ]
     for number, step in enumerate(sheet.steps, 1):
         lines += ["", f"{number}. {step.title} ({_who(step)})"]
         for name, entries in _parts(step):
             for place, entry in enumerate(entries):
-                lines += _filled(entry, f"   {name if place == 0 else '':<5} ", "         ")
-    return "\n".join([*lines, "", *_filled(_unseen(), "  ")])
+                lines += wrapped_lines(entry, 80, " " * 9, f"   {name if place == 0 else '':<5} ")
+    return "\n".join([*lines, "", *wrapped_lines(_unseen(), 80, "  ", "  ")])
 
 
 def sheet_page(sheet: MoveSheet) -> str:
@@ -78,14 +80,3 @@ def _ends(step: Step) -> str:
 
 def _unseen() -> str:
     return f"Not looked at: {'; '.join(NOT_LOOKED_AT)}."
-
-
-def _filled(text: str, first: str, further: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        80,
-        initial_indent=first,
-        subsequent_indent=further or first,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

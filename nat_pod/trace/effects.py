@@ -11,13 +11,14 @@ itself does then has not been tried in a tenancy, and such a row says "may".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from nat_pod.config.settings import BESIDE, Changed, Path, Value, changed, renamed
 from nat_pod.names import SIDES, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan
+from nat_pod.text import some
 from nat_pod.trace.diff import Difference, FlowChange, Pair, new_names
 
 
@@ -360,12 +361,12 @@ def _management_range(one: Changed, pods: _Pods) -> Verdict:
     known = _only_more(one, pods.all)
     if known is not None:
         return known
-    old, new = _networks(one.old), _networks(one.new)
+    old, new = _named(one.old), _named(one.new)
     why = (
-        f"NAT VM2's route to {_some(old)} is replaced by one to {_some(new)}, and the security rules with it; "
+        f"NAT VM2's route to {old} is replaced by one to {new}, and the security rules with it; "
         "nat-pod does not see what management's VCN has, nor what the vRouter routes"
     )
-    until = f"until management's VCN has {_some(new)} and the vRouter routes it"
+    until = f"until management's VCN has {new} and the vRouter routes it"
     return Verdict(Effect.AT_RISK, why, pods.all, until)
 
 
@@ -374,8 +375,9 @@ def _networks(value: Value | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value or ()
 
 
-def _some(networks: Sequence[str]) -> str:
-    return ", ".join(networks[:4]) + (f" and {len(networks) - 4} more" if len(networks) > 4 else "")
+def _named(value: Value | None) -> str:
+    """The first few of a neighbour's networks, and how many more."""
+    return some(_networks(value), 4)
 
 
 def _only_more(one: Changed, flows: frozenset[Pair]) -> Verdict | None:
@@ -384,8 +386,8 @@ def _only_more(one: Changed, flows: frozenset[Pair]) -> Verdict | None:
     if not set(old) <= set(new):
         return None
     if old[0] == new[0]:
-        more = [network for network in new if network not in old]
-        added = f"routes and rules for {_some(more)} come in addition, and the others' stay"
+        more = tuple(network for network in new if network not in old)
+        added = f"routes and rules for {_named(more)} come in addition, and the others' stay"
         return Verdict(Effect.NONE, added if more else "the same networks")
     why = f"the security rules of the first network have the neighbour's name alone: {new[0]} gets those of {old[0]}"
     return Verdict(Effect.AT_RISK, why, flows, f"until {old[0]} has new ones; put new networks at the end of the list")
@@ -405,12 +407,12 @@ def _customer_range(one: Changed, pods: _Pods) -> Verdict:
     known = _only_more(one, flows)
     if known is not None:
         return known
-    old, new = _networks(one.old), _networks(one.new)
+    old, new = _named(one.old), _named(one.new)
     why = (
-        f"NAT VM1's route to {_some(old)} is replaced by one to {_some(new)}, and the security rules with it; "
+        f"NAT VM1's route to {old} is replaced by one to {new}, and the security rules with it; "
         "nat-pod does not see what the customer's VCN has"
     )
-    return Verdict(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {_some(new)}")
+    return Verdict(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {new}")
 
 
 def _peer(one: Changed, pods: _Pods) -> Verdict:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from nat_pod.text import some, table, wrapped_lines
 from nat_pod.trace.open_ports import WayIn
 from nat_pod.trace.proof import Proof
-from nat_pod.trace.trace_text import wrapped
 
 _MOST_SHOWN = 10  # of one kind; --json has them all
 _MOST_NAMED = 3
@@ -19,37 +19,39 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
         f"POD {stack}: {proof.traced} packets traced",
         "",
         "Members and strangers, to each address that the NAT VM on their side has",
-        *_table(
+        table(
             ("from", "what", "pairs", "as declared"),
             [(count.realm, count.what, f"{count.pairs}", f"{count.as_declared}") for count in proof.counts],
+            numbers=True,
         ),
         "",
         "Unknown senders that forge, outside their own network",
-        *_table(
+        table(
             ("in", "sources", "x destinations", "classes"),
             [(s.realm, f"{s.sources:,}", f"{s.destinations:,}", f"{s.traced}") for s in proof.sweeps],
+            numbers=True,
         ),
         "",
         "ICMP errors: about flows of the writer's network, of others, and about none",
-        *_table(
+        table(
             ("in", "own", "others'", "no flow"),
             [(e.realm, f"{e.own}", f"{e.others}", f"{e.none}") for e in proof.errors],
+            numbers=True,
         ),
         "",
         "ssh that a NAT VM answers: TCP 22, to every address of the POD",
-        *_table(("at", "of", "from"), _ways(proof.ways_in)),
+        table(("at", "of", "from"), _ways(proof.ways_in)),
         *([] if proof.ways_in else ["  nobody's"]),
         "",
         *_one_way(proof),
     ]
-    lines += wrapped(
+    lines += wrapped_lines(
         "One packet of each class that rules and network tell apart stands for all. Each customer is taken to route "
         "everything to the POD, and to be below its bound of open flows. "
         "Not looked at: sources in another customer's network, which only OCI can prevent. "
         f"Holds for {proof.holds_for}. An ICMP error is to arrive if it is about a flow of its writer's network, "
         "and no other is.",
         width,
-        "",
     )
     lines.append("")
     if not proof.counter_examples:
@@ -60,7 +62,7 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
         for one in found[:_MOST_SHOWN]:
             more = f" (and {one.alike:,} more packets like it)" if one.alike else ""
             packet = f" {one.source} > {one.destination}{more}" if one.source else ""
-            lines += wrapped(f"  {one.sender}{packet}: {one.why}", width, "    ")
+            lines += wrapped_lines(f"  {one.sender}{packet}: {one.why}", width, "    ")
         if len(found) > _MOST_SHOWN:
             lines.append(f"  and {len(found) - _MOST_SHOWN} more, which --json lists")
     return "\n".join([*lines, f"=> {len(proof.counter_examples)} counter-examples"])
@@ -72,7 +74,7 @@ def _one_way(proof: Proof) -> list[str]:
         return []
     return [
         "Let in, and answered to the owner of the source: only OCI can prevent it",
-        *_table(("at", "of", "from"), _ways(proof.one_way)),
+        table(("at", "of", "from"), _ways(proof.one_way)),
         "",
     ]
 
@@ -82,13 +84,7 @@ def _ways(ways: Sequence[WayIn]) -> list[tuple[str, str, str]]:
     senders: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for way in ways:
         senders.setdefault((way.vm, way.addresses), []).append(way.sender)
-    return [(_some(addresses), vm, _some(names)) for (vm, addresses), names in senders.items()]
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [(some(addresses, _MOST_NAMED), vm, some(names, _MOST_NAMED)) for (vm, addresses), names in senders.items()]
 
 
 def proof_dict(proof: Proof) -> dict[str, object]:
@@ -118,17 +114,3 @@ def proof_dict(proof: Proof) -> dict[str, object]:
             for one in proof.counter_examples
         ],
     }
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns, numbers to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    numbers = [all(row[column].replace(",", "").isdigit() for row in rows) for column in range(len(header))]
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        ).rstrip()
-        for row in (header, *rows)
-    ]

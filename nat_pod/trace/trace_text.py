@@ -6,9 +6,9 @@ and after where it changes.  No line is wider than asked for, unless a single wo
 
 from __future__ import annotations
 
-import textwrap
 from itertools import groupby
 
+from nat_pod.text import wrapped_lines
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.explain import Step
 from nat_pod.trace.walk import Leg, Trace
@@ -18,7 +18,7 @@ _LABEL = 27  # "  12. reverse-path filter  "
 
 def trace_text(traced: Trace, title: str, *, every_step: bool, width: int) -> str:
     """`trace` for people.  every_step: the steps of both legs instead of the hops."""
-    lines = wrapped(title, width)
+    lines = wrapped_lines(title, width, "  ")
     for name, leg in zip(("request", "reply"), traced.legs, strict=False):
         lines.append(f"  {name}")
         if every_step:
@@ -32,9 +32,9 @@ def trace_text(traced: Trace, title: str, *, every_step: bool, width: int) -> st
 
 def verdict_text(disposition: Disposition, why: str, width: int) -> str:
     """What became of a flow and, if it is not delivered, what that means."""
-    lines = wrapped(f"=> {disposition}: {why}", width, "   ")
+    lines = wrapped_lines(f"=> {disposition}: {why}", width, "   ")
     if disposition is not Disposition.DELIVERED:
-        lines += wrapped(f"   ({disposition.meaning})", width, "    ")
+        lines += wrapped_lines(f"   ({disposition.meaning})", width, "    ")
     return "\n".join(lines)
 
 
@@ -42,8 +42,8 @@ def _hop_lines(leg: Leg, width: int) -> list[str]:
     lines = []
     for number, hop in enumerate(leg.hops, 1):
         for rule in hop.rules:
-            lines += wrapped(f"         {rule}", width, " " * 11)
-        lines += wrapped(f"    {number}. {hop.at}: {hop.src} > {hop.dst}", width, " " * 7)
+            lines += wrapped_lines(f"         {rule}", width, " " * 11)
+        lines += wrapped_lines(f"    {number}. {hop.at}: {hop.src} > {hop.dst}", width, " " * 7)
     return lines
 
 
@@ -60,7 +60,7 @@ def _step_lines(steps: tuple[Step, ...], number: int, width: int) -> list[str]:
     lines = []
     for machine, group in groupby(steps, key=lambda step: step.machine):
         made = list(group)
-        lines += wrapped(f"    at {machine}: {' > '.join(made[0].before)}", width, " " * 7)
+        lines += wrapped_lines(f"    at {machine}: {' > '.join(made[0].before)}", width, " " * 7)
         for step in made:
             number += 1
             lines += _one_step(number, step, width)
@@ -76,15 +76,8 @@ def _one_step(number: int, step: Step, width: int) -> list[str]:
     if step.before != step.after:
         parts += [f"before {' > '.join(step.before)}", f"after  {' > '.join(step.after)}"]
     if width < 2 * _LABEL:
-        return [head.rstrip(), *(line for part in parts for line in wrapped(rest + part, width, rest + "  "))]
-    lines = wrapped(head + parts[0], width, rest + "  ")
+        return [head.rstrip(), *(line for part in parts for line in wrapped_lines(rest + part, width, rest + "  "))]
+    lines = wrapped_lines(head + parts[0], width, rest + "  ")
     for part in parts[1:]:
-        lines += wrapped(rest + part, width, rest + "  ")
+        lines += wrapped_lines(rest + part, width, rest + "  ")
     return lines
-
-
-def wrapped(text: str, width: int, rest: str = "  ") -> list[str]:
-    """Lines of at most `width`, unless one word is longer; all but the first begin with `rest`."""
-    return textwrap.wrap(
-        text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
