@@ -18,7 +18,7 @@ from nat_pod.rules.iptables import hooks, parse, render, render_rule
 from nat_pod.rules.netfilter import OPENING, AboveBound, Accept, Chain, Drop, Hook, Match, Rule, Ruleset, Table
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
-from nat_pod.trace.proof import _covers
+from nat_pod.trace.rule_checks import covers
 from nat_pod.trace.topology import Topology
 from nat_pod.trace.walk import Packet, trace
 
@@ -100,8 +100,8 @@ def test_the_tracer_lets_it_decide_or_refuses_it(topology, field):
 @pytest.mark.parametrize("field", MISSED)
 def test_the_proof_does_not_take_a_rule_for_one_that_catches_more(field):
     narrow, wide = MISSED[field], without(MISSED[field], field)
-    assert _covers(wide, narrow)
-    assert not _covers(narrow, wide)
+    assert covers(wide, narrow)
+    assert not covers(narrow, wide)
 
 
 def test_an_opening_is_a_new_flow_s_first_segment_and_no_answer(topology):

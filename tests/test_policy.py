@@ -33,7 +33,8 @@ from nat_pod.trace.counter_examples import NOT_DECLARED, NOT_DELIVERED, OPEN_POR
 from nat_pod.trace.diff import compare, delivered
 from nat_pod.trace.expected import expected_topology
 from nat_pod.trace.flows import NOT_IN_POLICY, declared_flows, refused_flows
-from nat_pod.trace.proof import Protocols, prove
+from nat_pod.trace.proof import prove
+from nat_pod.trace.rule_checks import Protocols
 from nat_pod.trace.spans import Segment
 from nat_pod.trace.topology import Topology
 from nat_pod.trace.walk import Leg, Packet, Tracer

@@ -19,7 +19,8 @@ from nat_pod.trace import proof as proof_module
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import declared_flows, matrix, refused_flows, stranger_addresses
-from nat_pod.trace.proof import CounterExample, Protocols, prove
+from nat_pod.trace.proof import CounterExample, prove
+from nat_pod.trace.rule_checks import Protocols
 from nat_pod.trace.spans import Span
 from nat_pod.trace.topology import SecurityRule, Topology
 from nat_pod.trace.walk import Packet, Tracer

@@ -30,7 +30,8 @@ from nat_pod.trace.counter_examples import (
 )
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology
-from nat_pod.trace.proof import Protocols, prove
+from nat_pod.trace.proof import prove
+from nat_pod.trace.rule_checks import Protocols
 from nat_pod.trace.spans import Segment
 from nat_pod.trace.topology import Route, Topology
 from nat_pod.trace.walk import Packet, Tracer

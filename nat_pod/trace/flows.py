@@ -45,6 +45,9 @@ class Flow:
         return self.destination if self.port is None else f"{self.destination} port {self.port}"
 
 
+PROTOCOLS = (ICMP, TCP, UDP)
+"""Those that each flow is tried with, where not only one is meant."""
+
 PORT = 80
 """The port that stands for those of which no rule says anything."""
 

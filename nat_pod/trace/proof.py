@@ -20,24 +20,17 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import assert_never
-
-from netaddr import IPNetwork
 
 from nat_pod.config.delivery import Delivery
 from nat_pod.config.services import EVERY_PORT, ICMP, TCP, UDP, Ports, Services
 from nat_pod.config.source_nat import SourceNat
 from nat_pod.names import ANYWHERE, MANAGEMENT, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan, SlotPlan
-from nat_pod.rules.iptables import render_rule
-from nat_pod.rules.netfilter import Accept, Chain, Drop, Goto, Match, Rule
-from nat_pod.trace.chains import OTHER, RuleKey, behind
+from nat_pod.trace.chains import OTHER, RuleKey
 from nat_pod.trace.classes import Block, Box, cover, size, without
 from nat_pod.trace.counter_examples import (
     CUSTOMER_TO_CUSTOMER,
-    DEAD_RULE,
-    HIDDEN_RULE,
     KINDS,
     NO_GUARD,
     NO_WAY_BACK,
@@ -53,6 +46,7 @@ from nat_pod.trace.errors import ErrorCount, ErrorProver
 from nat_pod.trace.expected import expected_topology, with_host
 from nat_pod.trace.flows import (
     PORT,
+    PROTOCOLS,
     Flow,
     beside,
     declared_flows,
@@ -63,26 +57,16 @@ from nat_pod.trace.flows import (
     strangers_in,
 )
 from nat_pod.trace.open_ports import OpenPorts, WayIn
+from nat_pod.trace.rule_checks import Protocols, holds_for, unmeant_rules
 from nat_pod.trace.spans import Segment, address_text, number, numbers
 from nat_pod.trace.topology import VM_NAT, Route, Topology
 from nat_pod.trace.walk import Leg, Packet, Trace, Tracer
 
-_PROTOCOLS = (ICMP, TCP, UDP)
 _SYN = Packet(src="", dst="", protocol=TCP, dport=PORT)
 _SEGMENT = replace(_SYN, segment=Segment.GOES_ON)
 _DATAGRAM = replace(_SYN, protocol=UDP)
 _ECHO = replace(_SYN, protocol=ICMP)
 _OTHERS = replace(_SYN, protocol=OTHER)
-
-
-class Protocols(StrEnum):
-    """For which protocols what was found for TCP port 80 holds."""
-
-    ALL = "every protocol and port"
-    WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
-    IN_THREE = "every protocol and port: traced were SYNs, TCP segments of flows that go on, and UDP for all others"
-    EACH = "every protocol and port: traced was a packet of each class that rules tell apart"
-    TRACED = "TCP port 80 only: rules look at protocols or ports"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +142,8 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
     prover.refused_flows()
     errors = prover.errors.prove()
     prover.the_vms()
-    prover.rules()
-    found = [*prover.found, *prover.errors.found, *prover.ports.found]
+    rules = unmeant_rules(prover.topology, prover.used)
+    found = [*prover.found, *prover.errors.found, *prover.ports.found, *rules]
     order = {kind: place for place, kind in enumerate(KINDS)}
     return Proof(
         counts=counts,
@@ -168,7 +152,7 @@ def prove(plan: PodPlan, topology: Topology | None = None) -> Proof:
         ways_in=prover.ports.ways_in,
         one_way=prover.ports.ways_of_no_return,
         traced=prover.traced + sum(count.own + count.others + count.none for count in errors) + prover.ports.traced,
-        holds_for=prover.holds_for(),
+        holds_for=holds_for(plan, prover.topology),
         counter_examples=tuple(
             sorted(dict.fromkeys(found), key=lambda one: (order[one.kind], one.sender, one.destination))
         ),
@@ -452,7 +436,7 @@ class _Prover:
         """The lab's refused flows, with each protocol: among them ssh to a NAT VM and forged transit sources."""
         self.tracer = self._hostile()
         for flow in refused_flows(self.plan):
-            for protocol in _PROTOCOLS if flow.protocol is None else (flow.protocol,):
+            for protocol in PROTOCOLS if flow.protocol is None else (flow.protocol,):
                 self.traced += 1
                 packet = replace(
                     _SYN, src=flow.source, dst=flow.destination, protocol=protocol, dport=flow.port or PORT
@@ -522,62 +506,6 @@ class _Prover:
             CounterExample(kind=kind, sender=flow.sender, source=flow.source, destination=flow.destination, why=why)
         )
 
-    # --- the rules ----------------------------------------------------------------------------------------------
-
-    def rules(self) -> None:
-        """Rules that cannot be meant: an earlier one matches all that they match, or no declared flow meets them."""
-        for vm, table, chain in self._chains():
-            used = self.used.get(vm, frozenset())
-            for index, rule in enumerate(chain.rules):
-                if RuleKey(table, chain.name, index) in used:
-                    continue
-                text = render_rule(chain.name, rule)
-                hiding = next((earlier for earlier in chain.rules[:index] if _covers(earlier.match, rule.match)), None)
-                if hiding is not None:
-                    self._rule(HIDDEN_RULE, vm, f"{text} (behind {render_rule(chain.name, hiding)})")
-                elif table == "nat" and not isinstance(rule.target, Goto | Accept):  # those let nobody pass
-                    self._rule(DEAD_RULE, vm, text)
-
-    def holds_for(self) -> Protocols:
-        """For which protocols the traced packets stand: by what the rules that a forwarded packet meets look at."""
-        forward = [vm.rules.filter.hooked("FORWARD") for vm in self.topology.vms.values() if vm.rules is not None]
-        met = self._forwarding()
-        if self.plan.access.entries:
-            return Protocols.EACH if all(rule.match.icmp_type is None for rule in met) else Protocols.TRACED
-        if all(rule.match.protocol is None for rule in met):
-            return Protocols.ALL
-        if self.plan.delivery is Delivery.ROUTES and all(_is_one_of_three(rule.match) for rule in met):
-            return Protocols.IN_THREE
-        alike = [
-            [replace(rule, match=replace(rule.match, protocol=None)) for rule in met if rule.match.protocol == protocol]
-            for protocol in _PROTOCOLS
-        ]
-        return (
-            Protocols.WITH_PORTS
-            if alike == [alike[0]] * len(alike) and all(map(_refuses_others, forward))
-            else Protocols.TRACED
-        )
-
-    def _forwarding(self) -> list[Rule]:
-        """The rules that a forwarded packet may meet."""
-        met = [rule for _, table, chain in self._chains() if table == "nat" for rule in chain.rules]
-        return met + [
-            rule
-            for vm in self.topology.vms.values()
-            if vm.rules is not None
-            for chain in behind(vm.rules.filter, "FORWARD")
-            for rule in chain.rules
-        ]
-
-    def _chains(self) -> Iterator[tuple[str, str, Chain]]:
-        for vm in self.topology.vms.values():
-            for table in () if vm.rules is None else vm.rules.tables:
-                for chain in table.chains:
-                    yield vm.name, table.name, chain
-
-    def _rule(self, kind: str, vm: str, text: str) -> None:
-        self.found.append(CounterExample(kind=kind, sender=vm, source="", destination="", why=text))
-
 
 def _kinds(plan: PodPlan) -> list[Packet]:
     """The packets that stand for all others of their kind, the SYN first.
@@ -617,38 +545,6 @@ def _added(counts: tuple[Count, ...], more: tuple[Count, ...]) -> tuple[Count, .
     return tuple(added.values())
 
 
-def _is_one_of_three(match: Match) -> bool:
-    """Whether a condition is the same for all SYNs, for all other TCP segments, and for all that is not TCP."""
-    unasked = (match.source_port, match.destination_port, match.icmp_type)
-    return match.protocol in (None, "tcp") and unasked == (None, None, None)
-
-
-def _refuses_others(forward: Chain | None) -> bool:
-    """Whether a new, translated packet of a protocol that no rule names is dropped."""
-    for rule in () if forward is None else forward.rules:
-        states = rule.match.ctstate
-        if rule.match.protocol is None and (not states or not {"NEW", "DNAT"}.isdisjoint(states)):
-            return isinstance(rule.target, Drop)
-    return False
-
-
 def _packet(kind: Packet, source: str, destination: str, sport: int, dport: int) -> Packet:
     """A packet of this kind.  `replace` would take as long as a tenth of the trace."""
     return Packet(src=source, dst=destination, protocol=kind.protocol, sport=sport, dport=dport, segment=kind.segment)
-
-
-def _covers(earlier: Match, later: Match) -> bool:
-    """Whether every packet that `later` matches is matched by `earlier` too."""
-
-    def holds(network: str | None, inside: str | None) -> bool:
-        return network is None or (inside is not None and IPNetwork(inside) in IPNetwork(network))
-
-    exact = ("in_interface", "protocol", "source_port", "destination_port", "icmp_type", "tcp_flags", "bound")
-    return (
-        holds(earlier.source, later.source)
-        and holds(earlier.destination, later.destination)
-        and holds(earlier.opened_from, later.opened_from)
-        and holds(earlier.answered_from, later.answered_from)
-        and all(getattr(earlier, name) in (None, getattr(later, name)) for name in exact)
-        and (not earlier.ctstate or (bool(later.ctstate) and set(later.ctstate) <= set(earlier.ctstate)))
-    )
