@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from nat_pod.config.services import TCP, UDP
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
@@ -12,7 +13,7 @@ from nat_pod.trace.flows import stranger_addresses
 from nat_pod.trace.topology import Route, Topology
 from nat_pod.trace.walk import Packet, Trace, Tracer
 from nat_pod.trial.flow_table import Tried
-from nat_pod.trial.probes import TCP, UDP, Asked
+from nat_pod.trial.probes import Asked
 from nat_pod.trial.results import MachineReport
 
 _PORTS = {TCP: 80, UDP: 9}

@@ -13,15 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nat_pod.config.delivery import Delivery
-from nat_pod.config.services import EVERYTHING
+from nat_pod.config.services import EVERYTHING, TCP, UDP
 from nat_pod.names import NAT_VM2, VROUTER, MemberName
 from nat_pod.plan.bootstrap import without_comments, without_docstrings
 from nat_pod.plan.model import PodPlan, SlotPlan
-from nat_pod.trace.flows import NOT_IN_POLICY, Flow, declared_flows, refused_flows, stranger_addresses
+from nat_pod.trace.flows import NOT_IN_POLICY, PROTOCOLS, Flow, declared_flows, refused_flows, stranger_addresses
 from nat_pod.trial.neighbours import PROGRAM, Neighbours
 
-ICMP, TCP, UDP = "icmp", "tcp", "udp"
-PROTOCOLS = (ICMP, TCP, UDP)
 KEY = "nat-pod-probes"
 
 WHOLE, NARROW = 9000, 1400
