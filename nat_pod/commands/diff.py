@@ -275,7 +275,7 @@ def _listed(outcome: Outcome) -> set[MemberName]:
 
 
 def _from_to(change: Change, quote: str) -> str:
-    if change.path.startswith(_NOT_SHOWN):
+    if change.hidden:
         return ""
     old, new = change.old, change.new
     if old is not None and new is not None:
@@ -283,9 +283,6 @@ def _from_to(change: Change, quote: str) -> str:
     if new is not None:
         return f": {_value(new, quote)} is new"
     return "" if old is None else f": {_value(old, quote)} is taken out"
-
-
-_NOT_SHOWN = ("natVm.sshPublicKey", "oci:private", "beside config")
 
 
 def _value(value: Value, quote: str) -> str:

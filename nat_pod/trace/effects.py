@@ -67,6 +67,8 @@ class Change:
     member: MemberName | None
     """Whose setting it is, where it is one member's."""
     verdict: Verdict
+    hidden: bool = False
+    """Whether its values say nothing to a reader, or are not for everybody's eyes."""
 
     @property
     def effect(self) -> Effect:
@@ -193,7 +195,11 @@ def _fits(key: Path, path: Path) -> bool:
 def _judged(one: Changed, pods: _Pods) -> Change:
     key = row_of(one.path)
     verdict = _of_another_namespace(one, pods) if key is None else EFFECTS[key](one, pods)
-    return Change(_written(one.path), one.old, one.new, _member_of(one.path), verdict)
+    return Change(_written(one.path), one.old, one.new, _member_of(one.path), verdict, _hidden(one.path))
+
+
+def _hidden(path: Path) -> bool:
+    return path == ("natVm", "sshPublicKey") or path[0] == BESIDE or path[0].startswith("oci:private")
 
 
 def _written(path: Path) -> str:
