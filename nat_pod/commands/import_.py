@@ -13,7 +13,7 @@ from nat_pod.config import whole_file
 from nat_pod.config.neighbours import is_customer_name
 from nat_pod.config.stack_file import STACK_NAME_RULE, is_stack_name
 from nat_pod.errors import NatPodError, excerpt, visible
-from nat_pod.handbuilt.draft import ASSUMED, Draft, draft
+from nat_pod.handbuilt.draft import Draft, draft
 from nat_pod.handbuilt.numeric import as_network, network
 from nat_pod.handbuilt.reconstruct import Handbuilt, reconstruct
 from nat_pod.handbuilt.remarks import NOTES, Remark, RemarkKind
@@ -126,7 +126,7 @@ def import_dict(pod: Handbuilt, draft: Draft | None, file: str | None) -> dict[s
         "config": None if draft is None else draft.config,
         "toFillIn": [] if draft is None else draft.to_fill_in,
         "withoutSlot": [] if draft is None else draft.without_slot,
-        "assumed": [] if draft is None else draft.assumed,
+        "assumed": [] if draft is None else list(draft.assumed),
         "findings": [
             {"kind": str(r.kind), "vm": r.vm, "line": r.line, "rule": r.rule or None, "why": r.why} for r in remarks
         ],
@@ -148,10 +148,7 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
                 f"Without a slot ({len(draft.without_slot)}), until `python -m nat_pod allocate STACK` gives them one"
             )
             sections += ["", title, *(f"  {member}" for member in draft.without_slot)]
-        rows = [
-            [f"{NAMESPACE}:{path}", draft.value(path), draft.comments[path].removeprefix(f"{ASSUMED}: ")]
-            for path in draft.assumed
-        ]
+        rows = [[f"{NAMESPACE}:{path}", draft.value(path), why] for path, why in draft.assumed.items()]
         sections += ["", f"Assumed ({len(rows)})", table(["setting", "value", "because"], rows)]
     remarks = pod.remarks if draft is None else draft.remarks
     exchanged = [remark for remark in remarks if remark.kind is RemarkKind.EXCHANGED]

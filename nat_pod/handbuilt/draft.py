@@ -27,10 +27,10 @@ from nat_pod.limits import MAX_VNICS
 from nat_pod.names import MANAGEMENT, NAMESPACE, NAT_VM1, NAT_VM2, SIDES, VROUTER, MemberName, Side
 from nat_pod.text import count, some
 
-ASSUMED = "ASSUMED"
+_ASSUMED = "ASSUMED"
 _HEAD = [
     "A POD built by hand, read from the nat tables of its two NAT VMs by `python -m nat_pod import`.",
-    f"{FILL_IN}: the rules do not say it. {ASSUMED}: the rules suggest it; look at it.",
+    f"{FILL_IN}: the rules do not say it. {_ASSUMED}: the rules suggest it; look at it.",
 ]
 
 
@@ -38,11 +38,13 @@ _HEAD = [
 class Draft:
     """A stack file to be: nat-pod's keys with FILL_IN where a value is unknown, and comments by path.
 
+    assumed: by path, why the value there is an assumption, which the file says, too; in the order of the paths.
     remarks: those about the rules, and those that come from making a stack file of them.
     """
 
     config: dict[str, Any]
     comments: Mapping[str, str]
+    assumed: Mapping[str, str]
     remarks: tuple[Remark, ...]
 
     @property
@@ -58,11 +60,6 @@ class Draft:
         members = [f"{realm}/{member}" for realm, names in realms.items() for member in names]
         return [member for member in members if member not in self.config["addresses"]]
 
-    @property
-    def assumed(self) -> list[str]:
-        """The paths whose value is an assumption."""
-        return [path for path, comment in sorted(self.comments.items()) if comment.startswith(ASSUMED)]
-
     def value(self, path: str) -> object:
         """The value at a path."""
         found: Any = self.config
@@ -72,7 +69,8 @@ class Draft:
 
     def text(self) -> str:
         """The stack file."""
-        return stack_text(_HEAD, {"oci:region": FILL_IN}, self.config, self.comments)
+        assumed = {path: f"{_ASSUMED}: {why}" for path, why in self.assumed.items()}
+        return stack_text(_HEAD, {REGION: FILL_IN}, self.config, {**self.comments, **assumed})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,9 +111,9 @@ def draft(pod: Handbuilt, given: Mapping[str, tuple[IPNetwork, ...]], stack: str
         pinned=pinned,
     )
     config = _config(parts)
-    comments = _comments(parts, why_management)
+    assumed = dict(sorted(_assumed(parts, why_management).items()))
     remarks = [*pod.remarks, *_unknown(pod, unknown), *_gained(parts), *_refused(config, parts, stack)]
-    return Draft(config=config, comments=comments, remarks=tuple(remarks))
+    return Draft(config=config, comments=_comments(parts), assumed=assumed, remarks=tuple(remarks))
 
 
 def _config(parts: _Parts) -> dict[str, Any]:
@@ -158,12 +156,19 @@ def _customer(parts: _Parts, customer: FoundCustomer) -> dict[str, Any]:
     return entry
 
 
-def _comments(parts: _Parts, why_management: str) -> dict[str, str]:
-    comments = {f"customers.{c.name}.cidr": f"{ASSUMED}: {c.why}" for c in parts.customers if c.why}
-    comments["management.cidr"] = f"{ASSUMED}: {why_management}"
-    comments["cidr"] = f"{ASSUMED}: the /{parts.cidr.prefixlen} around its addresses"
-    comments["natVm.shape"] = f"{count(len(parts.pod.pairs), 'VNIC')} of each NAT VM in use"
-    comments["management.vrouter"] = "the vRouter's floating IP in this POD"
+def _assumed(parts: _Parts, why_management: str) -> dict[str, str]:
+    return {
+        **{f"customers.{customer.name}.cidr": customer.why for customer in parts.customers if customer.why},
+        "management.cidr": why_management,
+        "cidr": f"the /{parts.cidr.prefixlen} around its addresses",
+    }
+
+
+def _comments(parts: _Parts) -> dict[str, str]:
+    comments = {
+        "natVm.shape": f"{count(len(parts.pod.pairs), 'VNIC')} of each NAT VM in use",
+        "management.vrouter": "the vRouter's floating IP in this POD",
+    }
     if parts.pinned:
         comments["subnets.vrouter"] = "the network of the vRouter's floating IP, a /24 to a /29"
     return comments
