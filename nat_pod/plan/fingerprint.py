@@ -40,14 +40,19 @@ def fingerprint(rules: Ruleset) -> dict[str, str]:
         entries = found.setdefault((name, builtin), [])
         entries.insert(len(entries) - (CLOSED in entries), f"-j {hooked}")
     return {
-        f"{name} {chain}": _hash(own) if chain.startswith(OWN_PREFIX) else _places(own)
+        f"{name} {chain}": _hash(own) if is_own(f"{name} {chain}") else _places(own)
         for (name, chain), own in found.items()
     }
 
 
 def guard_names() -> set[str]:
     """The names that the guard alone accounts for: they are the same under any document."""
-    return {f"{table} {chain}" for table, chain in _guard() if chain.startswith(OWN_PREFIX) or table == "raw"}
+    return {name for table, chain in _guard() if is_own(name := f"{table} {chain}") or table == "raw"}
+
+
+def is_own(name: str) -> bool:
+    """Whether `TABLE CHAIN` is a chain of nat-pod's, of which there is a hash."""
+    return name.partition(" ")[2].startswith(OWN_PREFIX)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from nat_pod.config.room import Room
 from nat_pod.config.source_nat import SourceNat
 from nat_pod.config.tags import Tags
 from nat_pod.names import INNER, LPGS, MANAGEMENT, MemberName, Role, Side
+from nat_pod.rules.compiler import CUSTOMER
 from nat_pod.rules.netfilter import AboveBound, Ruleset
 
 
@@ -58,6 +59,15 @@ class VnicPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BoundPlan:
+    """The bound of a customer's flows: the chain whose ACCEPTs are what it refuses, and how many may be open."""
+
+    customer: str
+    chain: str
+    most: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NatVmPlan:
     """One NAT VM with its VNICs in attach order, the rules it runs and its metadata.
 
@@ -84,13 +94,17 @@ class NatVmPlan:
         return self.role
 
     @property
-    def bounds(self) -> dict[str, tuple[str, ...]]:
-        """By chain that bounds the flows of a customer: how many it may have open, in words."""
-        return {
-            chain.name: tuple(str(bound) for rule in chain.rules if isinstance(bound := rule.match.bound, AboveBound))
+    def bounds(self) -> list[BoundPlan]:
+        """Whose flows it bounds."""
+        return [
+            BoundPlan(
+                customer=chain.name.removeprefix(CUSTOMER),
+                chain=chain.name,
+                most=tuple(str(bound) for rule in chain.rules if isinstance(bound := rule.match.bound, AboveBound)),
+            )
             for chain in self.rules.nat.chains
             if any(rule.match.bound is not None for rule in chain.rules)
-        }
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from nat_pod.config.source_nat import SourceNat
 from nat_pod.limits import BOUND_SHARE, FLOWS_PER_ADDRESS
 from nat_pod.names import MemberName, Side
 from nat_pod.plan.bootstrap import agent_id
-from nat_pod.plan.fingerprint import fingerprint, guard_names
+from nat_pod.plan.fingerprint import fingerprint, guard_names, is_own
 from nat_pod.plan.model import NatVmPlan, PodPlan, SlotPlan
 from nat_pod.status import standby
 from nat_pod.status.finding import JOURNAL, ROUND_SECONDS, SILENT_SECONDS, Finding, duration, some
@@ -214,11 +214,11 @@ def _changed(report: VmReport, vm: NatVmPlan) -> list[str]:
     changed = []
     for name in sorted(names):
         if name not in now:
-            changed.append(f"{name} is without {'them' if ' NATPOD-' in name else planned[name]}")
+            changed.append(f"{name} is without {'them' if is_own(name) else planned[name]}")
         elif name not in planned:
             changed.append(f"{name} is not planned")
         elif now[name] != planned[name]:
-            changed.append(f"{name} has {'others' if ' NATPOD-' in name else f'{now[name]}, not {planned[name]}'}")
+            changed.append(f"{name} has {'others' if is_own(name) else f'{now[name]}, not {planned[name]}'}")
     return changed
 
 
@@ -250,12 +250,12 @@ def _vnics(report: VmReport, vm: NatVmPlan) -> list[Finding]:
 def _above_bound(report: VmReport, vm: NatVmPlan) -> list[Finding]:
     """Customers of whom new flows were refused, because they had too many open."""
     found = []
-    for chain, most in vm.bounds.items():
-        refused = report.by_chain.get(chain, {}).get("ACCEPT", 0)
+    for bound in vm.bounds:
+        refused = report.by_chain.get(bound.chain, {}).get("ACCEPT", 0)
         if refused:
             what = (
-                f"{chain.removeprefix('NATPOD-C-')} had too many flows open: {refused} packets of new flows were "
-                f"refused since it booted; it may have {' and '.join(most)}"
+                f"{bound.customer} had too many flows open: {refused} packets of new flows were "
+                f"refused since it booted; it may have {' and '.join(bound.most)}"
             )
             found.append(Finding(vm.key, what, "see below which of its hosts has them, and ask its owner why"))
     return found
