@@ -192,8 +192,16 @@ def _kind_fact(plan: PodPlan) -> tuple[str, str]:
 
 
 def _plan_facts(plan: PodPlan) -> list[tuple[str, str]]:
-    if plan.delivery is Delivery.ROUTES:
-        return routed_facts(plan)
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return _private_ips_facts(plan)
+        case Delivery.ROUTES:
+            return routed_facts(plan)
+        case _ as never:
+            assert_never(never)
+
+
+def _private_ips_facts(plan: PodPlan) -> list[tuple[str, str]]:
     capacity = plan.capacity
     drops = f"shared by the whole POD, first drops from about {limits.FLOWS_BEFORE_DROPS}"
     match plan.source_nat:
@@ -228,8 +236,16 @@ def _way_in_to_nat_vm1(plan: PodPlan) -> str:
 
 def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Title, header, rows."""
-    if plan.delivery is Delivery.ROUTES:
-        return routed_tables(plan)
+    match plan.delivery:
+        case Delivery.PRIVATE_IPS:
+            return _private_ips_tables(plan)
+        case Delivery.ROUTES:
+            return routed_tables(plan)
+        case _ as never:
+            assert_never(never)
+
+
+def _private_ips_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     subnets = {subnet.key: subnet.cidr for subnet in plan.subnets}
     slots = sorted(plan.slots, key=lambda slot: servers_first(slot.member))
     return [

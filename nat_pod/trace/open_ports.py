@@ -173,7 +173,10 @@ class OpenPorts:
                 )
             case Side.NAT_VM2:
                 return isinstance(sender, MemberName) and sender.realm == MANAGEMENT
-        return False
+            case None:
+                return False
+            case _ as never:
+                assert_never(never)
 
 
 def _ways(found: dict[tuple[str, str], set[int]]) -> tuple[WayIn, ...]:
