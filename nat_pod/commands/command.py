@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from netaddr import AddrFormatError, IPNetwork
 
+from nat_pod.config.services import LAST_PORT
 from nat_pod.errors import NatPodError, excerpt
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -69,6 +70,19 @@ def ipv4_network(text: str) -> IPNetwork | None:
     except (AddrFormatError, ValueError):
         return None
     return network if network.version == 4 and network.ip == network.network else None
+
+
+def port_number(text: str) -> int | None:
+    """What was typed, as a port; None for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,5}", text) and 1 <= int(text) <= LAST_PORT else None
+
+
+def vm_file(text: str) -> tuple[str, str]:
+    """A NAT VM and the file that came from it, typed as VM=FILE."""
+    vm, _, file = text.partition("=")
+    if not vm or not file:
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not VM=FILE, e.g. natVm2=two.txt")
+    return vm, file
 
 
 def width() -> int:

@@ -137,7 +137,7 @@ def import_text(pod: Handbuilt, draft: Draft | None) -> str:
     """`import` for people: what was found, what is left to do, and each thing that does not fit."""
     customers = 0 if draft is None else len(draft.config["customers"])
     sections = [
-        f"{', '.join(f'{count} rules on {vm}' for vm, count in pod.rules.items())}: {count(len(pod.flows), 'flow')}",
+        f"{', '.join(f'{number} rules on {vm}' for vm, number in pod.rules.items())}: {count(len(pod.flows), 'flow')}",
         f"  {count(len(pod.hosts), 'host')} of {count(customers, 'customer')}, {count(len(pod.servers), 'server')}, "
         f"{count(len(pod.pairs), 'VNIC pair')}, source NAT {pod.source_nat}",
     ]

@@ -22,6 +22,7 @@ from nat_pod.commands.command import (
     print_json,
     read_outputs,
     read_text,
+    vm_file,
 )
 from nat_pod.commands.lab import reports
 from nat_pod.commands.stack import load
@@ -58,7 +59,7 @@ def add(commands: Subparsers) -> None:
         "--report",
         metavar="VM=FILE",
         action="append",
-        type=_report_source,
+        type=vm_file,
         default=[],
         help="a NAT VM's report, by its name: natVm1; - reads standard input (default: ask the stack's lab)",
     )
@@ -74,13 +75,6 @@ def add(commands: Subparsers) -> None:
     output.add_argument(
         "--prometheus", action="store_true", help="metrics in Prometheus's text format (docs/monitoring.md)"
     )
-
-
-def _report_source(text: str) -> tuple[str, str]:
-    vm, _, file = text.partition("=")
-    if not vm or not file:
-        raise argparse.ArgumentTypeError(f"{text} is not VM=FILE, e.g. natVm1=one.log")
-    return vm, file
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 
 from netaddr import INET_PTON, AddrFormatError, IPAddress, IPNetwork
 
-from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json, width
+from nat_pod.commands.command import (
+    FINDINGS,
+    OK,
+    Subparsers,
+    add_json,
+    add_parser,
+    add_stack,
+    port_number,
+    print_json,
+    width,
+)
 from nat_pod.commands.stack import load
-from nat_pod.errors import NatPodError
+from nat_pod.config.services import LAST_PORT
+from nat_pod.errors import NatPodError, excerpt
 from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.dispositions import Disposition
@@ -44,9 +54,10 @@ def add(commands: Subparsers) -> None:
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch(r"\d{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port (1 to 65535)")
-    return int(text)
+    number = port_number(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not a port (1 to {LAST_PORT})")
+    return number
 
 
 def _run(arguments: argparse.Namespace) -> int:

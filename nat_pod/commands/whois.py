@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,18 @@ from typing import assert_never
 
 from netaddr import IPNetwork
 
-from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, ipv4_network, print_json, read_text
+from nat_pod.commands.command import (
+    FINDINGS,
+    OK,
+    Subparsers,
+    add_json,
+    add_parser,
+    ipv4_network,
+    port_number,
+    print_json,
+    read_text,
+    vm_file,
+)
 from nat_pod.config.pods import Pod, no_stacks, read_pods
 from nat_pod.errors import ConfigError, NatPodError, excerpt, visible
 from nat_pod.names import natural
@@ -44,7 +54,7 @@ def add(commands: Subparsers) -> None:
         "--conntrack",
         metavar="VM=FILE",
         action="append",
-        type=_table_source,
+        type=vm_file,
         default=[],
         help="what `conntrack -L` printed on a NAT VM, to find who is behind a port; - reads standard input",
     )
@@ -60,7 +70,7 @@ class _Asked:
 
 
 def _asked(text: str) -> _Asked:
-    address, colon, port = text.partition(":")
+    address, colon, behind_colon = text.partition(":")
     network = ipv4_network(address)
     if network is None or address.count(".") != 3:
         raise argparse.ArgumentTypeError(
@@ -68,16 +78,10 @@ def _asked(text: str) -> _Asked:
         )
     if not colon:
         return _Asked(network, None)
-    if "/" in address or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    port = port_number(behind_colon)
+    if "/" in address or port is None:
         raise argparse.ArgumentTypeError(f"{excerpt(text)} is not an address and a port, e.g. 198.18.0.130:40312")
-    return _Asked(network, int(port))
-
-
-def _table_source(text: str) -> tuple[str, str]:
-    vm, _, file = text.partition("=")
-    if not vm or not file:
-        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not VM=FILE, e.g. natVm2=two.txt")
-    return vm, file
+    return _Asked(network, port)
 
 
 def _run(arguments: argparse.Namespace) -> int:

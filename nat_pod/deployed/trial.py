@@ -25,6 +25,7 @@ from typing import Any
 import pulumi
 
 from nat_pod.config import any_config
+from nat_pod.config.placement import REGION
 from nat_pod.config.stack_file import read_stack
 from nat_pod.deployed.consoles import Captures, captures_stack
 from nat_pod.deployed.stacks import CliError, LockedError, Say, Stack
@@ -239,7 +240,7 @@ class Trial:
             evidence = self._evidence(first, stopped, shape)
         return TrialReport(
             stack=self._stack,
-            where=str(self._settings.config.get("oci:region", "the provider's region")),
+            where=str(self._settings.config.get(REGION, "the provider's region")),
             rehearsed=self._rehearsed,
             about={
                 "delivery": self.plan.delivery,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from nat_pod.config.placement import REGION
 from nat_pod.config.settings import BESIDE, Changed, Path, Value, changed, renamed
 from nat_pod.names import SIDES, VROUTER, MemberName
 from nat_pod.plan.model import PodPlan
@@ -582,7 +583,7 @@ def _of_another_namespace(one: Changed, pods: _Pods) -> Verdict:
     key = one.path[0]
     if key == BESIDE:
         return Verdict(Effect.UNKNOWN, "a key of the Pulumi CLI's, which nat-pod does not read")
-    if key == "oci:region":
+    if key == REGION:
         return _region(one, pods)
     if key in _WHO_ASKS:
         return Verdict(Effect.NONE, "who asks OCI, not what for")

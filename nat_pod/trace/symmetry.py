@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from netaddr import IPAddress
 
+from nat_pod.names import ANYWHERE
 from nat_pod.plan.model import SlotPlan
 from nat_pod.rules.netfilter import Chain, Dnat, Match, Netmap, Rule, Snat, Target
 from nat_pod.trace.spans import Places, numbers
@@ -140,7 +141,7 @@ def _target(target: Target, own: _Words) -> tuple[str, object]:
 def _touched(match: Match, target: Netmap, values: list[tuple[int, int]]) -> list[int]:
     """The members that a NETMAP may concern.  values: sorted pairs of an address and its member's number."""
     touched: set[int] = set()
-    for network in (match.source or match.destination or "0.0.0.0/0", target.to):
+    for network in (match.source or match.destination or ANYWHERE, target.to):
         first, last = numbers(network)[:2]
         touched |= {number for _, number in values[bisect(values, (first, -1)) : bisect(values, (last + 1, -1))]}
     return sorted(touched)
@@ -149,7 +150,7 @@ def _touched(match: Match, target: Netmap, values: list[tuple[int, int]]) -> lis
 def _moved(match: Match, target: Netmap, own: _Words) -> list[object]:
     """What a NETMAP makes of a member's addresses, and what it makes them from."""
     first, last = numbers(target.to)[:2]
-    start, end = numbers(match.source or match.destination or "0.0.0.0/0")[:2]
+    start, end = numbers(match.source or match.destination or ANYWHERE)[:2]
     if end - start != last - first or (match.source and match.destination):
         return [*own]  # not one to one: the member is like no other
     found: list[object] = []

@@ -33,11 +33,10 @@ from nat_pod.trace.decisions import (
     SourceChecked,
     VcnRouted,
 )
-from nat_pod.trace.spans import Addresses, Header, Places, Span, number, numbers, prefix_around, runs
+from nat_pod.trace.spans import Addresses, FlowKey, Header, Places, Span, number, numbers, prefix_around, runs
 from nat_pod.trace.topology import Balancer, Lpg, Route, SecurityRule, Subnet, Topology, Vm, Vnic
 
 PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
-_Key = tuple[str, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Vcns:
         self._vms = topology.vms | {one.name: one.machine for one in topology.balancers.values()}
         self.places = _places(topology)
         # VNIC with stateful rules -> packets of the flows that they let pass.
-        self._tracked: dict[str, set[_Key]] = {}
+        self._tracked: dict[str, set[FlowKey]] = {}
         self._sources = Places(numbers(cidr)[:2] for cidr in topology.peers)
         self._ports = Places(_ports(topology))
         # VNICs for which the same rules hold have the same number.
