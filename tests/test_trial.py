@@ -172,7 +172,7 @@ def test_a_report_is_read_as_it_was_written(probe):
     found, damaged = read_reports("\r\n".join(["[    0.1] Linux", *written(probe, REPORT), "login:"]))
     assert damaged == 0
     report = found[7]
-    assert (report.machine, report.saw, report.about["python"]) == ("customer1/vm1", 5.5, "3.9.18")
+    assert (report.saw, report.about["python"]) == (5.5, "3.9.18")
     assert report.heard == {("icmp", "np-1-9", "198.18.0.2")}
     assert report.results[0] == Result(ok=True, name="management/mgmt", seen="198.18.0.130")
     assert "\x1b" not in report.results[1].detail
@@ -231,8 +231,6 @@ def as_declared(plan: PodPlan, asked: list[Asked], machines: list[str]) -> dict[
         results[flow.sender][one.number] = result
     return {
         machine: MachineReport(
-            machine=machine,
-            list_number=TRIAL + 1,
             results=results[machine],
             heard=frozenset(heard[machine]),
             about={"image": "Oracle Linux Server 9.4", "kernel": "5.15", "python": "3.9.18", "iptables": "v1.8.10"},
@@ -413,7 +411,7 @@ def test_in_a_routed_pod_the_lpg_table_carries_what_customers_send():
         """Packets arrive that servers send (True), and that customers send (False)."""
         reports = {
             str(flow.receiver): MachineReport(
-                machine=str(flow.receiver), list_number=1, results={}, about={}, saw=0.0, forwarded={},
+                results={}, about={}, saw=0.0, forwarded={},
                 heard=frozenset((one.protocol, one.token, "x") for one in asked if one.flow.receiver == flow.receiver),
             )
             for flow in (one.flow for one in asked)
@@ -521,10 +519,16 @@ SILENT = Extra(number=902, sender="fern/app", kind="idle", to="198.18.8.1", sett
     ],
 )
 def test_flows_that_are_held_and_one_that_is_silent(changes, balancer, idle):
+    found = verdicts(replace(with_held_flows(), **changes))
+    assert (found[Assumption.BALANCER], found[Assumption.IDLE]) == (balancer, idle)
+
+
+def with_held_flows() -> Evidence:
+    """Of a routed POD whose NAT VMs are stopped in turn, and all is well."""
     plan = planned("routed")
     neighbours = neighbours_of(plan, "routed")
     asked = probes.asked(plan, probes.chosen(plan), TRIAL)
-    whole = Evidence(
+    return Evidence(
         plan=plan,
         neighbours=neighbours,
         flows=outcomes(plan, asked, as_declared(plan, asked, [machine.name for machine in neighbours.machines])),
@@ -532,8 +536,12 @@ def test_flows_that_are_held_and_one_that_is_silent(changes, balancer, idle):
         idle=[(SILENT, Result(ok=True))],
         stopped={"natVm1a": 60.0, "natVm2a": 61.0},
     )
-    found = verdicts(replace(whole, **changes))
-    assert (found[Assumption.BALANCER], found[Assumption.IDLE]) == (balancer, idle)
+
+
+def test_of_lost_flows_it_is_said_how_they_ended():
+    held = [(HELD, Result(ok=False, opened=20, wanted=20, lost=2, pause=3.0, errors=("reset", "timed out")))] * 2
+    row = next(row for row in rows(replace(with_held_flows(), held=held)) if row.assumption is Assumption.BALANCER)
+    assert row.seen.startswith("natVm1a, natVm2a stopped in turn: 40 flows held, 4 lost (reset, timed out), longest")
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

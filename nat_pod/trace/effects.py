@@ -132,9 +132,6 @@ class _Pods:
     def of_realm(self, realm: str) -> frozenset[Pair]:
         return frozenset(pair for pair in self.all if realm in (pair[0].realm, pair[1].realm))
 
-    def of_member(self, member: str) -> frozenset[Pair]:
-        return frozenset(pair for pair in self.all if member in pair)
-
     def traced(self, concerned: Callable[[Pair], bool], otherwise: str) -> Verdict:
         """What the tracer found for some flows."""
         lists = (

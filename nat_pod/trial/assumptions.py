@@ -12,7 +12,7 @@ from nat_pod.config.delivery import Delivery
 from nat_pod.names import Side
 from nat_pod.plan.model import PodPlan
 from nat_pod.status.report import VmReport
-from nat_pod.text import count
+from nat_pod.text import count, some
 from nat_pod.trial.neighbours import Neighbours
 from nat_pod.trial.outcome import Outcome
 from nat_pod.trial.probes import NARROW, PAST_NAT_VM1, WHOLE, Extra
@@ -340,8 +340,11 @@ def _balancer(evidence: Evidence) -> tuple[Verdict, str]:
     opened, lost = sum(r.opened for _, r in tried), sum(r.lost for _, r in tried)
     pause = max(r.pause for _, r in tried)
     missing = sum(r.wanted for _, r in tried) - opened
+    errors = list(dict.fromkeys(error for _, result in tried for error in result.errors))
+    how = f" ({some(errors, 3)})" if errors else ""
     said = (
-        f"{', '.join(evidence.stopped)} stopped in turn: {opened} flows held, {lost} lost, longest pause {pause:.1f} s"
+        f"{', '.join(evidence.stopped)} stopped in turn: {opened} flows held, {lost} lost{how}, "
+        f"longest pause {pause:.1f} s"
     )
     if missing:
         said += f"; {missing} could not be opened"

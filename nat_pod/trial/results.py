@@ -44,8 +44,6 @@ class MachineReport:
     forwarded: of a vRouter, by the address of the VNIC at which they came in, packets that it sent on.
     """
 
-    machine: str
-    list_number: int
     results: dict[int, Result]
     heard: frozenset[tuple[str, str, str]]
     about: dict[str, str]
@@ -68,7 +66,7 @@ def read_reports(console: str) -> tuple[dict[int, MachineReport], int]:
     for key in sorted(parts):
         whole = "".join(parts[key].get(part, "?") for part in range(1, wanted[key] + 1))
         try:
-            found[key[0]] = _report(key[0], json.loads(_unpacked(whole)))
+            found[key[0]] = _report(json.loads(_unpacked(whole)))
         except (ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError):
             damaged += 1
     return found, damaged
@@ -82,11 +80,9 @@ def _unpacked(text: str) -> bytes:
     return data
 
 
-def _report(number: int, found: Mapping[str, Any]) -> MachineReport:
+def _report(found: Mapping[str, Any]) -> MachineReport:
     about = {name: _words(value) for name, value in found["about"].items() if name != "saw"}
     return MachineReport(
-        machine=_words(found["name"]),
-        list_number=number,
         results={int(probe): _result(result) for probe, result in found["results"].items()},
         heard=frozenset((_words(how), _words(token), _words(source)) for how, token, source in found["heard"]),
         about=about,
