@@ -319,7 +319,7 @@ def test_a_changed_setting_is_accounted_for_and_nothing_that_ends_is_called_harm
     assert path in [one.path for one in differing]
     assert len(outcome.changes) == len(differing)
     # Each flow that the tracer finds another one is the doing of a setting.
-    blamed = frozenset().union(*(change.verdict.flows for change in outcome.changes))
+    blamed = frozenset().union(*(change.judgement.flows for change in outcome.changes))
     assert difference.ended <= blamed
     assert difference.ended <= outcome.ending
     worse = outcome.ending | outcome.at_risk | difference.outlived
@@ -328,10 +328,10 @@ def test_a_changed_setting_is_accounted_for_and_nothing_that_ends_is_called_harm
         assert not difference.ended
         assert standing(plan) >= standing(planned(stack))
     for change in outcome.changes:
-        assert change.verdict.why
-        assert bool(change.verdict.until) == (change.effect is Effect.AT_RISK)
-        assert change.verdict.flows <= difference.before
-        assert bool(change.verdict.flows) or change.effect in (Effect.NONE, Effect.REFUSED, Effect.IN_TURN)
+        assert change.judgement.why
+        assert bool(change.judgement.until) == (change.effect is Effect.AT_RISK)
+        assert change.judgement.flows <= difference.before
+        assert bool(change.judgement.flows) or change.effect in (Effect.NONE, Effect.REFUSED, Effect.IN_TURN)
 
 
 def standing(plan: PodPlan) -> set[object]:

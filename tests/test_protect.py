@@ -75,7 +75,7 @@ def judged(before: dict, after: dict) -> list[str]:
     ]
     if "customer2" not in after["customers"]:
         del values[1][("customers", "customer2", "cidr")]
-    return [change.verdict.why for change in account(compare(old, new), old, new, *values).changes]
+    return [change.judgement.why for change in account(compare(old, new), old, new, *values).changes]
 
 
 @pytest.mark.parametrize(

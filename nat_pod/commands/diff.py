@@ -155,9 +155,9 @@ def _change_dict(change: Change) -> dict[str, object]:
         "before": change.old,
         "after": change.new,
         "effect": change.effect,
-        "flows": len(change.verdict.flows),
-        "until": change.verdict.until or None,
-        "why": change.verdict.why,
+        "flows": len(change.judgement.flows),
+        "until": change.judgement.until or None,
+        "why": change.judgement.why,
     }
 
 
@@ -230,7 +230,7 @@ def headline(outcome: Outcome) -> str:
         lost = f"{outlived} of {count(all_flows, 'flow')} {'is' if outlived == 1 else 'are'}"
         parts.append(f"{lost} not opened any more, and open connections go on")
     if at_risk:
-        untils = dict.fromkeys(c.verdict.until for c in outcome.changes if c.effect is Effect.AT_RISK)
+        untils = dict.fromkeys(c.judgement.until for c in outcome.changes if c.effect is Effect.AT_RISK)
         number = f"{at_risk} more" if ending else f"{at_risk} of {count(all_flows, 'flow')}"
         parts.append(f"{number} {'is' if at_risk == 1 else 'are'} at risk {', and '.join(untils)}")
     if any(change.effect is Effect.REFUSED for change in outcome.changes):
@@ -299,22 +299,22 @@ def _quoted(text: str, quote: str) -> str:
 
 
 def _effect(change: Change) -> str:
-    verdict = change.verdict
-    flows = count(len(verdict.flows), "flow")
-    one = len(verdict.flows) == 1
-    match verdict.effect:
+    judgement = change.judgement
+    flows = count(len(judgement.flows), "flow")
+    one = len(judgement.flows) == 1
+    match judgement.effect:
         case Effect.REPLACES | Effect.IN_TURN:
-            return verdict.why
+            return judgement.why
         case Effect.ENDS:
-            return f"{flows} {'ends' if one else 'end'}: {verdict.why}"
+            return f"{flows} {'ends' if one else 'end'}: {judgement.why}"
         case Effect.AT_RISK:
-            return f"{flows} {'is' if one else 'are'} at risk {verdict.until}: {verdict.why}"
+            return f"{flows} {'is' if one else 'are'} at risk {judgement.until}: {judgement.why}"
         case Effect.REFUSED:
-            return f"refused: {verdict.why}"
+            return f"refused: {judgement.why}"
         case Effect.UNKNOWN:
-            return f"effect not known: {verdict.why}"
+            return f"effect not known: {judgement.why}"
         case Effect.NONE:
-            return f"no flow ends: {verdict.why}"
+            return f"no flow ends: {judgement.why}"
         case _ as never:
             assert_never(never)
 

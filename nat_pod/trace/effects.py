@@ -49,7 +49,7 @@ class Effect(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """What a row of the table says of one changed setting: the flows that end or are at risk, why, and until when."""
 
     effect: Effect
@@ -67,14 +67,14 @@ class Change:
     new: Value | None
     member: MemberName | None
     """Whose setting it is, where it is one member's."""
-    verdict: Verdict
+    judgement: Judgement
     hidden: bool = False
     """Whether its values say nothing to a reader, or are not for everybody's eyes."""
 
     @property
     def effect(self) -> Effect:
         """What it does."""
-        return self.verdict.effect
+        return self.judgement.effect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ class Outcome:
         return not (self.ending or self.at_risk or self.difference.outlived or mistakes) and self.worst is Effect.NONE
 
     def _flows(self, *effects: Effect) -> frozenset[Pair]:
-        return frozenset().union(*(change.verdict.flows for change in self.changes if change.effect in effects))
+        return frozenset().union(*(change.judgement.flows for change in self.changes if change.effect in effects))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class _Pods:
     def of_realm(self, realm: str) -> frozenset[Pair]:
         return frozenset(pair for pair in self.all if realm in (pair[0].realm, pair[1].realm))
 
-    def traced(self, concerned: Callable[[Pair], bool], otherwise: str) -> Verdict:
+    def traced(self, concerned: Callable[[Pair], bool], otherwise: str) -> Judgement:
         """What the tracer found for some flows."""
         lists = (
             ("lost", self.difference.lost),
@@ -149,14 +149,14 @@ class _Pods:
         if outlived := len(changed - ended):
             words.append(f"open connections of {outlived} go on")
         words += [f"{gained} gained or widened" if self.difference.widened else f"{gained} gained"] if gained else []
-        return Verdict(Effect.ENDS if ended else Effect.NONE, ", ".join(words) or otherwise, ended)
+        return Judgement(Effect.ENDS if ended else Effect.NONE, ", ".join(words) or otherwise, ended)
 
 
 def _pair(change: FlowChange) -> Pair:
     return change.sender, change.receiver
 
 
-_Row = Callable[[Changed, _Pods], Verdict]
+_Row = Callable[[Changed, _Pods], Judgement]
 
 
 def account(
@@ -192,8 +192,8 @@ def _fits(key: Path, path: Path) -> bool:
 
 def _judged(one: Changed, pods: _Pods) -> Change:
     key = row_of(one.path)
-    verdict = _of_another_namespace(one, pods) if key is None else EFFECTS[key](one, pods)
-    return Change(_written(one.path), one.old, one.new, _member_of(one.path), verdict, _hidden(one.path))
+    judgement = _of_another_namespace(one, pods) if key is None else EFFECTS[key](one, pods)
+    return Change(_written(one.path), one.old, one.new, _member_of(one.path), judgement, _hidden(one.path))
 
 
 def _hidden(path: Path) -> bool:
@@ -232,15 +232,15 @@ _IN_TURN = (
 )
 
 
-def _replaced(pods: _Pods, why: str) -> Verdict:
+def _replaced(pods: _Pods, why: str) -> Judgement:
     """Both NAT VMs of a POD, at once or nearly so: their addresses or their subnets change."""
-    return Verdict(Effect.REPLACES, f"{_ONE_BY_ONE}{why}{_kept_vms(pods)}", pods.all)
+    return Judgement(Effect.REPLACES, f"{_ONE_BY_ONE}{why}{_kept_vms(pods)}", pods.all)
 
 
-def _made_anew(pods: _Pods, why: str = "") -> Verdict:
+def _made_anew(pods: _Pods, why: str = "") -> Judgement:
     """NAT VMs that come back as they were: with a standby no flow has to end."""
     if _has_standby(pods):
-        return Verdict(Effect.IN_TURN, f"{_IN_TURN}{why}{_kept_vms(pods)}")
+        return Judgement(Effect.IN_TURN, f"{_IN_TURN}{why}{_kept_vms(pods)}")
     return _replaced(pods, why)
 
 
@@ -262,66 +262,66 @@ def _has_standby(pods: _Pods) -> bool:
     return bool(pods.old.balancers and pods.new.balancers)
 
 
-def _ssh_key(_: Changed, pods: _Pods) -> Verdict:
+def _ssh_key(_: Changed, pods: _Pods) -> Judgement:
     return _made_anew(pods)
 
 
-def _availability_domain(one: Changed, pods: _Pods) -> Verdict:
+def _availability_domain(one: Changed, pods: _Pods) -> Judgement:
     if str(one.old).casefold() == str(one.new).casefold():  # OCI ignores case here
-        return Verdict(Effect.NONE, "the same availability domain")
+        return Judgement(Effect.NONE, "the same availability domain")
     if one.old is None or one.new is None:
         return _made_anew(pods, "; unless it is the region's first one, which is the default")
     return _made_anew(pods)
 
 
-def _shape(_: Changed, pods: _Pods) -> Verdict:
+def _shape(_: Changed, pods: _Pods) -> Judgement:
     if _has_standby(pods):
         return _made_anew(pods)
     why = (
         "`pulumi up` is refused (409), because it would reboot both NAT VMs; "
         "change one VM after the other in the console, then run: pulumi refresh"
     )
-    return Verdict(Effect.REFUSED, why)
+    return Judgement(Effect.REFUSED, why)
 
 
-def _image(_: Changed, pods: _Pods) -> Verdict:
+def _image(_: Changed, pods: _Pods) -> Judgement:
     if _has_standby(pods):
         return _made_anew(pods)
     why = "no new VM: OCI exchanges the boot volume, which stops the VM, or refuses to (not tried in a tenancy)"
-    return Verdict(Effect.AT_RISK, why, pods.all, "until both NAT VMs run the new image")
+    return Judgement(Effect.AT_RISK, why, pods.all, "until both NAT VMs run the new image")
 
 
 # --- where the POD is ------------------------------------------------------------------------------------------------
 
 
-def _compartment(_: Changed, pods: _Pods) -> Verdict:
+def _compartment(_: Changed, pods: _Pods) -> Judgement:
     why = (
         "`pulumi up` fails at its preview, because it looks for the NAT VMs' VNICs in the new compartment while they "
         "are in the old one; move nothing, or make a new POD there"
     )
-    return Verdict(Effect.REFUSED, why, pods.all)
+    return Judgement(Effect.REFUSED, why, pods.all)
 
 
-def _region(one: Changed, pods: _Pods) -> Verdict:
+def _region(one: Changed, pods: _Pods) -> Judgement:
     why = (
         "a POD does not move: `pulumi up` would look for its resources there, find none, and may forget those in "
         f"{one.old} (not tried in a tenancy); make a new POD there, and take this one down when nobody uses it"
     )
-    return Verdict(Effect.AT_RISK, why, pods.all, f"until the stack file says {one.old} again")
+    return Judgement(Effect.AT_RISK, why, pods.all, f"until the stack file says {one.old} again")
 
 
-def _pod_range(one: Changed, pods: _Pods) -> Verdict:
+def _pod_range(one: Changed, pods: _Pods) -> Judgement:
     moved = _layout(one, pods)
     if moved.effect is not Effect.NONE:
         return moved
     if pods.old.vcn_cidr == pods.new.vcn_cidr:
         why = "the VCN's range stays what it is; the security rules for aliases are replaced by ones for the new range"
-        return Verdict(Effect.AT_RISK, why, pods.all, "until the security rules are replaced")
+        return Judgement(Effect.AT_RISK, why, pods.all, "until the security rules are replaced")
     why = "OCI changes the CIDR block of the POD's VCN in place, or refuses to (not tried in a tenancy)"
-    return Verdict(Effect.AT_RISK, why, pods.all, f"until the VCN has {one.new}")
+    return Judgement(Effect.AT_RISK, why, pods.all, f"until the VCN has {one.new}")
 
 
-def _layout(_: Changed, pods: _Pods) -> Verdict:
+def _layout(_: Changed, pods: _Pods) -> Judgement:
     """Subnets of VNICs: those in use, or only such as nobody uses yet."""
     for side in SIDES:
         if pods.old.primary(side) != pods.new.primary(side):
@@ -331,7 +331,9 @@ def _layout(_: Changed, pods: _Pods) -> Verdict:
     changed_subnets = sorted(key for key in was.keys() & now.keys() if was[key] != now[key] and key != VROUTER)
     if changed_subnets:
         why = f"OCI changes the CIDR of subnet {changed_subnets[0]}, or refuses to while it has private IPs"
-        return Verdict(Effect.AT_RISK, why, pods.all, f"until the VNICs in {', '.join(changed_subnets)} are made anew")
+        return Judgement(
+            Effect.AT_RISK, why, pods.all, f"until the VNICs in {', '.join(changed_subnets)} are made anew"
+        )
     return pods.traced(lambda _: True, "only VNIC pairs that nobody uses are concerned")
 
 
@@ -342,26 +344,26 @@ def _subnets(plan: PodPlan) -> dict[str, str]:
 # --- the vRouter and management --------------------------------------------------------------------------------------
 
 
-def _vrouter(one: Changed, pods: _Pods) -> Verdict:
+def _vrouter(one: Changed, pods: _Pods) -> Judgement:
     why = (
         f"NAT VM2 keeps its route to {one.old}, and flows go through as long as a vRouter has that; "
         f"the first `pulumi up` after {one.new} is there moves the route"
     )
-    return Verdict(Effect.AT_RISK, why, pods.all, f"until the vRouter's owner adds {one.new}")
+    return Judgement(Effect.AT_RISK, why, pods.all, f"until the vRouter's owner adds {one.new}")
 
 
-def _vrouter_subnet(_: Changed, pods: _Pods) -> Verdict:
+def _vrouter_subnet(_: Changed, pods: _Pods) -> Judgement:
     if _subnets(pods.old)[VROUTER] == _subnets(pods.new)[VROUTER]:  # the planner's own, written down or not any more
-        return Verdict(Effect.NONE, "the subnet stays what it is")
+        return Judgement(Effect.NONE, "the subnet stays what it is")
     why = (
         "OCI changes the CIDR of the vRouter's subnet in place, or refuses to while an address outside the new one is "
         "in use (not tried in a tenancy)"
     )
     until = f"until the subnet is {_subnets(pods.new)[VROUTER]} and the vRouter's owner has {pods.new.vrouter_ip} in it"
-    return Verdict(Effect.AT_RISK, why, pods.all, until)
+    return Judgement(Effect.AT_RISK, why, pods.all, until)
 
 
-def _management_range(one: Changed, pods: _Pods) -> Verdict:
+def _management_range(one: Changed, pods: _Pods) -> Judgement:
     known = _only_more(one, pods.all)
     if known is not None:
         return known
@@ -371,7 +373,7 @@ def _management_range(one: Changed, pods: _Pods) -> Verdict:
         "nat-pod does not see what management's VCN has, nor what the vRouter routes"
     )
     until = f"until management's VCN has {new} and the vRouter routes it"
-    return Verdict(Effect.AT_RISK, why, pods.all, until)
+    return Judgement(Effect.AT_RISK, why, pods.all, until)
 
 
 def _networks(value: Value | None) -> tuple[str, ...]:
@@ -384,7 +386,7 @@ def _named(value: Value | None) -> str:
     return some(_networks(value), 4)
 
 
-def _only_more(one: Changed, flows: frozenset[Pair]) -> Verdict | None:
+def _only_more(one: Changed, flows: frozenset[Pair]) -> Judgement | None:
     """What it means that a neighbour has the networks that it had, and perhaps more; None where it lacks some."""
     old, new = _networks(one.old), _networks(one.new)
     if not set(old) <= set(new):
@@ -392,22 +394,24 @@ def _only_more(one: Changed, flows: frozenset[Pair]) -> Verdict | None:
     if old[0] == new[0]:
         more = tuple(network for network in new if network not in old)
         added = f"routes and rules for {_named(more)} come in addition, and the others' stay"
-        return Verdict(Effect.NONE, added if more else "the same networks")
+        return Judgement(Effect.NONE, added if more else "the same networks")
     why = f"the security rules of the first network have the neighbour's name alone: {new[0]} gets those of {old[0]}"
-    return Verdict(Effect.AT_RISK, why, flows, f"until {old[0]} has new ones; put new networks at the end of the list")
+    return Judgement(
+        Effect.AT_RISK, why, flows, f"until {old[0]} has new ones; put new networks at the end of the list"
+    )
 
 
 # --- customers -------------------------------------------------------------------------------------------------------
 
 
-def _customer_range(one: Changed, pods: _Pods) -> Verdict:
+def _customer_range(one: Changed, pods: _Pods) -> Judgement:
     customer = one.path[1]
     flows = pods.of_realm(customer)
     if one.old is None:
-        return Verdict(Effect.NONE, "a new customer gets an LPG")
+        return Judgement(Effect.NONE, "a new customer gets an LPG")
     if one.new is None:
         why = "its LPG is deleted, and the customer's own LPG is of no more use to it afterwards"
-        return Verdict(Effect.ENDS, f"{why}{_kept_network(pods, 'that LPG')}", flows)
+        return Judgement(Effect.ENDS, f"{why}{_kept_network(pods, 'that LPG')}", flows)
     known = _only_more(one, flows)
     if known is not None:
         return known
@@ -416,28 +420,28 @@ def _customer_range(one: Changed, pods: _Pods) -> Verdict:
         f"NAT VM1's route to {old} is replaced by one to {new}, and the security rules with it; "
         "nat-pod does not see what the customer's VCN has"
     )
-    return Verdict(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {new}")
+    return Judgement(Effect.AT_RISK, why, flows, f"until {customer}'s VCN has {new}")
 
 
-def _peer(one: Changed, pods: _Pods) -> Verdict:
+def _peer(one: Changed, pods: _Pods) -> Judgement:
     customer = one.path[1]
     if customer not in pods.old.customer_cidrs or customer not in pods.new.customer_cidrs:
-        return Verdict(Effect.NONE, "the customer comes or goes: see its cidr")
+        return Judgement(Effect.NONE, "the customer comes or goes: see its cidr")
     why = (
         "its LPG is replaced, and one that was peered cannot be peered again, so the customer makes a new one too, "
         "and peers anew"
     )
     if pods.new.protect.network:
         why += _kept_network(pods, "that LPG")
-    return Verdict(Effect.ENDS, why, pods.of_realm(customer))
+    return Judgement(Effect.ENDS, why, pods.of_realm(customer))
 
 
-def _servers_of_customer(one: Changed, pods: _Pods) -> Verdict:
+def _servers_of_customer(one: Changed, pods: _Pods) -> Judgement:
     customer = one.path[1]
     return pods.traced(lambda pair: pair[0].realm == customer, "the same servers")
 
 
-def _policy(one: Changed, pods: _Pods) -> Verdict:
+def _policy(one: Changed, pods: _Pods) -> Judgement:
     _, sender, receiver = one.path
     return pods.traced(
         lambda pair: _is_end(pair[0], sender) and _is_end(pair[1], receiver), "no flow may begin with more or less"
@@ -448,86 +452,86 @@ def _is_end(member: MemberName, end: str) -> bool:
     return end in (member, member.realm)
 
 
-def _gateway(one: Changed, pods: _Pods) -> Verdict:
+def _gateway(one: Changed, pods: _Pods) -> Judgement:
     customer = one.path[1]
     was, now = pods.old.gateways.get(customer), pods.new.gateways.get(customer)
     if was is None or now is None:
-        return Verdict(Effect.NONE, "the customer comes or goes: see its cidr")
+        return Judgement(Effect.NONE, "the customer comes or goes: see its cidr")
     if was == now:
-        return Verdict(Effect.NONE, "its gateway stays what it is")
+        return Judgement(Effect.NONE, "its gateway stays what it is")
     why = f"it moves from {was.prose} to {now.prose}, whose hosts have their aliases in other blocks"
-    return Verdict(Effect.ENDS, why, pods.of_realm(customer))
+    return Judgement(Effect.ENDS, why, pods.of_realm(customer))
 
 
 # --- members ---------------------------------------------------------------------------------------------------------
 
 
-def _member(one: Changed, pods: _Pods) -> Verdict:
+def _member(one: Changed, pods: _Pods) -> Judgement:
     member = _member_of(one.path)
     return pods.traced(lambda pair: member in pair, "no flow of its changes")
 
 
-def _formerly(_: Changed, __: _Pods) -> Verdict:
-    return Verdict(Effect.NONE, "a former name: LPG, peering and slots stay")
+def _formerly(_: Changed, __: _Pods) -> Judgement:
+    return Judgement(Effect.NONE, "a former name: LPG, peering and slots stay")
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
-def _source_nat(_: Changed, pods: _Pods) -> Verdict:
+def _source_nat(_: Changed, pods: _Pods) -> Judgement:
     addresses = (*pods.difference.renumbered, *pods.difference.rerouted)
     return pods.traced(set(map(_pair, addresses)).__contains__, "no flow has another address")
 
 
-def _delivery(_: Changed, pods: _Pods) -> Verdict:
+def _delivery(_: Changed, pods: _Pods) -> Judgement:
     why = (
         "a POD does not change its delivery: `pulumi up` would delete its NAT VMs and make others in other subnets; "
         "make a new POD beside this one"
     )
-    return Verdict(Effect.REPLACES, why, pods.all)
+    return Judgement(Effect.REPLACES, why, pods.all)
 
 
-def _standby(one: Changed, pods: _Pods) -> Verdict:
+def _standby(one: Changed, pods: _Pods) -> Judgement:
     if one.new is None or one.old is None:
-        return Verdict(Effect.NONE, "the delivery changes, which says more")
+        return Judgement(Effect.NONE, "the delivery changes, which says more")
     if one.new == "true":
         why = "the route rules lead to balancers, which send nothing before they call a NAT VM healthy"
-        return Verdict(Effect.AT_RISK, why, pods.all, "until each balancer calls its NAT VM healthy")
+        return Judgement(Effect.AT_RISK, why, pods.all, "until each balancer calls its NAT VM healthy")
     why = "the route rules lead to the first NAT VM of each side, and the second one is deleted with its balancer"
     why += _kept_network(pods, "those" if pods.old.protect.nat_vms else "that balancer")
-    return Verdict(Effect.AT_RISK, why, pods.all, "until the route rules have changed, if a second NAT VM is active")
+    return Judgement(Effect.AT_RISK, why, pods.all, "until the route rules have changed, if a second NAT VM is active")
 
 
-def _vcn(_: Changed, pods: _Pods) -> Verdict:
+def _vcn(_: Changed, pods: _Pods) -> Judgement:
     if pods.old.vcn_cidr == pods.new.vcn_cidr:
-        return Verdict(Effect.NONE, "the VCN's range stays what it is")
+        return Judgement(Effect.NONE, "the VCN's range stays what it is")
     moved = f"the VCN's range {pods.old.vcn_cidr} becomes {pods.new.vcn_cidr}"
     return _replaced(pods, f": {moved}, which OCI may refuse halfway; a new POD is safer")
 
 
-def _moves_from(_: Changed, __: _Pods) -> Verdict:
-    return Verdict(Effect.NONE, "it says which other POD `check` holds this one against")
+def _moves_from(_: Changed, __: _Pods) -> Judgement:
+    return Judgement(Effect.NONE, "it says which other POD `check` holds this one against")
 
 
-def _limit(_: Changed, __: _Pods) -> Verdict:
-    return Verdict(Effect.NONE, "it says what `check` allows; Oracle's limit stays what it is")
+def _limit(_: Changed, __: _Pods) -> Judgement:
+    return Judgement(Effect.NONE, "it says what `check` allows; Oracle's limit stays what it is")
 
 
-def _names(one: Changed, pods: _Pods) -> Verdict:
+def _names(one: Changed, pods: _Pods) -> Judgement:
     if one.old is None:
-        return Verdict(Effect.NONE, "private views are made; a VCN resolves these names once its owner attaches one")
+        return Judgement(Effect.NONE, "private views are made; a VCN resolves these names once its owner attaches one")
     why = "open connections go on; the names in it are gone for every VCN that attached the view"
     if one.new is None:
         why += ", and OCI refuses to delete the view before it is detached everywhere"
-    return Verdict(Effect.AT_RISK, why, pods.all, "where hosts call by these names, until they call by others")
+    return Judgement(Effect.AT_RISK, why, pods.all, "where hosts call by these names, until they call by others")
 
 
-def _protect(_: Changed, __: _Pods) -> Verdict:
-    return Verdict(Effect.NONE, "it says what the engine refuses to delete or replace, and touches no resource")
+def _protect(_: Changed, __: _Pods) -> Judgement:
+    return Judgement(Effect.NONE, "it says what the engine refuses to delete or replace, and touches no resource")
 
 
-def _tag(_: Changed, __: _Pods) -> Verdict:
-    return Verdict(Effect.NONE, "tags change in place, on every resource")
+def _tag(_: Changed, __: _Pods) -> Judgement:
+    return Judgement(Effect.NONE, "tags change in place, on every resource")
 
 
 EFFECTS: dict[Path, _Row] = {
@@ -576,12 +580,12 @@ EFFECTS: dict[Path, _Row] = {
 _WHO_ASKS = ("oci:userOcid", "oci:fingerprint", "oci:privateKey", "oci:privateKeyPath", "oci:privateKeyPassword")
 
 
-def _of_another_namespace(one: Changed, pods: _Pods) -> Verdict:
+def _of_another_namespace(one: Changed, pods: _Pods) -> Judgement:
     key = one.path[0]
     if key == BESIDE:
-        return Verdict(Effect.UNKNOWN, "a key of the Pulumi CLI's, which nat-pod does not read")
+        return Judgement(Effect.UNKNOWN, "a key of the Pulumi CLI's, which nat-pod does not read")
     if key == REGION:
         return _region(one, pods)
     if key in _WHO_ASKS:
-        return Verdict(Effect.NONE, "who asks OCI, not what for")
-    return Verdict(Effect.UNKNOWN, "nat-pod does not read this key, and does not know who does")
+        return Judgement(Effect.NONE, "who asks OCI, not what for")
+    return Judgement(Effect.UNKNOWN, "nat-pod does not read this key, and does not know who does")
