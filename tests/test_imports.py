@@ -62,7 +62,7 @@ PULUMI_PARTS = {"grpc", "google"}
 SPEAKS_TO_THE_ENGINE = {"language_host", "plugin", "provider", "run_program"}
 USES_PULUMI = {"inputs", "program", "provider", "run_program", "language_host"}
 STARTS_GIT = {"revisions"}  # `diff` asks git for the stack file at an earlier revision
-STARTS_PROGRAMS = {"balancer", "boot", "engine", "holder", "imds", "language_host", "netns", "sandbox"}
+STARTS_PROGRAMS = {"balancer", "boot", "engine", "holder", "imds", "language_host", "netns", "processes", "sandbox"}
 
 
 @functools.cache

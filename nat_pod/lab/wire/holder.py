@@ -35,6 +35,7 @@ from nat_pod.lab.wire.balancer import Settings
 from nat_pod.lab.wire.fabric import dhcp_offer, imds_document, lay_cables
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.probe import Probe, Prober
+from nat_pod.lab.wire.processes import Processes, Work, replace_file
 from nat_pod.lab.wire.rewiring import Rewiring, rewire
 from nat_pod.lab.wire.router import read_drops
 from nat_pod.lab.wire.servers import Servers
@@ -43,7 +44,6 @@ from nat_pod.trace.topology import VM_HOST, VM_NAT, Topology
 
 _TMPFS = "/run"
 _HOME = Path(_TMPFS) / "nat-pod"
-_RESOLVER = " resolver"
 _AGENT = "nat-pod-agent.service"
 _IMDS_SECONDS = 20
 _BOOT_SECONDS = 180
@@ -60,7 +60,6 @@ _NO_RULES = "".join(
 )
 # The line that the agent writes when it has loaded a document, with the number of flows that it ended.
 _LOADED = re.compile(r"nat-pod: (\d+ rules of generation .*?)\r?$", re.MULTILINE)
-_COMPLAINT = 3000  # characters of a boot's output in an error message
 
 
 class Operations:
@@ -68,7 +67,7 @@ class Operations:
 
     def __init__(self, topology: Topology, tell: Callable[[str], None]) -> None:
         self._topology = topology
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes = Processes(_HOME / "logs")
         self._rounds: dict[str, subprocess.Popen[str]] = {}
         self._load: load.Load | None = None
         self._kept = ""
@@ -87,7 +86,7 @@ class Operations:
             "vms": {vm.name: vm.kind for vm in self._topology.vms.values()},
             "vcns": list(self._topology.vcns),
             "down": {vm: OFF if held is None else HANGS for vm, held in self._down.items()},
-            "processes": {name: process.poll() for name, process in self._processes.items()},
+            "processes": self._processes.status(),
         }
 
     def balancers(self) -> dict[str, dict[str, Any]]:
@@ -137,8 +136,7 @@ class Operations:
             self._down[vm] = pids if hang else None
             if not hang:
                 self._rounds.pop(vm, None)
-                for label in [label for label in self._processes if label.startswith(f"{vm} ")]:
-                    self._processes.pop(label).wait()
+                self._processes.end(vm)
                 nics = [port.nic for port in self._fabric.ports.values() if port.vm == vm]
                 netns.ip_batch("".join(f"addr flush dev {nic}\n" for nic in nics), space.name)
                 netns.ip_batch("link set lo down\naddr flush dev lo\n", space.name)
@@ -201,9 +199,7 @@ class Operations:
         self._up(vm)
         disk = self._disk(vm)
         if vm not in self._rounds:
-            timers = self._processes.pop(f"{vm} timers")
-            timers.terminate()
-            timers.wait()
+            self._processes.end(vm, Work.TIMERS, signal.SIGTERM)  # which also ends a service that is just running
             self._rounds[vm] = subprocess.Popen(
                 self._boot_command(vm, "rounds", str(disk)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -247,7 +243,7 @@ class Operations:
         with self._turn:
             document = json.loads(path.read_text())
             document["instance"]["metadata"] = metadata
-            _write(path, document)
+            replace_file(path, document)
 
     def read(self, vm: str, path: str) -> str:
         """A file on a VM's disk, by its path there, e.g. /var/lib/nat-pod/status.json."""
@@ -259,7 +255,7 @@ class Operations:
     def log(self, vm: str) -> str:
         """What a VM's boot and timers have printed so far."""
         self._disk(vm)
-        return _log(vm).read_text(errors="replace")
+        return self._processes.log(vm).read_text(errors="replace")
 
     # --- building ----------------------------------------------------------------------------------------------
 
@@ -294,16 +290,13 @@ class Operations:
 
     def _resolve(self) -> None:
         """Let each host's resolver answer what its VCN's does now.  A resolver keeps no flow, so it is made anew."""
-        for label in [label for label in self._processes if label.endswith(_RESOLVER)]:
-            process = self._processes.pop(label)
-            process.kill()
-            process.wait()
+        self._processes.end(work=Work.RESOLVER)
         for vm in self._topology.vms.values():
             vcn = self._topology.vcns[self._topology.subnets[self._topology.vnics[vm.vnics[0]].subnet].vcn]
             if vm.kind == VM_HOST and vcn.zones:
                 address, program = resolver.commands(vcn)
                 netns.run(address, vm_namespace(vm.name))
-                self._keep(f"{vm.name}{_RESOLVER}", netns.in_namespace(vm_namespace(vm.name), program), vm.name)
+                self._processes.start(vm.name, Work.RESOLVER, netns.in_namespace(vm_namespace(vm.name), program))
 
     def _balance(self, tell: Callable[[str], None]) -> None:
         """Start the load balancers, and wait until each has asked all of its backends once."""
@@ -321,7 +314,7 @@ class Operations:
             state.unlink(missing_ok=True)
             told[name] = self._instruct(name)
             command = [sys.executable, "-m", "nat_pod.lab.wire.balancer", str(settings), str(state)]
-            self._keep(f"{name} load balancer", netns.in_namespace(balancer_namespace(name), command), name)
+            self._processes.start(name, Work.BALANCER, netns.in_namespace(balancer_namespace(name), command))
         for name, number in told.items():
             self._wait_for_balancer(name, number)
 
@@ -343,15 +336,15 @@ class Operations:
             },
             number=self._instructions,
         )
-        _write(self._balancer_files(name)[0], settings.to_json())
+        replace_file(self._balancer_files(name)[0], settings.to_json())
         return settings.number
 
     def _wait_for_balancer(self, name: str, told: int) -> None:
         """Until it has taken the settings of this number; a new one, until it has asked all of its backends."""
         end = time.monotonic() + self._topology.balancers[name].check.timeout_millis / 1000 + _BALANCER_SECONDS
         while self._balancer_state(name)["settings"] != told:
-            if time.monotonic() > end or self._processes[f"{name} load balancer"].poll() is not None:
-                raise LabError(f"load balancer {name} does not come up:\n{_tail(name)}")
+            if time.monotonic() > end or not self._processes.runs(name, Work.BALANCER):
+                raise LabError(f"load balancer {name} does not come up:\n{self._processes.tail(name)}")
             time.sleep(0.02)
 
     def _balancer_files(self, name: str) -> tuple[Path, Path]:
@@ -432,9 +425,7 @@ class Operations:
         """Before a VM goes, its load balancer gives its flows to the other one."""
         vms = {vnic.addresses[0]: vnic.vm for vnic in self._topology.vnics.values()}
         for name in change.gone_balancers:
-            process = self._processes.pop(f"{name} load balancer")
-            process.kill()
-            process.wait()
+            self._processes.end(name, Work.BALANCER)
         stay = [name for name in self._topology.balancers if name not in change.gone_balancers]
         for name in stay:
             wanted = {backend.address for backend in after.balancers[name].backends}
@@ -450,7 +441,7 @@ class Operations:
         """
         console = self._disk(vm) / "root" / boot.CONSOLE.relative_to("/")
         before = console.stat().st_size if console.exists() else 0
-        _write(self._disk(vm) / "imds.json", document)
+        replace_file(self._disk(vm) / "imds.json", document)
         if self._topology.vms[vm].kind != VM_NAT:
             return "it will read its new metadata"
         said = self.poll(vm)
@@ -461,10 +452,7 @@ class Operations:
 
     def _power_off(self, name: str) -> None:
         """End every process of a machine, and take its disk away."""
-        for label in [label for label in self._processes if label.split(" ")[0] == name]:
-            process = self._processes.pop(label)
-            process.kill()
-            process.wait()
+        self._processes.end(name)
         rounds = self._rounds.pop(name, None)
         if rounds is not None:
             rounds.kill()
@@ -479,8 +467,8 @@ class Operations:
         for name in names:
             vm, disk = self._topology.vms[name], _HOME / "disks" / vm_namespace(name)
             disk.mkdir()
-            _write(disk / "dhcp.json", dhcp_offer(self._topology, vm))
-            _write(disk / "imds.json", imds_document(self._topology, vm))
+            replace_file(disk / "dhcp.json", dhcp_offer(self._topology, vm))
+            replace_file(disk / "imds.json", imds_document(self._topology, vm))
         self._power_on(names)
 
     def _power_on(self, names: list[str]) -> None:
@@ -488,39 +476,39 @@ class Operations:
         for name in names:
             disk = self._disk(name)
             imds = [sys.executable, "-m", "nat_pod.lab.wire.imds", str(disk / "imds.json")]
-            self._keep(f"{name} metadata service", netns.in_namespace(vm_namespace(name), imds), name)
+            self._processes.start(name, Work.METADATA, netns.in_namespace(vm_namespace(name), imds))
         for name in names:
             self._wait_for_imds(name)
-        boots = {name: _spawn(self._boot_command(name, "boot", str(self._disk(name))), name) for name in names}
+        boots = {
+            name: self._processes.spawn(name, self._boot_command(name, "boot", str(self._disk(name)))) for name in names
+        }
         end = time.monotonic() + _BOOT_SECONDS
         for name, process in boots.items():
             try:
                 status = process.wait(max(0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                raise LabError(f"{name}: its boot did not end within {_BOOT_SECONDS} s:\n{_tail(name)}") from None
+                raise LabError(
+                    f"{name}: its boot did not end within {_BOOT_SECONDS} s:\n{self._processes.tail(name)}"
+                ) from None
             if status:
-                raise LabError(f"{name}: its boot failed with exit status {status}:\n{_tail(name)}")
+                raise LabError(f"{name}: its boot failed with exit status {status}:\n{self._processes.tail(name)}")
         for name in names:
-            self._keep(f"{name} timers", self._boot_command(name, "timers", str(self._disk(name))), name)
+            self._processes.start(name, Work.TIMERS, self._boot_command(name, "timers", str(self._disk(name))))
 
     def _wait_for_imds(self, name: str) -> None:
         end = time.monotonic() + _IMDS_SECONDS
-        process = self._processes[f"{name} metadata service"]
-        while process.poll() is None and time.monotonic() < end:
+        while self._processes.runs(name, Work.METADATA) and time.monotonic() < end:
             with netns.open_socket(vm_namespace(name), socket.AF_INET, socket.SOCK_STREAM) as trial:
                 trial.settimeout(1)
                 with suppress(OSError):
                     trial.connect((IMDS_ADDRESS, 80))
                     return
             time.sleep(0.02)
-        raise LabError(f"{name}: its metadata service does not come up:\n{_tail(name)}")
+        raise LabError(f"{name}: its metadata service does not come up:\n{self._processes.tail(name)}")
 
     def _boot_command(self, vm: str, verb: str, *arguments: str) -> list[str]:
         # `ip netns exec`, since the guest looks at /sys/class/net, and only this mounts the right one.
         return ["ip", "netns", "exec", vm_namespace(vm), *boot.with_own_mounts(verb, *arguments)]
-
-    def _keep(self, label: str, command: list[str], vm: str) -> None:
-        self._processes[label] = _spawn(command, vm)
 
     def _disk(self, vm: str) -> Path:
         disk = _HOME / "disks" / vm_namespace(vm)
@@ -549,12 +537,6 @@ class Operations:
             raise LabError(f"{name or 'nothing'} is not in this lab; it has {', '.join(sorted(among))}")
 
 
-def _spawn(command: list[str], vm: str) -> subprocess.Popen[bytes]:
-    """A process of a VM; what it prints goes to the VM's log."""
-    with _log(vm).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-
 def _finished(command: list[str], seconds: float) -> dict[str, Any]:
     try:
         done = subprocess.run(
@@ -563,21 +545,6 @@ def _finished(command: list[str], seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise LabError(f"{' '.join(command)}: did not end within {seconds:g} s") from None
     return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
-
-
-def _log(vm: str) -> Path:
-    return _HOME / "logs" / f"{vm_namespace(vm)}.log"
-
-
-def _tail(vm: str) -> str:
-    return _log(vm).read_text(errors="replace")[-_COMPLAINT:].strip()
-
-
-def _write(path: Path, value: object) -> None:
-    """Replace a file at once: the metadata service reads it at any time."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(value))
-    new.replace(path)
 
 
 # --- the process ---------------------------------------------------------------------------------------------------
