@@ -24,14 +24,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nat_pod.lab.wire import boot, load, netns, resolver
-from nat_pod.lab.wire.balancer import Settings
+from nat_pod.lab.wire.balancers import Balancers
 from nat_pod.lab.wire.fabric import dhcp_offer, imds_document, lay_cables
 from nat_pod.lab.wire.netns import LabError
 from nat_pod.lab.wire.probe import Probe, Prober
@@ -47,7 +47,6 @@ _HOME = Path(_TMPFS) / "nat-pod"
 _AGENT = "nat-pod-agent.service"
 _IMDS_SECONDS = 20
 _BOOT_SECONDS = 180
-_BALANCER_SECONDS = 20
 OFF, HANGS = "is off", "hangs"
 _NO_RULES = "".join(
     f"*{table}\n" + "".join(f":{chain} ACCEPT [0:0]\n" for chain in chains.split()) + "COMMIT\n"
@@ -68,10 +67,10 @@ class Operations:
     def __init__(self, topology: Topology, tell: Callable[[str], None]) -> None:
         self._topology = topology
         self._processes = Processes(_HOME / "logs")
+        self._balancers = Balancers(self._processes, _HOME / "balancers")
         self._rounds: dict[str, subprocess.Popen[str]] = {}
         self._load: load.Load | None = None
         self._kept = ""
-        self._instructions = 0  # that were given to load balancers
         self._turn = threading.Lock()
         # VMs that have failed: the processes that stand still, None for one that is off.
         self._down: dict[str, list[int] | None] = {}
@@ -95,7 +94,7 @@ class Operations:
         By name: `active`, the address that new flows go to (None: nobody), `asked`, the addresses that have been asked,
         `healthy`, those that answer, and `switches`, each with the time by the monotonic clock and the address.
         """
-        return {name: self._balancer_state(name) for name in self._topology.balancers}
+        return {name: self._balancers.state(name) for name in self._topology.balancers}
 
     def topology(self) -> str:
         """The deployed network that this lab was built from: a pickled Topology, in base64."""
@@ -286,6 +285,7 @@ class Operations:
         for space in fabric.spaces:
             netns.wait_for_links(space.name)
         self._resolve()
+        self._balancers.serve(topology, fabric)
         self._balance(tell)
 
     def _resolve(self) -> None:
@@ -302,60 +302,7 @@ class Operations:
         """Start the load balancers, and wait until each has asked all of its backends once."""
         for name, balancer in self._topology.balancers.items():
             tell(f"load balancer {name} asks its {len(balancer.backends)} backends")
-        self._start_balancers(self._topology.balancers)
-
-    def _start_balancers(self, names: Iterable[str]) -> None:
-        told = {}
-        for name in names:
-            if sum(not backend.is_backup for backend in self._topology.balancers[name].backends) > 1:
-                raise LabError(f"{name}: it has more than one backend that is no backup; the lab spreads no flows")
-            settings, state = self._balancer_files(name)
-            settings.parent.mkdir(exist_ok=True)
-            state.unlink(missing_ok=True)
-            told[name] = self._instruct(name)
-            command = [sys.executable, "-m", "nat_pod.lab.wire.balancer", str(settings), str(state)]
-            self._processes.start(name, Work.BALANCER, netns.in_namespace(balancer_namespace(name), command))
-        for name, number in told.items():
-            self._wait_for_balancer(name, number)
-
-    def _instruct(self, name: str, without: Collection[str] = ()) -> int:
-        """Tell a load balancer what it is; returns the number of these settings.
-
-        without: addresses of backends that are left out.
-        """
-        balancer = self._topology.balancers[name]
-        backends = tuple(backend for backend in balancer.backends if backend.address not in without)
-        self._instructions += 1
-        settings = Settings(
-            balancer=replace(balancer, backends=backends),
-            links=self._fabric.balancer_links[name].backends,
-            machines={
-                vnic.addresses[0]: vnic.mac
-                for vnic in self._topology.vnics.values()
-                if vnic.addresses[0] in {backend.address for backend in backends}
-            },
-            number=self._instructions,
-        )
-        replace_file(self._balancer_files(name)[0], settings.to_json())
-        return settings.number
-
-    def _wait_for_balancer(self, name: str, told: int) -> None:
-        """Until it has taken the settings of this number; a new one, until it has asked all of its backends."""
-        end = time.monotonic() + self._topology.balancers[name].check.timeout_millis / 1000 + _BALANCER_SECONDS
-        while self._balancer_state(name)["settings"] != told:
-            if time.monotonic() > end or not self._processes.runs(name, Work.BALANCER):
-                raise LabError(f"load balancer {name} does not come up:\n{self._processes.tail(name)}")
-            time.sleep(0.02)
-
-    def _balancer_files(self, name: str) -> tuple[Path, Path]:
-        folder = _HOME / "balancers"
-        return folder / f"{balancer_namespace(name)}.json", folder / f"{balancer_namespace(name)}.state"
-
-    def _balancer_state(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self._balancer_files(name)[1].read_text()))
-        except FileNotFoundError:
-            return {"active": None, "asked": [], "healthy": [], "settings": 0, "switches": []}
+        self._balancers.start(self._topology.balancers)
 
     def _become(self, after: Topology) -> list[str]:
         before, change = self._topology, rewire(self._topology, self._fabric, after)
@@ -389,6 +336,7 @@ class Operations:
                 netns.restore_rules(space.name, space.rules)
             netns.set_sysctls(space.name, space.rule_sysctls)
         self._topology, self._fabric = after, fabric
+        self._balancers.serve(after, fabric)
         fresh = replace(after, vms={name: after.vms[name] for name in change.new_vms})
         self._servers.serve(after, anew=change.new_vms)
         if self._load is not None:
@@ -402,8 +350,8 @@ class Operations:
             self._boot(booted)
         for name in after.balancers:
             if name not in change.new_balancers:
-                self._instruct(name)
-        self._start_balancers(change.new_balancers)
+                self._balancers.instruct(name)
+        self._balancers.start(change.new_balancers)
         self._resolve()
         for vm in boots:
             document = imds_document(after, vm)
@@ -432,7 +380,7 @@ class Operations:
             there = {backend.address for backend in self._topology.balancers[name].backends}
             out = {address for address in there if address not in wanted or vms.get(address) in change.gone_vms}
             if out:
-                self._wait_for_balancer(name, self._instruct(name, out))
+                self._balancers.take_out(name, out)
 
     def _told(self, vm: str, document: dict[str, object]) -> str:
         """Give a VM that runs its new metadata; returns what a NAT VM's agent did with it, in the agent's own words.
