@@ -13,6 +13,7 @@ import pytest
 from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 
 COMPARTMENT = "ocid1.compartment.oc1..test"
 IMAGE = "ocid1.image.oc1..test"
@@ -26,7 +27,7 @@ OTHER = "10.9.0.0/16"
 class World:
     """A VCN 198.18.0.0/22 with subnets a (.0/27) and b (.32/27), an NSG and a VM in a; short names for requests."""
 
-    region: Region = field(default_factory=lambda: Region(attach_seconds=0))
+    region: Region = field(default_factory=lambda: Region(limits=Limits(attach_seconds=0)))
 
     def __post_init__(self) -> None:
         self.pod = self.vcn("198.18.0.0/22")

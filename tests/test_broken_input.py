@@ -209,13 +209,13 @@ REGION_FILES = {
     "brackets": "[" * 200_000,
     "no line feed": "{" * 9_000_000,
     "other types": (
-        '{"region": 1, "attachSeconds": 0, "lpgLimit": [], "secondaryIpLimit": 1, "balancerLimit": 3, '
-        '"domainPrefix": "", "avoidsDowntime": true}\n'
+        '{"region": 1, "attach_seconds": 0, "lpgs": [], "secondary_ips": 1, "balancers": 3, '
+        '"domain_prefix": "", "avoids_downtime": true}\n'
     ),
 }
 HEADER = (
-    '{"region": "x", "attachSeconds": 0, "lpgLimit": 10, "secondaryIpLimit": 64, "balancerLimit": 3, '
-    '"domainPrefix": "x", "avoidsDowntime": true}\n'
+    '{"region": "x", "attach_seconds": 0, "lpgs": 10, "secondary_ips": 64, "balancers": 3, '
+    '"domain_prefix": "x", "avoids_downtime": true}\n'
 )
 REGION_CHANGES = {
     "no JSON": "{\n",

@@ -21,6 +21,7 @@ from nat_pod.errors import ConfigError
 from nat_pod.lab.engine.program import DeployError, Deployment, Registration, deploy, run_apart
 from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 from nat_pod.oci.args import NatPodArgs
 from nat_pod.oci.component import NatPod
 from nat_pod.oci.scope import Scope
@@ -295,7 +296,7 @@ def test_what_dies_with_its_owner_says_so(deployed: tuple[Region, Deployment]) -
 
 @pytest.mark.slow
 def test_attachments_of_one_vm_are_chained_and_of_two_vms_are_not() -> None:
-    deployment = deploy(REPOSITORY, "ten", Region(attach_seconds=0))
+    deployment = deploy(REPOSITORY, "ten", Region(limits=Limits(attach_seconds=0)))
     found = {
         entry.name.removeprefix("nat-pod-ten-"): {urn.split("::")[-1] for urn in entry.request.dependencies}
         for entry in deployment.registrations
@@ -308,11 +309,11 @@ def test_attachments_of_one_vm_are_chained_and_of_two_vms_are_not() -> None:
 
 @pytest.mark.sweep
 def test_the_chain_is_what_avoids_the_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    deploy(REPOSITORY, "ten", Region(attach_seconds=0.1))
+    deploy(REPOSITORY, "ten", Region(limits=Limits(attach_seconds=0.1)))
     options = Scope.options
     monkeypatch.setattr(Scope, "options", lambda scope, depends_on=None, **more: options(scope, **more))
     with pytest.raises(DeployError, match=r"409-Conflict, instance .* is currently being modified"):
-        deploy(REPOSITORY, "ten", Region(attach_seconds=0.1))
+        deploy(REPOSITORY, "ten", Region(limits=Limits(attach_seconds=0.1)))
 
 
 # Two steps
@@ -630,7 +631,7 @@ def test_the_outputs_are_what_handover_reads(deployed: tuple[Region, Deployment]
 def test_a_pinned_availability_domain_and_a_flex_shape(project: Path) -> None:
     change(project, "natVm", "availabilityDomain", value="abcd:UK-LONDON-1-AD-3")
     change(project, "natVm", "shape", value={"shape": "VM.Optimized3.Flex", "ocpus": 12, "memoryGbs": 48})
-    deployment = deploy(project, "dev", Region(domain_prefix="abcd"))
+    deployment = deploy(project, "dev", Region(limits=Limits(domain_prefix="abcd")))
     vm = registered(deployment, oci.INSTANCE)["natVm1"].inputs
     assert vm["availabilityDomain"] == "abcd:UK-LONDON-1-AD-3"
     assert (vm["shape"], vm["shapeConfig"]) == ("VM.Optimized3.Flex", {"ocpus": 12, "memoryInGbs": 48})
@@ -639,7 +640,7 @@ def test_a_pinned_availability_domain_and_a_flex_shape(project: Path) -> None:
 @pytest.mark.parametrize("name", ["abcd:UK-LONDON-1-AD-4", "abcd:US-ASHBURN-AD-1", "nPod:UK-LONDON-1-AD-1"])
 def test_a_domain_that_the_region_does_not_have_is_refused_before_anything_is_made(project: Path, name: str) -> None:
     change(project, "natVm", "availabilityDomain", value=name)
-    region = Region(domain_prefix="abcd")
+    region = Region(limits=Limits(domain_prefix="abcd"))
     with pytest.raises(DeployError) as refused:
         deploy(project, "dev", region)
     assert str(refused.value) == (
@@ -679,5 +680,5 @@ def test_runs_leave_nothing_behind() -> None:
     deploy(REPOSITORY, "dev", Region())
     before = Path.cwd(), set(threading.enumerate())
     with pytest.raises(DeployError):
-        deploy(REPOSITORY, "dev", Region(lpg_limit=1))
+        deploy(REPOSITORY, "dev", Region(limits=Limits(lpgs=1)))
     assert (Path.cwd(), set(threading.enumerate())) == before

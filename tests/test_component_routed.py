@@ -13,6 +13,7 @@ from conftest import REPOSITORY, project_with
 from nat_pod.lab.engine.program import DeployError, Deployment, Registration, deploy
 from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 
 POD = "nat-pod-routed"
 ROLES = ("natVm1", "natVm1-2", "natVm2")
@@ -232,7 +233,7 @@ def test_outputs(deployed: tuple[Region, Deployment]) -> None:
 @pytest.mark.slow
 def test_a_region_without_room_for_a_balancer_says_so(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r"400-LimitExceeded.*1 network load balancers"):
-        deploy(with_settings(tmp_path), "routed", Region(balancer_limit=1))
+        deploy(with_settings(tmp_path), "routed", Region(limits=Limits(balancers=1)))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from nat_pod.lab.engine.program import Registration, deploy
 from nat_pod.lab.region.inputs import Diff
 from nat_pod.lab.region.kinds import INSTANCE, LPG, NSG_RULE, PRIVATE_IP, ROUTE_TABLE, VCN, VNIC_ATTACHMENT
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 from nat_pod.names import MANAGEMENT, SIDES
 from nat_pod.oci import args
 from nat_pod.plan.model import PodPlan
@@ -369,7 +370,7 @@ def registrations(directory: Path, mapping: dict) -> dict[tuple[str, str], Regis
     directory.mkdir()
     config = {f"nat-pod:{key}": value for key, value in mapping.items()}
     project_with(directory, "pod", yaml.safe_dump({"config": {"oci:region": "uk-london-1", **config}}))
-    region = Region(attach_seconds=0)
+    region = Region(limits=Limits(attach_seconds=0))
     compartment = {"compartmentId": "ocid1.compartment.oc1..customer"}
     for customer in mapping["customers"].values():
         if "peerId" in customer:

@@ -34,6 +34,7 @@ from nat_pod.lab.region.kinds import (
     VNIC_ATTACHMENT,
 )
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.diff import compare
@@ -659,13 +660,11 @@ def test_interrupted_up_is_resumed_by_the_next(tmp_path: Path, cli: Path) -> Non
 
 
 def test_refused_resource_is_named_and_the_rest_goes_on_later(tmp_path: Path, cli: Path) -> None:
-    pod = Pod.new(tmp_path, cli, region=Region(lpg_limit=1))
+    pod = Pod.new(tmp_path, cli, region=Region(limits=Limits(lpgs=1)))
     with pytest.raises(EngineError, match=r"nat-pod-dev-customer[12]: 400-LimitExceeded"):
         pod.engine.up()
     raised = tmp_path / "region"
-    raised.write_text(
-        raised.read_text(encoding="utf-8").replace('"lpgLimit": 1,', '"lpgLimit": 2,', 1), encoding="utf-8"
-    )
+    raised.write_text(raised.read_text(encoding="utf-8").replace('"lpgs": 1,', '"lpgs": 2,', 1), encoding="utf-8")
     pod.engine.up()
     pod.engine.expect_no_changes()
 
@@ -702,7 +701,7 @@ def test_ten_customers_beside_dev_in_one_region(standing: Pod, tmp_path: Path, c
 
 def test_full_pod_comes_up_although_an_instance_takes_one_vnic_at_a_time(tmp_path: Path, cli: Path) -> None:
     """A /22 with all its 435 slots: 946 resources in one `up`, as parallel as the engine is by default."""
-    pod = Pod.new(tmp_path, cli, region=Region(attach_seconds=0.05))
+    pod = Pod.new(tmp_path, cli, region=Region(limits=Limits(attach_seconds=0.05)))
     pod.config = stack_config(full_pod(SLASH_22))
     pod.save()
     pod.engine.up()

@@ -26,6 +26,7 @@ from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.region.inputs import Diff
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 
 NOT_SIMULATED = "501-NotImplemented"
 
@@ -440,7 +441,7 @@ def test_a_region_with_balancers_is_the_same_as_json(world: World) -> None:
 
 def together(world: World, *changes: Callable[[], object]) -> list[str]:
     """Make changes at the same time; what each met, "" for success."""
-    world.region.attach_seconds = 0.2
+    world.region.limits = Limits(attach_seconds=0.2)
     outcomes = [""] * len(changes)
     barrier = threading.Barrier(len(changes))
 
@@ -612,7 +613,7 @@ def test_the_engine_makes_updates_and_destroys_one(tmp_path: Path) -> None:
         )
 
     configure()
-    region = RegionFile.make(tmp_path / "region", Region("uk-london-1", attach_seconds=0.3))
+    region = RegionFile.make(tmp_path / "region", Region("uk-london-1", Limits(attach_seconds=0.3)))
     engine = Engine(project, "one", region.path, cli)
     engine.up()
     engine.expect_no_changes()

@@ -21,6 +21,7 @@ from region_world import (
 from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 
 
 def with_lpgs(w: World, count: int) -> None:
@@ -137,7 +138,7 @@ def test_lpg_states(world: World) -> None:
 
 
 def test_the_lpg_limit_can_be_raised() -> None:
-    world = World(Region(attach_seconds=0, lpg_limit=20))
+    world = World(Region(limits=Limits(attach_seconds=0, lpgs=20)))
     with_lpgs(world, 20)
     with pytest.raises(OciError, match="LimitExceeded"):
         world.lpg(world.pod)

@@ -19,6 +19,7 @@ from region_world import (
 
 from nat_pod.lab.region import kinds as oci
 from nat_pod.lab.region.refusals import OciError
+from nat_pod.lab.region.store import Limits
 
 
 def with_vnics(w: World, count: int) -> None:
@@ -67,7 +68,7 @@ def test_refused_and_its_twin_accepted(refused: Request, code: str, text: str, a
 
 def attach_together(world: World, *pairs: tuple[str, str]) -> list[str]:
     """Attach several VNICs at the same time; what each thread met, "" for success."""
-    world.region.attach_seconds = 0.2
+    world.region.limits = Limits(attach_seconds=0.2)
     outcomes = [""] * len(pairs)
     barrier = threading.Barrier(len(pairs))
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ def test_what_the_tenancy_refuses_ends_it_with_the_next_command_and_all_of_it_ca
 
     def with_a_small_quota(*arguments: object) -> object:
         plan, region = prepare(*arguments)
-        region.lpg_limit = 1
+        region.limits = replace(region.limits, lpgs=1)
         return plan, region
 
     monkeypatch.setattr(rehearsal, "prepare", with_a_small_quota)

@@ -14,7 +14,7 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _change(
     there: Region = tenancy.region
     if region.name != there.name:
         raise NatPodError(f"the lab is in {there.name}, and the stack file in {region.name}; {start_again(stack)}")
-    there.lpg_limit, there.balancer_limit = region.lpg_limit, region.balancer_limit
+    there.limits = replace(there.limits, lpgs=region.limits.lpgs, balancers=region.limits.balancers)
     try:
         if not tenancy.by_engine and (replaced := _replaced(plan, stack, tenancy.resources())):
             raise NatPodError(

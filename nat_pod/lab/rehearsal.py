@@ -74,7 +74,8 @@ class Rehearsal:
         with ExitStack() as stack:
             folder = stack.enter_context(scratch_folder())
             _, region = prepare(self._directory, self._stack)
-            region.avoids_downtime = self._broken is not Assumption.AVOID_DOWNTIME
+            heeded = self._broken is not Assumption.AVOID_DOWNTIME
+            region.limits = replace(region.limits, avoids_downtime=heeded)
             self.region = RegionFile.make(folder / "region", region)
             stack.callback(self.region.close)
             engine = Engine(self._directory, self._stack, folder / "region", self._cli)

@@ -10,6 +10,7 @@ vRouter), `pulumi up` again (which adds NAT VM2's route to it).  `bring_up` does
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, assert_never
@@ -35,6 +36,7 @@ from nat_pod.lab.region.kinds import (
 )
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
 from nat_pod.trace.expected import neighbour_blocks
@@ -51,18 +53,18 @@ def prepare(directory: Path, stack: str) -> tuple[PodPlan, Region]:
     """A stack's plan, and an empty region with the names and the limits that its file counts on."""
     settings = read_stack(directory, stack)
     config = settings.checked()
-    region = Region(str(settings.config.get("oci:region", "uk-london-1")), lpg_limit=config.lpg_limit)
+    limits = Limits(lpgs=config.lpg_limit)
     match config:
         case RoutedConfig():
-            region.balancer_limit = config.balancer_limit
+            limits = replace(limits, balancers=config.balancer_limit)
         case PodConfig():
             pass  # it needs none
         case _ as never:
             assert_never(never)
     if config.nat_vm.availability_domain is not None:
         # The lab cannot know a tenancy's prefix, but a stack file that pins a domain has it.
-        region.domain_prefix = config.nat_vm.availability_domain.split(":")[0]
-    return plan_pod(config, stack), region
+        limits = replace(limits, domain_prefix=config.nat_vm.availability_domain.split(":")[0])
+    return plan_pod(config, stack), Region(str(settings.config.get("oci:region", "uk-london-1")), limits)
 
 
 def bring_up(plan: PodPlan, region: Region, up: Callable[[], Deployment]) -> Deployment:

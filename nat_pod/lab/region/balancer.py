@@ -66,9 +66,9 @@ class _Balancer(Resource):
     def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
         subnet = store.get(inputs["subnetId"], SUBNET)
         _refuse_balancer(store, subnet, inputs)
-        if len(store.all(BALANCER)) >= store.balancer_limit:
+        if len(store.all(BALANCER)) >= store.limits.balancers:
             raise over_limit(
-                f"the region {store.name} has {store.balancer_limit} network load balancers",
+                f"the region {store.name} has {store.limits.balancers} network load balancers",
                 'OCI docs, "Service Limits", Network Load Balancer',
             )
         address = claim(store, subnet, inputs.get("assignedPrivateIpv4"))

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -24,16 +25,9 @@ from nat_pod.errors import NatPodError, excerpt
 from nat_pod.lab.region.inputs import Inputs, Value
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 
-_HEADER = {
-    "region": str,
-    "attachSeconds": float,
-    "lpgLimit": int,
-    "secondaryIpLimit": int,
-    "balancerLimit": int,
-    "domainPrefix": str,
-    "avoidsDowntime": bool,
-}
+_HEADER = {"region": str, **{name: type(value) for name, value in asdict(Limits()).items()}}
 _LONGEST_HEADER = 10_000
 
 
@@ -50,15 +44,7 @@ class RegionFile(Region):
     def __init__(self, path: Path) -> None:
         self.path = path
         header = _header(path)
-        super().__init__(
-            header["region"],
-            attach_seconds=header["attachSeconds"],
-            lpg_limit=header["lpgLimit"],
-            secondary_ip_limit=header["secondaryIpLimit"],
-            balancer_limit=header["balancerLimit"],
-            domain_prefix=header["domainPrefix"],
-            avoids_downtime=header["avoidsDowntime"],
-        )
+        super().__init__(header.pop("region"), Limits(**header))
         self._read_to = 0
         self._replaying: int | None = None
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -68,15 +54,7 @@ class RegionFile(Region):
     @classmethod
     def make(cls, path: Path, region: Region) -> RegionFile:
         """Make an empty region at `path`, with the name and limits of `region`."""
-        header = {
-            "region": region.name,
-            "attachSeconds": region.attach_seconds,
-            "lpgLimit": region.lpg_limit,
-            "secondaryIpLimit": region.secondary_ip_limit,
-            "balancerLimit": region.balancer_limit,
-            "domainPrefix": region.domain_prefix,
-            "avoidsDowntime": region.avoids_downtime,
-        }
+        header = {"region": region.name, **asdict(region.limits)}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return cls(path)
@@ -184,6 +162,6 @@ def _header(path: Path) -> Inputs:
         header = None
     kinds = {key: type(value) for key, value in header.items()} if isinstance(header, dict) else {}
     # Python and JSON both have one kind of number more than the region: seconds may be whole.
-    if kinds | {"attachSeconds": float} != _HEADER or kinds.get("attachSeconds") not in (int, float):
+    if kinds | {"attach_seconds": float} != _HEADER or kinds.get("attach_seconds") not in (int, float):
         raise RegionFileError(f"{path}: this is not a simulated region")
     return dict(header)

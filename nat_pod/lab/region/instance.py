@@ -100,7 +100,7 @@ class _Instance(Resource):
     def update(self, store: Store, record: Record, inputs: Inputs) -> None:
         facts = self._facts(inputs)
         resized = {"shape", "shapeConfig"} & {key for key in facts if facts[key] != record.facts.get(key)}
-        if resized and store.avoids_downtime and inputs.get("updateOperationConstraint") == "AVOID_DOWNTIME":
+        if resized and store.limits.avoids_downtime and inputs.get("updateOperationConstraint") == "AVOID_DOWNTIME":
             raise conflict(
                 f"the update of {', '.join(sorted(resized))} needs a reboot and updateOperationConstraint is "
                 "AVOID_DOWNTIME",

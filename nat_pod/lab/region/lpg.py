@@ -26,8 +26,8 @@ class _Lpg(Resource):
     def create(self, store: Store, inputs: Inputs, name: str, ocid: str | None) -> Record:
         vcn = store.get(inputs["vcnId"], VCN)
         table = self._table(store, vcn.ocid, inputs.get("routeTableId"))
-        if len(store.in_vcn(vcn.ocid, LPG)) >= store.lpg_limit:
-            raise over_limit(f"VCN {vcn.ocid} has {store.lpg_limit} local peering gateways", _PEERING)
+        if len(store.in_vcn(vcn.ocid, LPG)) >= store.limits.lpgs:
+            raise over_limit(f"VCN {vcn.ocid} has {store.limits.lpgs} local peering gateways", _PEERING)
         peer = store.get(inputs["peerId"], LPG) if "peerId" in inputs else None
         if peer is not None:
             self._refuse_peering(store, vcn, peer)

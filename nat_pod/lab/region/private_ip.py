@@ -85,8 +85,8 @@ class _PrivateIp(Resource):
 
 def _refuse_more_ips(store: Store, vnic: Record) -> None:
     held = [ip for ip in store.all(PRIVATE_IP) if ip.facts.get("vnicId") == vnic.ocid and not ip.facts["isPrimary"]]
-    if len(held) >= store.secondary_ip_limit:
-        raise over_limit(f"VNIC {vnic.ocid} has {store.secondary_ip_limit} secondary private IPs", _IPS)
+    if len(held) >= store.limits.secondary_ips:
+        raise over_limit(f"VNIC {vnic.ocid} has {store.limits.secondary_ips} secondary private IPs", _IPS)
 
 
 def claim(store: Store, subnet: Record, wanted: str | None) -> str:

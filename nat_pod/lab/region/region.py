@@ -17,41 +17,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from nat_pod import limits
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.balancer import take_health
 from nat_pod.lab.region.console import take_console
 from nat_pod.lab.region.inputs import Diff, Inputs, Value, in_shape
 from nat_pod.lab.region.kinds import BALANCER, INSTANCE
 from nat_pod.lab.region.refusals import invalid, not_simulated
-from nat_pod.lab.region.store import Record, Store
+from nat_pod.lab.region.store import Limits, Record, Store
 
 
 class Region(Store):
     """The region.  All methods may be called from several threads at once."""
 
-    def __init__(
-        self,
-        name: str = "uk-london-1",
-        *,
-        attach_seconds: float = 0.01,
-        lpg_limit: int = limits.LPGS_PER_VCN,
-        secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
-        balancer_limit: int = limits.BALANCERS_PER_REGION,
-        domain_prefix: str = "nPod",
-        avoids_downtime: bool = True,
-    ) -> None:
-        """The arguments are those of `Store`."""
-        super().__init__(
-            name,
-            {name: kind.ocid_type for name, kind in registry.KINDS.items()},
-            attach_seconds=attach_seconds,
-            lpg_limit=lpg_limit,
-            secondary_ip_limit=secondary_ip_limit,
-            balancer_limit=balancer_limit,
-            domain_prefix=domain_prefix,
-            avoids_downtime=avoids_downtime,
-        )
+    def __init__(self, name: str = "uk-london-1", limits: Limits | None = None) -> None:
+        """limits: OCI's own if there are none."""
+        ocid_types = {name: kind.ocid_type for name, kind in registry.KINDS.items()}
+        super().__init__(name, ocid_types, limits or Limits())
         self.version = 0
         """How often something was created, changed or deleted since this object was made."""
 
@@ -164,12 +145,7 @@ class Region(Store):
         with self._lock:
             document = {
                 "name": self.name,
-                "domainPrefix": self.domain_prefix,
-                "attachSeconds": self.attach_seconds,
-                "lpgLimit": self.lpg_limit,
-                "secondaryIpLimit": self.secondary_ip_limit,
-                "balancerLimit": self.balancer_limit,
-                "avoidsDowntime": self.avoids_downtime,
+                "limits": asdict(self.limits),
                 "born": self._born,
                 "consoles": self.consoles,
                 "health": self.health,
@@ -181,15 +157,7 @@ class Region(Store):
     def from_json(cls, text: str) -> Region:
         """The region that `to_json` wrote."""
         document = json.loads(text)
-        region = cls(
-            document["name"],
-            attach_seconds=document["attachSeconds"],
-            lpg_limit=document["lpgLimit"],
-            secondary_ip_limit=document["secondaryIpLimit"],
-            balancer_limit=document["balancerLimit"],
-            domain_prefix=document["domainPrefix"],
-            avoids_downtime=document["avoidsDowntime"],
-        )
+        region = cls(document["name"], Limits(**document["limits"]))
         region._born = document["born"]
         region.consoles = document["consoles"]
         region.health = document["health"]
@@ -219,7 +187,7 @@ class Region(Store):
             self.refuse_busy(ocid)
             self._busy.add(ocid)
         try:
-            time.sleep(self.attach_seconds)
+            time.sleep(self.limits.attach_seconds)
             yield
         finally:
             with self._lock:

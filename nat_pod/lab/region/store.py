@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from nat_pod import limits
 from nat_pod.lab.region.inputs import Inputs
 from nat_pod.lab.region.kinds import BALANCER
 from nat_pod.lab.region.refusals import OciError, conflict, invalid
+from nat_pod.limits import BALANCERS_PER_REGION, LPGS_PER_VCN, SECONDARY_IPS_PER_VNIC
 
 
 @dataclass
@@ -28,35 +28,31 @@ class Record:
     facts: Inputs = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What differs between regions and tenancies.
+
+    attach_seconds: how long an attach or detach lasts, during which the instance accepts no other; also how long a
+    change of a network load balancer lasts, during which it accepts no other.
+    domain_prefix: what the names of availability domains begin with; OCI gives each tenancy its own prefix.
+    avoids_downtime: whether updateOperationConstraint AVOID_DOWNTIME is heeded, as OCI documents it.
+    """
+
+    attach_seconds: float = 0.01
+    lpgs: int = LPGS_PER_VCN
+    secondary_ips: int = SECONDARY_IPS_PER_VNIC
+    balancers: int = BALANCERS_PER_REGION
+    domain_prefix: str = "nPod"
+    avoids_downtime: bool = True
+
+
 class Store:
     """The objects of one region, and the region's limits.  The caller of a method holds the lock, or takes it here."""
 
-    def __init__(
-        self,
-        name: str,
-        ocid_types: Mapping[str, str],
-        *,
-        attach_seconds: float = 0.01,
-        lpg_limit: int = limits.LPGS_PER_VCN,
-        secondary_ip_limit: int = limits.SECONDARY_IPS_PER_VNIC,
-        balancer_limit: int = limits.BALANCERS_PER_REGION,
-        domain_prefix: str = "nPod",
-        avoids_downtime: bool = True,
-    ) -> None:
-        """ocid_types: by kind, the word that its OCIDs begin with (`vcn` of ocid1.vcn.oc1..).
-
-        attach_seconds: how long an attach or detach lasts, during which the instance accepts no other; also how long a
-        change of a network load balancer lasts, during which it accepts no other.
-        domain_prefix: what the names of availability domains begin with; OCI gives each tenancy its own prefix.
-        avoids_downtime: whether updateOperationConstraint AVOID_DOWNTIME is heeded, as OCI documents it.
-        """
+    def __init__(self, name: str, ocid_types: Mapping[str, str], limits: Limits) -> None:
+        """ocid_types: by kind, the word that its OCIDs begin with (`vcn` of ocid1.vcn.oc1..)."""
         self.name = name
-        self.domain_prefix = domain_prefix
-        self.attach_seconds = attach_seconds
-        self.lpg_limit = lpg_limit
-        self.secondary_ip_limit = secondary_ip_limit
-        self.balancer_limit = balancer_limit
-        self.avoids_downtime = avoids_downtime
+        self.limits = limits
         self.health: dict[str, dict[str, bool]] = {}
         """What was told of each network load balancer: by its OCID, whether a backend is healthy, by its targetId."""
         self.consoles: dict[str, str] = {}
@@ -72,7 +68,7 @@ class Store:
     @property
     def availability_domains(self) -> tuple[str, ...]:
         """The region's availability domains, as the tenancy sees them."""
-        return tuple(f"{self.domain_prefix}:{self.name.upper()}-AD-{number}" for number in (1, 2, 3))
+        return tuple(f"{self.limits.domain_prefix}:{self.name.upper()}-AD-{number}" for number in (1, 2, 3))
 
     def get(self, ocid: str, *kinds: str) -> Record:
         """The object with this OCID, of one of `kinds` if given; 404 in OCI's words otherwise."""
