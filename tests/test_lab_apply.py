@@ -256,6 +256,22 @@ def test_what_the_program_no_longer_has_is_deleted_under_mocks(directory, tmp_pa
     assert one.resources() == before, "a copy has changed, and it alone"
 
 
+def test_flows_are_counted_and_those_that_did_not_hold_up_are_named():
+    flows = (
+        apply.WatchedFlow(sender="a", receiver="b", fate=apply.Fate.HELD_UP),
+        apply.WatchedFlow(sender="a", receiver="c", fate=apply.Fate.ENDED, why="Connection reset: by peer"),
+        apply.WatchedFlow(sender="c", receiver="a", fate=apply.Fate.LOST),
+        apply.WatchedFlow(sender="d", receiver="a", fate=apply.Fate.LOST),
+    )
+    done = apply.Applied(means="x", pod=(), neighbours=(), warnings=(), generations={}, flows=flows)
+    assert apply.applied_text(done, "dev", preview=False).splitlines()[-4:] == [
+        "Open TCP flows, one for each declared pair: 1 held up, 1 ended, 2 lost",
+        "  a to c: ended: Connection reset: by peer",
+        "  c to a: lost",
+        "  d to a: lost",
+    ]
+
+
 @pytest.mark.lab
 @needs_lab
 @pytest.mark.runs_commands

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,22 @@ class Change:
     paths: tuple[str, ...] = ()
 
 
+class Fate(StrEnum):
+    """What became of an open TCP flow.  A lost one is open, and not answered by the machine that it leads to."""
+
+    HELD_UP = "held up"
+    ENDED = "ended"
+    LOST = "lost"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watched:
-    """One open TCP flow, and what became of it: `held up`, `ended: REASON`, or `lost`: it is open, and not answered."""
+class WatchedFlow:
+    """One open TCP flow, and what became of it; why: of one that ended, in the kernel's words."""
 
     sender: str
     receiver: str
-    fate: str
+    fate: Fate
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +89,7 @@ class Applied:
     warnings: tuple[str, ...]
     generations: dict[str, tuple[str, str]]
     machines: tuple[str, ...] = ()
-    flows: tuple[Watched, ...] | None = field(default=None)
+    flows: tuple[WatchedFlow, ...] | None = field(default=None)
 
 
 def apply(
@@ -308,7 +318,7 @@ def _settled(key: str) -> dict[str, Any]:
             return report
 
 
-def _watched(key: str, flows: Sequence[tuple[str, str, str]]) -> list[Watched]:
+def _watched(key: str, flows: Sequence[tuple[str, str, str]]) -> list[WatchedFlow]:
     """What has become of them."""
     sandbox.call(key, "load", action="mark")
     report = _settled(key)
@@ -317,8 +327,8 @@ def _watched(key: str, flows: Sequence[tuple[str, str, str]]) -> list[Watched]:
     for number, (sender, _, receiver) in enumerate(flows):
         of = report[str(number)]
         servers = {server for server, _ in of["answers"]}
-        fate = f"ended: {of['error']}" if of["error"] else "held up" if servers == {receiver} else "lost"
-        found.append(Watched(sender=sender, receiver=receiver, fate=fate))
+        fate = Fate.ENDED if of["error"] else Fate.HELD_UP if servers == {receiver} else Fate.LOST
+        found.append(WatchedFlow(sender=sender, receiver=receiver, fate=fate, why=of["error"]))
     return found
 
 
@@ -335,13 +345,15 @@ def applied_text(applied: Applied, stack: str, *, preview: bool) -> str:
     if applied.machines:
         lines += ["", "Machines", *(f"  {words}" for words in applied.machines)]
     if applied.flows is not None:
-        counted = Counter(flow.fate.split(":")[0] for flow in applied.flows)
+        counted = Counter(flow.fate for flow in applied.flows)
         lines += [
             "",
             f"Open TCP flows, one for each declared pair: {', '.join(f'{n} {fate}' for fate, n in counted.items())}",
         ]
         lines += [
-            f"  {flow.sender} to {flow.receiver}: {flow.fate}" for flow in applied.flows if flow.fate != "held up"
+            f"  {flow.sender} to {flow.receiver}: {': '.join(filter(None, (flow.fate, flow.why)))}"
+            for flow in applied.flows
+            if flow.fate is not Fate.HELD_UP
         ]
     lines += [f"warning: {warning}" for warning in applied.warnings]
     return "\n".join(lines)
