@@ -1,8 +1,10 @@
-"""What outputs are made of: tables for a terminal and for Markdown, counted nouns, wrapped lines."""
+"""What outputs are made of: tables for a terminal and for Markdown, counted nouns, wrapped lines, and progress."""
 
 from __future__ import annotations
 
+import sys
 import textwrap
+import time
 from collections.abc import Iterable, Sequence
 
 
@@ -63,3 +65,19 @@ def wrapped_lines(text: str, width: int, rest: str = "", first: str = "") -> lis
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+
+
+class Progress:
+    """Lines with the time since the beginning, on standard error: standard output is the result.
+
+    minutes: `[  1:02]` for what takes some, in place of `[ 62.0 s]`.
+    """
+
+    def __init__(self, *, minutes: bool = False) -> None:
+        self._begin, self._minutes = time.monotonic(), minutes
+
+    def __call__(self, words: str) -> None:
+        """Say what begins now."""
+        passed = time.monotonic() - self._begin
+        clock = f"{int(passed) // 60:3}:{int(passed) % 60:02}" if self._minutes else f"{passed:5.1f} s"
+        print(f"[{clock}] {words}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ A command is one row of COMMANDS.  Whatever the terminal, all words are there; o
 
 import io
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from nat_pod.commands.cli import main
 from nat_pod.config.stack_file import read_stack
-from nat_pod.text import markdown_table
+from nat_pod.text import Progress, markdown_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -109,3 +110,15 @@ def test_a_value_that_the_terminal_cannot_show_is_escaped_and_no_traceback(outpu
 
 def test_a_cell_of_a_markdown_table_stays_one_cell() -> None:
     assert markdown_table(["a", "b"], [["x|y", "z"]]) == "| a | b |\n| --- | --- |\n| x\\|y | z |"
+
+
+def test_progress_has_a_clock_of_seconds_or_of_minutes_which_has_no_sixtieth_second(capsys, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    short, long = Progress(), Progress(minutes=True)
+    for passed in (59.94, 59.96, 725.0):
+        monkeypatch.setattr(time, "monotonic", lambda passed=passed: passed)
+        short("a step")
+        long("a step")
+    assert capsys.readouterr().err.splitlines() == [
+        f"[{clock}] a step" for clock in (" 59.9 s", "  0:59", " 60.0 s", "  0:59", "725.0 s", " 12:05")
+    ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, add_stack, print_json
 from nat_pod.config import whole_file
 from nat_pod.config.stack_file import read_stack
 from nat_pod.errors import NatPodError
+from nat_pod.text import Progress
 from nat_pod.trial.assumptions import Assumption
 from nat_pod.trial.report import Mask, TrialReport, report_dict, report_page, report_text
 
@@ -55,7 +55,7 @@ def add(commands: Subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.broken is not None and not arguments.rehearse:
         raise NatPodError("--break is for a rehearsal; add --rehearse")
-    directory, say = Path.cwd(), _Progress()
+    directory, say = Path.cwd(), Progress(minutes=True)
     if not (directory / "__main__.py").is_file():
         raise NatPodError(
             f"{directory} has no __main__.py: a trial runs the Pulumi program of the directory that it is started in; "
@@ -90,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return OK if report.passed else FINDINGS
 
 
-def _rehearse(arguments: argparse.Namespace, directory: Path, say: _Progress) -> int:
+def _rehearse(arguments: argparse.Namespace, directory: Path, say: Progress) -> int:
     from nat_pod.deployed.trial import Trial, TrialEndedError
     from nat_pod.lab.rehearsal import PATIENCE, Rehearsal
 
@@ -139,14 +139,3 @@ def _tell(report: TrialReport, arguments: argparse.Namespace, directory: Path) -
     else:
         print(report_text(report))
     print(f"written  {' and '.join(name for name, _ in written)}", file=sys.stderr)
-
-
-class _Progress:
-    """Lines with the time since the beginning, on standard error: standard output is the result."""
-
-    def __init__(self) -> None:
-        self._begin = time.monotonic()
-
-    def __call__(self, words: str) -> None:
-        minutes, seconds = divmod(time.monotonic() - self._begin, 60)
-        print(f"[{minutes:3.0f}:{seconds:02.0f}] {words}", file=sys.stderr, flush=True)

@@ -89,17 +89,17 @@ class Stack:
 
     def up(self) -> dict[str, Any]:
         """Deploy; returns the stack's outputs."""
-        progress = _Progress(self._say)
+        counter = _Counter(self._say)
         with engine_errors(str(self)):
-            done = self._stack.up(on_event=progress.event)
+            done = self._stack.up(on_event=counter.event)
         return {name: output.value for name, output in done.outputs.items()}
 
     def destroy(self) -> None:
         """Delete everything in it, and the stack."""
-        progress = _Progress(self._say)
+        counter = _Counter(self._say)
         with engine_errors(str(self)):
             if self.standing():
-                self._stack.destroy(on_event=progress.event, run_program=self._hooks)
+                self._stack.destroy(on_event=counter.event, run_program=self._hooks)
             self._stack.workspace.remove_stack(self.name)
 
     def standing(self) -> int:
@@ -115,7 +115,7 @@ class Stack:
             self._stack.cancel()
 
 
-class _Progress:
+class _Counter:
     """Says now and then how many resources an operation has dealt with."""
 
     def __init__(self, say: Say) -> None:

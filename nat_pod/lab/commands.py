@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from nat_pod.lab.wire import sandbox
 from nat_pod.names import natural
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
+from nat_pod.text import Progress
 from nat_pod.trace.topology import VM_NAT, Topology
 
 _PROBE_SECONDS = 2.0
@@ -35,7 +35,7 @@ _HELD_TCP, _HELD_UDP, _HELD_APART = 500, 200, 10
 
 def up(directory: Path, stack: str) -> None:
     """Deploy the stack and leave its lab running, in place of one that was up."""
-    say = _Progress()
+    say = Progress()
     reason = sandbox.available()
     if reason is not None:
         raise NatPodError(reason)
@@ -53,7 +53,7 @@ def apply(directory: Path, stack: str, *, watch: bool = False, only_preview: boo
     """Bring the edited stack file into the running lab, or say what that would do."""
     key = sandbox.lab_key(stack, directory)
     _holder(stack, key)
-    return change(directory, stack, key, _Progress(), watch=watch, only_preview=only_preview)
+    return change(directory, stack, key, Progress(), watch=watch, only_preview=only_preview)
 
 
 def check(directory: Path, stack: str) -> checks.Report:
@@ -68,7 +68,7 @@ def check(directory: Path, stack: str) -> checks.Report:
                 f"Pulumi.{stack}.yaml has changed since this lab was brought up; "
                 f"run: python -m nat_pod lab apply {stack}"
             )
-    return _probe(key, plan, deployed, _Progress())
+    return _probe(key, plan, deployed, Progress())
 
 
 def shell(directory: Path, stack: str, member: str) -> int:
@@ -140,7 +140,7 @@ def demo(directory: Path, stack: str) -> bool:
     Where the NAT VMs have standbys they then fail while flows are open, of which none may be lost.
     Where no namespaces are to be had it prints what the tracer makes of the deployed network.
     """
-    say = _Progress()
+    say = Progress()
     plan, deployed, _ = _deploy(directory, stack, say)
     reason = sandbox.available()
     if reason is not None:
@@ -162,7 +162,7 @@ def demo(directory: Path, stack: str) -> bool:
     return report.passed and not any(outcome.lost for outcome in outcomes)
 
 
-def _fail_over(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> list[failover.Outcome]:
+def _fail_over(key: str, plan: PodPlan, deployed: Topology, say: Progress) -> list[failover.Outcome]:
     """Let the NAT VMs fail in every way while flows are open, and the first time of each side while some end."""
     flows = failover.held_flows(plan, tcp=_HELD_TCP, udp=_HELD_UDP, unheard=_HELD_APART)
     say(f"{len(flows)} flows are opened, and held while NAT VMs fail")
@@ -175,7 +175,7 @@ def _fail_over(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> l
     return outcomes
 
 
-def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topology, str]:
+def _deploy(directory: Path, stack: str, say: Progress) -> tuple[PodPlan, Topology, str]:
     """Run the Pulumi program against a simulated region, with neighbours, and read the network off the region.
 
     By the Pulumi engine where there is a CLI, otherwise in this process under Pulumi's mocks: the same program, the
@@ -203,7 +203,7 @@ def _deploy(directory: Path, stack: str, say: _Progress) -> tuple[PodPlan, Topol
         return plan, observe(tenancy.region), tenancy.packed()
 
 
-def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> checks.Report:
+def _probe(key: str, plan: PodPlan, deployed: Topology, say: Progress) -> checks.Report:
     active = failover.acting(key, deployed)
     idle = {backend.vm for balancer in plan.balancers for backend in balancer.backends} - set(active.values())
     expected: Sequence[checks.Expectation] = checks.expectations(plan, deployed, idle)
@@ -211,13 +211,3 @@ def _probe(key: str, plan: PodPlan, deployed: Topology, say: _Progress) -> check
     answers = sandbox.probe(key, [one.probe() for one in expected], seconds=_PROBE_SECONDS, capture=True)
     down = sandbox.call(key, "status")["down"]
     return replace(checks.judge(deployed, expected, answers), down=down, active=active)
-
-
-class _Progress:
-    """Lines with the seconds since the beginning, on standard error: standard output is the result."""
-
-    def __init__(self) -> None:
-        self._begin = time.monotonic()
-
-    def __call__(self, words: str) -> None:
-        print(f"[{time.monotonic() - self._begin:5.1f} s] {words}", file=sys.stderr, flush=True)
