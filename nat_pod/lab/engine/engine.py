@@ -28,6 +28,7 @@ import yaml
 from nat_pod.config.stack_file import load_yaml
 from nat_pod.errors import NatPodError
 from nat_pod.lab.engine import language_host, provider
+from nat_pod.lab.engine.plugin import urn_name, urn_type
 
 PROJECT_FILE = "Pulumi.yaml"
 _NO_CHANGE = ("same", "refresh", "read")
@@ -318,17 +319,13 @@ def _run(steps: list[ResourceStep], counts: dict[str, int], diagnostics: Iterabl
 
 def _step(urn: str, step: dict[str, Any], replaced_by: Iterable[str] | None) -> ResourceStep:
     paths = {path: diff.get("diffKind") or diff["kind"] for path, diff in (step.get("detailedDiff") or {}).items()}
-    return ResourceStep(step["op"], urn.split("::")[2].split("$")[-1], _name(urn), paths, tuple(replaced_by or ()))
-
-
-def _name(urn: str) -> str:
-    return urn.split("::", 3)[3]
+    return ResourceStep(step["op"], urn_type(urn), urn_name(urn), paths, tuple(replaced_by or ()))
 
 
 def _said(diagnostic: dict[str, Any]) -> str:
     """The resource that a diagnostic is about, and its text without the engine's colour marks, e.g. <{%reset%}>."""
     text = re.sub(r"<\{%.*?%\}>", "", diagnostic["message"]).strip().removeprefix(f"{diagnostic['severity']}: ")
-    return f"{_name(diagnostic['urn'])}: {text}" if diagnostic.get("urn") else text
+    return f"{urn_name(diagnostic['urn'])}: {text}" if diagnostic.get("urn") else text
 
 
 def _complaint(output: str) -> str:

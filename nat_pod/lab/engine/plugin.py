@@ -1,4 +1,4 @@
-"""What Pulumi's plugins have in common: a gRPC server on its own port, and property values on the wire.
+"""What Pulumi's plugins have in common: a gRPC server on its own port, and URNs and property values on the wire.
 
 A plugin is an executable that the engine starts; the first line it prints is its port
 (https://github.com/pulumi/pulumi, sdk/go/common/resource/plugin/plugin.go).
@@ -67,6 +67,16 @@ def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
     part.write_text(text, encoding="utf-8")
     part.chmod(mode)
     part.replace(path)
+
+
+def urn_type(urn: str) -> str:
+    """The type of a resource: from urn:pulumi:stack::project::parentType$type::name."""
+    return urn.split("::")[2].split("$")[-1]
+
+
+def urn_name(urn: str) -> str:
+    """Its name, in which there may be `::`."""
+    return urn.split("::", 3)[3]
 
 
 def decode(struct: struct_pb2.Struct) -> Inputs:

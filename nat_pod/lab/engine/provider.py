@@ -25,7 +25,16 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 from pulumi.runtime.proto.provider_pb2 import DiffResponse, PropertyDiff
 
 from nat_pod.errors import NatPodError
-from nat_pod.lab.engine.plugin import decode, encode, new_server, serve, write_executable, write_whole
+from nat_pod.lab.engine.plugin import (
+    decode,
+    encode,
+    new_server,
+    serve,
+    urn_name,
+    urn_type,
+    write_executable,
+    write_whole,
+)
 from nat_pod.lab.region import registry
 from nat_pod.lab.region.file import RegionFile
 from nat_pod.lab.region.inputs import Inputs, InputSpec, Value, in_shape, read_specs, specs_text
@@ -94,7 +103,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
 
     def Check(self, request: provider_pb2.CheckRequest, context: grpc.ServicerContext) -> provider_pb2.CheckResponse:
         try:
-            problems = self._region.check(_type(request.urn), decode(request.news))
+            problems = self._region.check(urn_type(request.urn), decode(request.news))
         except OciError as error:
             problems = [("", str(error))]
         failures = [provider_pb2.CheckFailure(property=path, reason=reason) for path, reason in problems]
@@ -103,7 +112,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
     def Diff(self, request: provider_pb2.DiffRequest, context: grpc.ServicerContext) -> DiffResponse:
         # Compare inputs with inputs: the old state also has what the server filled in and the program never wrote.
         old, new = decode(request.old_inputs), decode(request.news)
-        diff = self._region.diff(_type(request.urn), old, new)
+        diff = self._region.diff(urn_type(request.urn), old, new)
         paths = {path: PropertyDiff(kind=_kind(path, old, new, replace=True), inputDiff=True) for path in diff.replace}
         paths |= {path: PropertyDiff(kind=_kind(path, old, new), inputDiff=True) for path in diff.update}
         return DiffResponse(
@@ -115,13 +124,13 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         )
 
     def Create(self, request: provider_pb2.CreateRequest, context: grpc.ServicerContext) -> provider_pb2.CreateResponse:
-        type_token, inputs = _type(request.urn), decode(request.properties)
+        type_token, inputs = urn_type(request.urn), decode(request.properties)
         if request.preview:
             # What is not among the inputs stays unknown to the program until the resource exists.
             return provider_pb2.CreateResponse(properties=encode(registry.resource(type_token).with_defaults(inputs)))
         try:
             with self._turn(inputs.get("networkLoadBalancerId")):
-                ocid, state = self._region.create(type_token, inputs, _name(request.urn))
+                ocid, state = self._region.create(type_token, inputs, urn_name(request.urn))
         except (OciError, NatPodError) as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return provider_pb2.CreateResponse(id=ocid, properties=encode(state))
@@ -132,7 +141,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         except OciError:
             return provider_pb2.ReadResponse()  # it is gone: an empty id says so
         # A refresh compares with what the program wrote: any other key would show as drift.  An import wants all keys.
-        wanted = decode(request.inputs) or InputSpec.of(_type(request.urn)).members
+        wanted = decode(request.inputs) or InputSpec.of(urn_type(request.urn)).members
         return provider_pb2.ReadResponse(
             id=request.id, properties=encode(state), inputs=encode(in_shape(state, wanted))
         )
@@ -140,7 +149,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
     def Update(self, request: provider_pb2.UpdateRequest, context: grpc.ServicerContext) -> provider_pb2.UpdateResponse:
         inputs = decode(request.news)
         if request.preview:
-            known = {**decode(request.olds), **registry.resource(_type(request.urn)).with_defaults(inputs)}
+            known = {**decode(request.olds), **registry.resource(urn_type(request.urn)).with_defaults(inputs)}
             return provider_pb2.UpdateResponse(properties=encode(known))
         try:
             with self._turn(_balancer(request, inputs)):
@@ -205,19 +214,10 @@ def _directory(home: Path) -> Path:
     return home / "plugins" / f"resource-oci-v{version('pulumi-oci')}"
 
 
-def _type(urn: str) -> str:
-    """From urn:pulumi:stack::project::parentType$type::name."""
-    return urn.split("::")[2].split("$")[-1]
-
-
 def _balancer(request: provider_pb2.UpdateRequest | provider_pb2.DeleteRequest, properties: Inputs) -> str | None:
     """The network load balancer that a resource is, or is a part of."""
-    found: str | None = request.id if _type(request.urn) == BALANCER else properties.get("networkLoadBalancerId")
+    found: str | None = request.id if urn_type(request.urn) == BALANCER else properties.get("networkLoadBalancerId")
     return found
-
-
-def _name(urn: str) -> str:
-    return urn.split("::", 3)[3]
 
 
 def _kind(path: str, old: Inputs, new: Inputs, *, replace: bool = False) -> PropertyDiff.Kind.ValueType:
