@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 
-ADDRESS = "169.254.169.254"
+from nat_pod.lab.wire.space import IMDS_ADDRESS
 
 
 def find(state: object, path: str) -> object:
@@ -93,8 +93,8 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m nat_pod.lab.wire.imds STATE.json")
     subprocess.run(["ip", "link", "set", "dev", "lo", "up"], check=True)
-    subprocess.run(["ip", "address", "replace", f"{ADDRESS}/32", "dev", "lo"], check=True)
-    Server((ADDRESS, 80), Path(sys.argv[1])).serve_forever()
+    subprocess.run(["ip", "address", "replace", f"{IMDS_ADDRESS}/32", "dev", "lo"], check=True)
+    Server((IMDS_ADDRESS, 80), Path(sys.argv[1])).serve_forever()
 
 
 if __name__ == "__main__":

@@ -36,14 +36,13 @@ from nat_pod.lab.wire.space import (
     vcn_namespace,
 )
 from nat_pod.trace.topology import Balancer, Route, SecurityRule, Topology, Vnic
+from nat_pod.trace.vcn import PROTOCOL_NUMBERS
 
 VOID = "lo"  # where packets without a destination go
 _TO_BACKEND = 400  # priority of the rules for what a load balancer sends on; the tables are above 2000
 _FIRST_BACKEND = 2000
 _WITHIN_SUBNET = 500  # priority of the rules that come before those of the tables
 _FIRST_TABLE = 1000  # also its rules' priority; routing tables 253 to 255 are the kernel's
-
-_PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp"}
 
 
 def balancer_link(index: int) -> str:
@@ -244,7 +243,7 @@ class Router:
             peers = [f"{'-o' if outward else '-i'} {link}" for link in links]
         words = []
         if rule.protocol != "all":
-            words.append(f"-p {_PROTOCOLS.get(rule.protocol, rule.protocol)}")
+            words.append(f"-p {PROTOCOL_NUMBERS.get(rule.protocol, rule.protocol)}")
         if rule.destination_ports is not None:
             low, high = rule.destination_ports
             words.append(f"{'--sport' if answer else '--dport'} {low}:{high}")
