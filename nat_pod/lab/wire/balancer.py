@@ -36,7 +36,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from nat_pod.trace.topology import Backend, Balancer, CheckProtocol, HealthCheck
 
@@ -177,6 +177,7 @@ def answers(own: str, backend: Backend, check: HealthCheck) -> bool:
         case CheckProtocol.TCP:
             with suppress(OSError), socket.create_connection((backend.address, check.port), seconds, (own, 0)):
                 return True
+            return False
         case CheckProtocol.HTTP:
             connection = http.client.HTTPConnection(backend.address, check.port, seconds, (own, 0))
             try:
@@ -186,7 +187,8 @@ def answers(own: str, backend: Backend, check: HealthCheck) -> bool:
                 return False
             finally:
                 connection.close()
-    return False
+        case _ as never:
+            assert_never(never)
 
 
 class _Loop:
