@@ -227,9 +227,7 @@ class TestLeavesNothing:
         assert not [pid for pid in children(os.getpid()) if b"unshare" in Path(f"/proc/{pid}/comm").read_bytes()]
 
     def test_after_sigkill_of_the_caller_while_it_is_built(self, key):
-        program = (
-            "sandbox.start(key, network(), lambda _: (print('building', flush=True), time.sleep(1000)), stay=True)"
-        )
+        program = "sandbox.start(key, network(), lambda _: (print('building', flush=True), time.sleep(1000))).stay()"
         with caller(key, program) as process:
             assert process.stdout.readline() == "building\n"
             assert eventually(lambda: bool(children(process.pid)))
@@ -265,7 +263,7 @@ def caller(key: str, program: str, *prefix: str) -> subprocess.Popen[str]:
 @needs_lab
 class TestUse:
     def test_one_that_stays_is_found_used_and_stopped_by_others(self, key):
-        with caller(key, "sandbox.start(key, network(), stay=True); print('up', flush=True)") as process:
+        with caller(key, "sandbox.start(key, network()).stay(); print('up', flush=True)") as process:
             assert process.communicate()[0] == "up\n"
         pid = sandbox.find(key)
         assert pid is not None

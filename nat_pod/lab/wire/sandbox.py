@@ -109,13 +109,10 @@ class Holder:
         _reap(self.process)
 
 
-def start(
-    key: str, topology: Topology, report: Callable[[str], None] = lambda _: None, *, stay: bool = False
-) -> Holder:
-    """Build a lab and return when it is up.
+def start(key: str, topology: Topology, report: Callable[[str], None] = lambda _: None) -> Holder:
+    """Build a lab and return when it is up.  It ends with this program, however that happens, unless told to `stay`.
 
     report: called with a line of text at each step.
-    stay: the lab outlives this program; otherwise it ends with it, however that happens.
 
     Raises:
         LabError: this machine cannot run a lab, a lab with this key is up already, or building failed; nothing is left.
@@ -147,13 +144,10 @@ def start(
         pid = find(key)
         if pid is None:
             raise LabError("the lab ended as soon as it was up")
-        holder = Holder(key=key, pid=pid, process=process)
-        if stay:
-            holder.stay()
     except BaseException:
         _reap(process)
         raise
-    return holder
+    return Holder(key=key, pid=pid, process=process)
 
 
 def find(key: str) -> int | None:
