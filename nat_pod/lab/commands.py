@@ -128,10 +128,10 @@ def _shell_command(stack: str, member: str) -> list[str]:
 
     Without the start files of the caller, whose prompt would name the caller's own machine.
     """
-    prompt, shell = f"[lab {stack}] {member}", ["sh"]
+    prompt, program = f"[lab {stack}] {member}", ["sh"]
     if shutil.which("bash"):
-        prompt, shell = f"{prompt}:\\w", ["bash", "--noprofile", "--norc"]
-    return ["env", f"PS1={prompt}# ", f"TERM={os.environ.get('TERM', 'dumb')}", *shell]
+        prompt, program = f"{prompt}:\\w", ["bash", "--noprofile", "--norc"]
+    return ["env", f"PS1={prompt}# ", f"TERM={os.environ.get('TERM', 'dumb')}", *program]
 
 
 def demo(directory: Path, stack: str) -> bool:
@@ -191,14 +191,14 @@ def _deploy(directory: Path, stack: str, say: Progress) -> tuple[PodPlan, Topolo
     with scratch_folder() as scratch:
         tenancy = Tenancy.make(scratch, directory, stack, region)
 
-        def up() -> Deployment:
+        def pulumi_up() -> Deployment:
             say(f"Pulumi.{stack}.yaml: {tenancy.means}, against the simulated region")
             deployment = tenancy.up()
             for warning in deployment.warnings:
                 say(f"warning: {warning}")
             return deployment
 
-        bring_up(plan, tenancy.region, up)
+        bring_up(plan, tenancy.region, pulumi_up)
         tenancy.declare(plan)
         return plan, observe(tenancy.region), tenancy.packed()
 
@@ -209,5 +209,5 @@ def _probe(key: str, plan: PodPlan, deployed: Topology, say: Progress) -> checks
     expected: Sequence[checks.Expectation] = checks.expectations(plan, deployed, idle)
     say(f"{len(expected)} probes: every mapping with ICMP, HTTP and UDP, and what must not connect")
     answers = sandbox.probe(key, [one.probe() for one in expected], seconds=_PROBE_SECONDS, capture=True)
-    down = sandbox.call(key, "status")["down"]
-    return replace(checks.judge(deployed, expected, answers), down=down, active=active)
+    failed = sandbox.call(key, "status")["down"]
+    return replace(checks.judge(deployed, expected, answers), down=failed, active=active)
