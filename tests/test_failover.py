@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 from nat_pod.config.stack_file import read_stack
-from nat_pod.lab.failover import Ended, Held, Outcome, ending_flows, held_flows, outcomes_text, steps
+from nat_pod.lab.failover import Ended, Ending, Held, Outcome, ending_flows, held_flows, outcomes_text, steps
 from nat_pod.lab.wire.held_flow import Kind
 from nat_pod.plan.model import PodPlan
 from nat_pod.plan.planner import plan_pod
@@ -53,6 +53,12 @@ def test_flows_that_end_do_so_in_each_way(plan):
         "RST of the client": 3,
         "RST of the server": 3,
     }
+    assert {(str(one), one.resets, one.by_server) for one in Ending} == {
+        ("FIN of the client", False, False),
+        ("FIN of the server", False, True),
+        ("RST of the client", True, False),
+        ("RST of the server", True, True),
+    }
     assert not any(one.goes_on for one in ending)
     assert not {one.number for one in ending} & {one.number for one in held_flows(plan, tcp=500, udp=200)}
 
@@ -90,7 +96,7 @@ def test_the_table_says_what_was_lost_and_how(plan):
         what="natVm2a hangs",
         lost=((held, "stands still"),),
         unheard=(10, 10, 9),
-        ended=(Ended(how="FIN of the client", flows=10, learned=0, learned_later=10),),
+        ended=(Ended(how=Ending.CLIENTS_FIN, flows=10, learned=0, learned_later=10),),
     )
     assert outcomes_text([fine, bad]) == (
         "Failover, with open flows\n"
@@ -107,4 +113,3 @@ def test_the_table_says_what_was_lost_and_how(plan):
         "  what failed    first segment      flows  far end learns  after its own next segment\n"
         "  natVm2a hangs  FIN of the client  10     0               10"
     )
-    assert bad.lost_kinds == {"tcp echo, both may open": 1}

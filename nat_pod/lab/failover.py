@@ -12,9 +12,9 @@ Two kinds are told apart, since no VM that has not seen a flow can carry them on
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import cycle, islice
 from types import TracebackType
 from typing import Any, TypeVar, assert_never
@@ -45,12 +45,31 @@ Report = dict[int, dict[str, Any]]
 _T = TypeVar("_T")
 
 
+class Ending(StrEnum):
+    """How a TCP flow ends: its first segment after the switch."""
+
+    CLIENTS_FIN = "FIN of the client"
+    SERVERS_FIN = "FIN of the server"
+    CLIENTS_RST = "RST of the client"
+    SERVERS_RST = "RST of the server"
+
+    @property
+    def resets(self) -> bool:
+        """Whether it is a RST."""
+        return self in (Ending.CLIENTS_RST, Ending.SERVERS_RST)
+
+    @property
+    def by_server(self) -> bool:
+        """Whether the server ends it; its client is the one to learn of it then."""
+        return self in (Ending.SERVERS_FIN, Ending.SERVERS_RST)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
     """A declared flow that is held open.
 
     one_way: only its client may open it.  by_server: an idle one is woken by its server.
-    ends: how it ends after the switch, e.g. `FIN of the server`; "" for a flow that goes on.
+    ends: how it ends after the switch; None for a flow that goes on.
     """
 
     number: int
@@ -59,7 +78,7 @@ class Held:
     kind: Kind
     one_way: bool
     by_server: bool = False
-    ends: str = ""
+    ends: Ending | None = None
 
     @property
     def unheard(self) -> bool:
@@ -103,7 +122,7 @@ class Step:
 class Ended:
     """Flows that ended in one way: how many, and how many ends learned of it by themselves and after a segment."""
 
-    how: str
+    how: Ending
     flows: int
     learned: int
     learned_later: int
@@ -127,11 +146,6 @@ class Outcome:
     unheard: tuple[int, int, int] = (0, 0, 0)
     ended: tuple[Ended, ...] = field(default=())
 
-    @property
-    def lost_kinds(self) -> dict[str, int]:
-        """How many were lost, by what they are."""
-        return dict(Counter(held.what for held, _ in self.lost))
-
 
 # --- which flows -----------------------------------------------------------------------------------------------------
 
@@ -139,7 +153,6 @@ _GOING_ON: dict[str, tuple[tuple[Kind, bool], ...]] = {
     TCP: ((Kind.ECHO, False), (Kind.PUSH, False), (Kind.PULL, False), (Kind.IDLE, False), (Kind.IDLE, True)),
     UDP: ((Kind.ECHO, False), (Kind.PUSH, False), (Kind.PULL, False), (Kind.IDLE, False)),
 }
-_ENDS = tuple(f"{how} of the {who}" for how in ("FIN", "RST") for who in ("client", "server"))
 
 
 def held_flows(plan: PodPlan, *, tcp: int, udp: int, unheard: int = 0) -> list[Held]:
@@ -170,7 +183,7 @@ def held_flows(plan: PodPlan, *, tcp: int, udp: int, unheard: int = 0) -> list[H
 def ending_flows(plan: PodPlan, each: int) -> list[Held]:
     """So many TCP flows for each way to end."""
     groups = _groups(plan)
-    found = [one for ends in _ENDS for one in islice(_mixed(groups, [ends]), each)]
+    found = [one for ends in Ending for one in islice(_mixed(groups, [ends]), each)]
     return [
         Held(number=_FIRST_ENDING + at, flow=flow, protocol=TCP, kind=Kind.IDLE, one_way=one_way, ends=ends)
         for at, (flow, one_way, ends) in enumerate(found)
@@ -366,13 +379,13 @@ def _ended(key: str, flows: Sequence[Held]) -> tuple[Ended, ...]:
     """End them, each in its way, and see who learns of it: by itself, and after a segment of its own."""
     if not flows:
         return ()
-    groups = {how: [held.number for held in flows if held.ends == how] for how in _ENDS}
+    groups = {how: [held.number for held in flows if held.ends is how] for how in Ending}
     for how, numbers in groups.items():
-        _load(key, "end", numbers=numbers, reset=how.startswith("RST"), by_server=how.endswith("server"))
+        _load(key, "end", numbers=numbers, reset=how.resets, by_server=how.by_server)
     first = _learned(key, flows, _LEARN_SECONDS)
     for how, numbers in groups.items():
         left = [number for number in numbers if number not in first]
-        _load(key, "wake", numbers=left, by_server=not how.endswith("server"))
+        _load(key, "wake", numbers=left, by_server=not how.by_server)
     later = _learned(key, flows, PATIENCE)
     return tuple(
         Ended(
