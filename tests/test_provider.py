@@ -22,6 +22,7 @@ from nat_pod.lab.region.file import RegionFile, RegionFileError
 from nat_pod.lab.region.inputs import UNKNOWN
 from nat_pod.lab.region.kinds import (
     INSTANCE,
+    LPG,
     PRIVATE_IP,
     ROUTE_TABLE,
     SUBNET,
@@ -30,6 +31,7 @@ from nat_pod.lab.region.kinds import (
 )
 from nat_pod.lab.region.refusals import OciError
 from nat_pod.lab.region.region import Region
+from nat_pod.lab.region.store import Limits
 
 COMPARTMENT = "ocid1.compartment.oc1..example"
 PRIMARY = {"subnetId": "ocid1.subnet", "privateIp": "198.18.0.2", "nsgIds": ["a", "b"]}
@@ -256,6 +258,18 @@ def test_a_region_in_a_file_is_one_region_for_all_who_open_it(region: RegionFile
     assert region.find(SUBNET, "s") is None
     assert region.to_json() == other.to_json() == RegionFile(region.path).to_json()
     assert [change["do"] for change in other.changes()] == ["create", "create", "update", "delete"]
+
+
+def test_limits_that_are_raised_hold_for_all_who_open_the_file(region: RegionFile) -> None:
+    other = RegionFile(region.path)
+    region.set_limits(Limits(lpgs=1))
+    vcn, _ = region.create(VCN, {"compartmentId": COMPARTMENT, "cidrBlock": "198.18.0.0/22"}, "pod")
+    other.create(LPG, {"compartmentId": COMPARTMENT, "vcnId": vcn}, "one")
+    with pytest.raises(OciError, match="LimitExceeded"):
+        other.create(LPG, {"compartmentId": COMPARTMENT, "vcnId": vcn}, "two")
+    region.set_limits(Limits(lpgs=2))
+    other.create(LPG, {"compartmentId": COMPARTMENT, "vcnId": vcn}, "two")
+    assert RegionFile(region.path).to_json() == region.to_json()
 
 
 def test_a_refused_call_is_not_written_down(region: RegionFile) -> None:

@@ -153,7 +153,7 @@ def _change(
     there: Region = tenancy.region
     if region.name != there.name:
         raise NatPodError(f"the lab is in {there.name}, and the stack file in {region.name}; {start_again(stack)}")
-    there.limits = replace(there.limits, lpgs=region.limits.lpgs, balancers=region.limits.balancers)
+    there.set_limits(replace(there.limits, lpgs=region.limits.lpgs, balancers=region.limits.balancers))
     try:
         if not tenancy.by_engine and (replaced := _replaced(plan, stack, tenancy.resources())):
             raise NatPodError(

@@ -64,7 +64,7 @@ class RegionFile(Region):
         self._close()
 
     def changes(self) -> list[Inputs]:
-        """Everything that the region accepted, in order: `do` (create, update, delete, health, console), arguments."""
+        """Everything that the region accepted, in order: `do` (`create`, ..., `_replay` has all) and its arguments."""
         with self._lock:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines[1:]]
@@ -106,6 +106,8 @@ class RegionFile(Region):
                 self.report_health(change["ocid"], change["healthy"])
             elif change["do"] == "console":
                 self.report_console(change["ocid"], change["text"])
+            elif change["do"] == "limits":
+                self.set_limits(Limits(**change["limits"]))
             else:
                 self.delete(change["ocid"])
         except (OciError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -131,6 +131,13 @@ class Region(Store):
             take_console(self, instance, text)
             self._done(do="console", ocid=instance, text=text)
 
+    def set_limits(self, limits: Limits) -> None:
+        """Raise or lower the region's limits, as Oracle does on request; what is there already stays."""
+        with self._lock:
+            if limits != self.limits:
+                self.limits = limits
+                self._done(do="limits", limits=asdict(limits))
+
     def invoke(self, token: str, args: Inputs) -> Inputs:
         """Answer a data source of the provider."""
         if token not in registry.QUERIES:
@@ -167,7 +174,7 @@ class Region(Store):
 
     def _done(self, **change: Value) -> None:
         """Called under the lock after each change; a region in a file (`file.py`) writes the change to its journal."""
-        if change["do"] not in ("health", "console"):
+        if change["do"] not in ("health", "console", "limits"):
             self.version += 1
 
     def _refuse_invalid(self, type_token: str, inputs: Inputs) -> None:
