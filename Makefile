@@ -1,7 +1,8 @@
 # Everything runs from .venv, and each target does its own set-up.
 PYTHON ?= python3
 RUN = .venv/bin/python
-# Of pulumi_oci's half a million lines a hundredth is ever imported: pip compiles none, and Python that hundredth, once.
+# About 1% of pulumi_oci's half a million lines is ever imported.  So pip compiles nothing (--no-compile), and Python
+# compiles what it imports, once; without .pyc files it would do so at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test quick test-vm lint venv packages bootstrap golden dist bench bench-engine bench-commands bench-change bench-large clean
@@ -9,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo       the article's POD on this machine: real program, real rules, real packets"
 	@echo "make test       all tests, linters included"
-	@echo "make quick      less than a minute on two processors: no packets, no Pulumi engine, no type check, nothing that takes a fifth of a second"
+	@echo "make quick      the fast tests, less than a minute on two processors: no packets, no Pulumi engine, no type check, no test of 0.2 s or more"
 	@echo "make test-vm    NAT VM1 booted by real cloud-init and systemd, as on Ubuntu and on Oracle Linux (root; 4 minutes)"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make bootstrap  rebuild cloud-init/user-data.b64 from its sources (replaces the NAT VMs at the next up)"

@@ -14,8 +14,8 @@ from nat_pod.oci.args import NatPodArgs
 OBJECTS = ("natVm", "management", "customers", "subnets", "gateways", "policy", "names", "tags", "addresses")
 
 config = pulumi.Config(NAMESPACE)
-# Every key that the CLI hands over, also one that nat-pod does not know: read by name, a mistyped sourceNat would be
-# masquerade without a word.  What the keys and their values are worth is for the component to say.
+# Every key that the CLI hands over, even unknown ones.  If keys were read by name, a mistyped sourceNat would silently
+# mean masquerade.  The component checks the keys and their values.
 keys = [key.removeprefix(f"{NAMESPACE}:") for key in CONFIG.get() if key.startswith(f"{NAMESPACE}:")]
 written = {key: config.get_object(key) if key in OBJECTS else config.get(key) for key in keys}
 settings = without_foreign_defaults(written)

@@ -88,7 +88,7 @@ TABLES = ("filter", "nat")  # of a document
 LOADED_TABLES = ("filter", "nat", "raw")
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 BASE85 = str.maketrans(",./", "<>&")  # what stands in a document for signs that JSON writes at length
-FORMAT = "4"  # of a rule document, as guest.py writes it
+FORMAT = "4"  # of a rule document, as nat_pod/plan/document.py writes it
 DEPTH = 15  # chains in one another: the kernel takes 16, and the built-in one is the first
 DOCUMENT_LIMIT = 4 << 20  # bytes unpacked, and once more unfolded; a full POD has 95 kB, and 270 kB
 PATIENCE = 5  # seconds for one answer of IMDS, all of it; three such answers may take three attempts each
@@ -223,7 +223,7 @@ def network(text):
         raise AgentError("%r has no prefix length from 0 to 32" % text)
     mask = 0xFFFFFFFF & (0xFFFFFFFF << 32 - (int(prefix) if slash else 32))
     if number(address) & ~mask:
-        raise AgentError("%r has bits set behind its prefix" % text)
+        raise AgentError("%r has host bits set" % text)
     return number(address), mask
 
 
@@ -347,7 +347,7 @@ def parse_rule(table, line):
 
 
 def unfold(text):
-    """The rules as iptables-restore takes them, from the short form that a document carries (`fold` in guest.py)."""
+    """The rules as iptables-restore takes them, from the short form that a document carries (`fold` in document.py)."""
     lines, last = [], 0
     for line in text.split("\n"):
         found = re.match(r"-d (?:\+([0-9]?)|(\S{1,15})/32) (.*)", line)
@@ -423,7 +423,7 @@ class Document:
             self._read_hook(hook)
         for table in TABLES:
             self._refuse_depth(self.rules[table])
-        # Ports that lead into another chain are a policy's; those of INPUT decide themselves.
+        # A rule with ports that leads into another chain is a policy's; the rules of INPUT with ports accept or drop.
         rules = [rule for chains in self.rules.values() for rules in chains.values() for rule in rules]
         self.asks_ports = any("-g" in rule and {"--sport", "--dport"} & set(rule) for rule in rules)
 
@@ -434,7 +434,9 @@ class Document:
             try:
                 if table is None:
                     if not waiting or line != "*" + waiting[0]:
-                        raise AgentError("*%s must stand here" % (waiting[0] if waiting else "nothing"))
+                        raise AgentError(
+                            "expected *%s here" % waiting[0] if waiting else "no further table is expected"
+                        )
                     table = waiting.pop(0)
                 elif line == "COMMIT":
                     table = None
@@ -468,7 +470,7 @@ class Document:
         # The VM's own requests leave by OUTPUT: a rule on anything but ICMP could cut it off from IMDS, and so from the
         # document that would mend it.
         if builtin == "OUTPUT" and any("-g" in rule or rule.get("-p") != "icmp" for rule in self.rules[table][chain]):
-            raise AgentError("hook %r: what is entered from OUTPUT decides on ICMP only, and itself" % (hook,))
+            raise AgentError("hook %r: a chain entered from OUTPUT may match ICMP only, and jump nowhere" % (hook,))
         self.hooks[table][builtin] = chain
 
     @staticmethod
@@ -480,7 +482,7 @@ class Document:
             leads = {chain: to for chain, to in leads.items() if to & left}
         if leads:
             raise AgentError(
-                "chains lead in a circle, or more than %d deep: %s" % (DEPTH, ", ".join(sorted(leads)[:9]))
+                "chains form a loop, or are nested more than %d deep: %s" % (DEPTH, ", ".join(sorted(leads)[:9]))
             )
 
     def count(self):
@@ -691,7 +693,8 @@ def transaction(document, live):
             # First, or an image's own `-A FORWARD -j REJECT` decides before us.
             if rules[: len(entries)] == entries and len(places) == len(entries):
                 continue
-            # By its text, so that nobody else's goes if the chain has just changed; but a newline cannot be written.
+            # By text: if the chain has just changed, a number would hit another rule.  But a rule with a newline cannot
+            # be written as text.
             text = all(rules[place - 1].isprintable() for place in places)
             out.extend("-D %s %s" % (builtin, rules[place - 1] if text else place) for place in reversed(places))
             out.extend("-I %s %d %s" % (builtin, place, rule) for place, rule in enumerate(entries, 1))
@@ -755,7 +758,7 @@ def keep_platform_chains():
     """Put the platform's own chains back where they have gone, exactly as the image had them.
 
     Oracle Linux images load them through firewalld, so they go with it; without them every local user reaches the
-    iSCSI boot volume.  Where the chain is there, whoever keeps it, it is left alone.
+    iSCSI boot volume.  If the chain exists, whoever maintains it, it is left alone.
     """
     saved, now = (load(PLATFORM) or "").splitlines(), live_rules().get("filter", {})
     for chain in PLATFORM_CHAINS:
@@ -867,8 +870,8 @@ def delete_stale_flows(document, own):
         # With its id: a new flow with the same addresses and ports is not the one that was judged.
         for flow in stale:
             forget(channel, flow[TUPLE_ORIG], {kind: flow[kind] for kind in (CT_ID, CT_ZONE) if kind in flow})
-        # An answer that was under way begins the flow anew from its far end, where that may open one, and what was
-        # cut goes on as its answers.  Nothing else can have these addresses and ports by now.
+        # An answer that was on its way begins the flow anew from the far end, if that end may open one, and packets of
+        # the deleted flow go on as its answers.  By now nothing else can have these addresses and ports.
         if stale:
             time.sleep(UNDER_WAY)
         for flow in stale:
@@ -1050,7 +1053,7 @@ def settle_rules(document, problems, mended):
         mended.append((None, "rules: " + ", ".join(changed)))
     say(
         5,
-        "%d rules of generation %s loaded %s; %d flows deleted that they translate differently"
+        "%d rules of generation %s loaded %s; %d flows deleted, because these rules translate them differently"
         % (document.count(), document.generation, why, deleted),
     )
 
@@ -1113,7 +1116,7 @@ def stop_forwarding(problems):
 
 
 def repairs(old, mended):
-    """How often since boot something was found changed, when last, and what: what an earlier round had put right.
+    """Repairs since boot: how often, when last, and what was repaired of all that an earlier round had set.
 
     mended: (interface or setting, what was done).  An interface that comes late, and forwarding that was off with
     reason, are no repairs.
@@ -1173,7 +1176,7 @@ def utc():
 
 
 def passed(old, now):
-    """Packets forwarded since boot, and when a round last found more of them: of a side's two VMs only one has any."""
+    """Packets forwarded since boot, and when a round last found more.  Only the active VM of a role forwards any."""
     count = ip_counter("ForwDatagrams")
     before = old.get("passed") or {"count": count, "last": None}
     return before if count == before["count"] else {"count": count, "last": now}
@@ -1208,7 +1211,7 @@ def metrics(state):
     text = ""
     for name, said, samples in (
         ("last_round_timestamp_seconds", "Last round of the agent", moment(state["time"])),
-        ("last_round_success", "Whether it had no complaint", {"": not state["error"]}),
+        ("last_round_success", "Whether the last round had no complaint", {"": not state["error"]}),
         (
             "generation_info",
             "Rules wanted, and loaded",
@@ -1227,19 +1230,27 @@ def metrics(state):
         ("forwarding", "Whether it forwards packets", {"": state["forwarding"]}),
         ("fit", "Whether its balancer is told that it is fit", {"": not unfit(state)} if load(DOOR) else {}),
         ("forwarded_packets_total", "Packets forwarded", {"": state["passed"]["count"]}),
-        ("last_forwarded_timestamp_seconds", "When a round last saw more of them", moment(state["passed"]["last"])),
+        (
+            "last_forwarded_timestamp_seconds",
+            "When a round last saw more packets forwarded",
+            moment(state["passed"]["last"]),
+        ),
         ("conntrack_entries", "Connections", {"": use["count"]}),
-        ("conntrack_entries_limit", "Room for connections", {"": use["max"]}),
+        ("conntrack_entries_limit", "Connections that the table has room for", {"": use["max"]}),
         (
             "conntrack_lost_total",
             "Connections and packets lost",
             {labels(reason=key): use[key] for key in lost},
         ),
-        ("mapping_packets_total", "Packets that met rules of a member, in nat first ones of flows", mappings),
+        (
+            "mapping_packets_total",
+            "Packets that met rules of a member; in table nat only the first packets of flows",
+            mappings,
+        ),
         ("dropped_packets_total", "Packets dropped", dropped),
         ("customer_refused_packets_total", "Packets of new flows above the bound of a customer", refused),
         ("reassembly_failures_total", "Packets with fragments missing", {"": ip_counter("ReasmFails")}),
-        ("repairs_total", "Changes by others put right", {"": state["repairs"]["count"]}),
+        ("repairs_total", "Changes by others that the agent has undone", {"": state["repairs"]["count"]}),
     ):
         kind = "counter" if name.endswith("_total") else "gauge"
         name = "nat_pod_" + name
@@ -1407,7 +1418,7 @@ def poll():
     fresh = None
     if vm is not None and value is not None:
         try:
-            # A side that one VM plays is called like it, and its key is not there.
+            # A role with only one VM has the VM's name, and then the key nat-pod-side is missing.
             document = Document(value, side or vm)
             wanted = document.generation
             if not good or good.value != value:
@@ -1433,7 +1444,7 @@ def poll():
 
 
 def guard():
-    """At first boot, around the end of firewalld, which forwards and lets in what it likes: the guard alone."""
+    """Put up only the guard: at first boot, before and after firewalld goes, which forwards and lets in as it likes."""
     problems = []
     stop_forwarding(problems)
     for problem in problems:
@@ -1469,7 +1480,7 @@ def open_door(document, vnics, problems):
             ["systemctl", "stop" if here is None else "start" if here == there else "restart", "nat-pod-health.service"]
         )
     except (AgentError, OSError) as problem:
-        problems.append("the balancer's question: %s" % problem)
+        problems.append("answering the balancer's health checks: %s" % problem)
 
 
 def unfit(found=None):

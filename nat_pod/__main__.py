@@ -9,7 +9,7 @@ _INTERRUPTED = 130
 
 def program() -> int:
     """Carry out the command line of this process; returns its exit status."""
-    # A command needs what it builds to its end, which is near: looking for garbage is a tenth of what `diff` takes.
+    # A command lives for seconds and needs what it builds until then.  Collecting garbage would be a tenth of `diff`.
     gc.disable()
     try:
         # Here, because most of the first tenth of a second goes into it: an interruption is no traceback then either.

@@ -16,7 +16,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 MANY = 16
-"""Fewer are done before a process has been forked."""
+"""With fewer items than this, all are done in this process: that is sooner than a fork."""
 
 
 def each(act: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:

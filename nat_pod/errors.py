@@ -84,7 +84,7 @@ class ConfigError(NatPodError):
 
 
 _FEW = 3
-"""Problems of one kind that are written out where there are more of them."""
+"""How many problems of one kind are written out when there are more."""
 
 
 def _lines(source: str, problems: Sequence[Problem]) -> Iterator[str]:
@@ -101,12 +101,13 @@ def _lines(source: str, problems: Sequence[Problem]) -> Iterator[str]:
         elif seen[problem.kind] <= _FEW:
             yield f"  {place}{problem.sentence}"
             if seen[problem.kind] == _FEW:
-                yield f"    and {total[problem.kind] - _FEW} more of this kind; `check --json` lists all"
+                more = f"{total[problem.kind] - _FEW} more of this kind"
+                yield f"    and {more}; `python -m nat_pod check --json` lists all"
                 yield from [f"    run: {problem.command}"] if problem.command else []
 
 
 class UnknownRuleError(NatPodError):
-    """A rule of the NAT VMs or of the network that the tracer has no meaning for.  It does not guess.
+    """A rule of the NAT VMs or of the network that the tracer does not know.  The tracer does not guess.
 
     rule: as its owner would write it; known: what it would have to be.
     """
@@ -124,7 +125,7 @@ def visible(text: str) -> str:
 
 
 def excerpt(text: str, most: int = 400) -> str:
-    """`visible`, and at most so many characters: for texts that somebody else's machine wrote."""
+    """`visible` text of at most `most` characters, for what somebody else's machine wrote."""
     shown = visible(text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 

@@ -60,25 +60,25 @@ DEFINED_TAGS = 64
 """Of a resource (OCI docs, "Tags and Tag Namespace Concepts")."""
 
 CONSOLE_BYTES = 1 << 20
-"""A capture of a serial console holds at most so many, the most recent ones (OCI API, CaptureConsoleHistory: "up to a
-megabyte")."""
+"""Bytes that a capture of a serial console holds at most: the most recent ones (OCI API, CaptureConsoleHistory: "up to
+a megabyte")."""
 
 FLOWS_PER_ADDRESS = 64_512
 """Ports 1024-65535: what one source address can have open at a time towards one server address and port."""
 
 CONNECTIONS_PER_GB = 131_072
 CONNECTIONS = 1_048_576
-"""Entries of a NAT VM's connection table, one for 8 kB of memory, and the most; `size_conntrack` of the agent."""
+"""Entries of a NAT VM's connection table: per GB of memory (one for 8 kB), and at most (agent, `size_conntrack`)."""
 
 BOUND_SHARE = 4
-"""A customer may have so large a part of a NAT VM's table open, a fourth; two of them leave room for all others."""
+"""A customer may have one fourth of a NAT VM's connection table open, so two at their bound leave half of it."""
 
 BOUND_SAMPLE = 64
 """One new flow in so many is counted (docs/decisions/connection-bound.md has the figures)."""
 
 BOUND_SECONDS = 60
-"""So long a customer's new flows are refused after a sample was above its bound.  A customer that opens flows more
-slowly than samples see gets past its bound by at most BOUND_SAMPLE flows in this time."""
+"""Seconds for which a customer's new flows are refused after a sample was above its bound.  A customer that opens flows
+more slowly than samples see gets past its bound by at most BOUND_SAMPLE flows in this time."""
 
 FLOWS_BEFORE_DROPS = 39_000
 """Where new flows begin to be lost: near the end the kernel looks for a free port only so often (bench/results.md)."""

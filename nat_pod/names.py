@@ -100,7 +100,7 @@ class Role(str):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The role with this name, None for what is none."""
+        """The role with this name; None when there is no such role."""
         found = _ROLE.fullmatch(text)
         return None if found is None else cls(Side(found[1]), int(found[2] or 1))
 
@@ -162,7 +162,7 @@ class MemberName(str):
 
     @property
     def side(self) -> Side:
-        """The side whose NAT VM it sends to and knows it by its real address."""
+        """The side whose NAT VM it sends to, and which knows it by its real address."""
         return Side.NAT_VM2 if self.is_server else Side.NAT_VM1
 
     @property

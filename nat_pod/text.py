@@ -51,7 +51,7 @@ def count(number: int, noun: str) -> str:
 
 
 def some(names: Sequence[str], most: int) -> str:
-    """`a, b and 3 more`: so many of the names, and how many there are beside."""
+    """`a, b and 3 more`: the first `most` names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

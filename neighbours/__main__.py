@@ -130,7 +130,7 @@ def attach_names(name: str, vcn: pulumi.Input[str]) -> None:
 
 
 def customer(one: dict[str, Any]) -> None:
-    """A customer: with an LPG that requests the peering, or with one that was there before and is asked."""
+    """A customer, with an LPG that requests the peering, or with an earlier one that accepts it."""
     name, pod_lpg = one["name"], pod["lpgIds"][one["name"]]
     if one["peerId"] is None:
         blocks = [*one["subnets"].values()]
@@ -147,7 +147,7 @@ def customer(one: dict[str, Any]) -> None:
 
 
 def management(one: dict[str, Any]) -> None:
-    """Management, whose route table leads to an address of the vRouter's in the very subnet that the table is for.
+    """Management.  Its route table leads to an address of the vRouter, in the very subnet that uses the table.
 
     So its subnets are made without it.
     """
@@ -183,7 +183,7 @@ def vrouter(one: dict[str, Any], subnet_id: pulumi.Input[str]) -> oci.core.Priva
     )
     attached = oci.core.get_vnic_attachments_output(compartment_id=COMPARTMENT, instance_id=vm.id)
     primary = attached.apply(
-        # In the order of attaching is not documented; whose own address it is, is.
+        # OCI does not document the order of this list; the subnet tells which VNIC is the primary one.
         lambda found: next(each.vnic_id for each in found.vnic_attachments if each.subnet_id != pod["vrouterSubnetId"])
     )
     oci.core.PrivateIp("vrouter floating, POD", vnic_id=attachment.vnic_id, ip_address=one["floatingInPod"], **TAGS)

@@ -42,7 +42,7 @@ PATIENCE = 2.0  # seconds that a probe waits for its answer
 AT_ONCE = 16
 MOST_HEARD = 5000
 LINE = 400  # characters of a report in one line of the console
-REPEATED, REPEATS = 30.0, 10  # a report is written again after so many seconds, so often
+REPEATED, REPEATS = 30.0, 10  # seconds between two copies of a report, and how many copies are written
 HELD_EVERY = 0.2
 MOST_SECONDS = 1800.0  # that flows are held
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU = 10, 2, 14
@@ -147,7 +147,7 @@ def forwarded():
 
 
 def narrow(narrowed, before):
-    """Let packets to some addresses be no longer than so many bytes: too long ones are answered by an ICMP error."""
+    """Limit the length of packets to some addresses; longer ones are answered by an ICMP error.  By address: bytes."""
     for address in before:
         run("ip", "route", "del", address + "/32")
     for address, mtu in narrowed.items():
@@ -341,7 +341,7 @@ def idle(state, probe):
 
 
 def hold(state, probe):
-    """Hold `flows` connections, and as many UDP flows, until there is another list: how many were lost, and a pause.
+    """Hold `flows` connections, and as many UDP flows, until there is another list; report losses and longest pause.
 
     Each asks five times a second.  A flow is lost when it has ended, or has no answer at the end.
     """

@@ -40,7 +40,7 @@ def test_after_allocate_there_is_a_plan(run, changed):
 
 def test_the_second_time_allocate_has_nothing_to_do_and_touches_nothing(run, project, changed):
     after = (project / "Pulumi.dev.yaml").read_text(encoding="utf-8")
-    assert run("allocate", "dev") == (0, "Pulumi.dev.yaml: every member has a slot; nothing to do\n", "")
+    assert run("allocate", "dev") == (0, "Pulumi.dev.yaml: nothing to do: every member has a slot\n", "")
     assert (project / "Pulumi.dev.yaml").read_text(encoding="utf-8") == after
 
 
@@ -66,7 +66,9 @@ def test_an_edit_that_is_saved_while_allocate_runs_is_not_lost(run, project, mon
         assert "    customer2/web: {natVm1: 198.18.0.4, natVm2: 198.18.0.132}\n" in after
         assert run("check", "dev")[0] == 0
     else:
-        sentence = "Pulumi.dev.yaml: was changed by somebody else meanwhile; try again (nothing was changed)\n"
+        sentence = (
+            "Pulumi.dev.yaml: somebody else changed it in the meantime; try again (this command changed nothing)\n"
+        )
         assert (status, out, err, after) == (1, "", sentence, text + saved[-1])
     assert sorted(entry.name for entry in project.iterdir()) == ["Pulumi.dev.yaml", "Pulumi.yaml"]
 

@@ -172,8 +172,8 @@ def test_a_pod_takes_as_many_members_as_it_has_slots_and_not_one_more(dev):
         settle(draft(full(dev, 57)))
     assert str(refused.value) == (
         "nat-pod:addresses: no slot left for 2 more from customer2/h8 on: all 58 are taken, 29 per VNIC pair\n"
-        "    nat-pod:subnets has 2 of the 24 pairs that VM.Standard2.24 can have: a /27 more in natVm1 and in natVm2 "
-        "brings 29\n"
+        "    nat-pod:subnets has 2 of the 24 pairs that VM.Standard2.24 can have: one more /27 in natVm1 and one "
+        "in natVm2 bring 29 slots\n"
         "    a second POD takes more: python -m nat_pod new-pod NAME"
     )
 
@@ -195,8 +195,8 @@ def test_a_full_pod_says_how_many_slots_are_kept_as_released(dev):
     assert str(refused.value) == (
         "nat-pod:addresses: no slot left for 1 more from customer2/h9 on: all 58 are taken, 29 per VNIC pair\n"
         "    kept as released, and handed out by allocate --reuse: 1 of them\n"
-        "    nat-pod:subnets has 2 of the 24 pairs that VM.Standard2.24 can have: a /27 more in natVm1 and in natVm2 "
-        "brings 29\n"
+        "    nat-pod:subnets has 2 of the 24 pairs that VM.Standard2.24 can have: one more /27 in natVm1 and one "
+        "in natVm2 bring 29 slots\n"
         "    a second POD takes more: python -m nat_pod new-pod NAME"
     )
     assert settle(draft(mapping), reuse=True).reused == ("customer1/old",)
@@ -512,7 +512,7 @@ def test_what_was_saved_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(ChangedError) as refused:
         replace(path, "new\n", "old\n")
     assert str(refused.value) == (
-        "Pulumi.x.yaml: was changed by somebody else meanwhile; try again (nothing was changed)"
+        "Pulumi.x.yaml: somebody else changed it in the meantime; try again (this command changed nothing)"
     )
     assert path.read_text() == "somebody's\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["Pulumi.x.yaml"]

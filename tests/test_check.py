@@ -59,7 +59,7 @@ PLACES = [
     (
         ("  nat-pod:sourceNat: masquerade", "  natpod:sourceNat: masquerade"),
         23,
-        "natpod:sourceNat: is of another namespace",
+        "natpod:sourceNat: is in a namespace that nobody reads",
     ),
 ]
 
@@ -80,7 +80,7 @@ def test_a_setting_that_is_nowhere_is_in_no_line(run, project):
 @pytest.mark.parametrize("namespace", ["natpod", "nat_pod", "NAT-Pod", "nat-pods"])
 def test_a_namespace_that_is_misspelt_is_asked_about(run, project, namespace):
     edit(project, ("  nat-pod:sourceNat: masquerade", f"  {namespace}:sourceNat: static"))
-    asked = f"{namespace}:sourceNat: is of another namespace, which nobody reads; did you mean nat-pod:sourceNat?"
+    asked = f"{namespace}:sourceNat: is in a namespace that nobody reads; did you mean nat-pod:sourceNat?"
     assert asked in run("check", "dev")[1]
 
 
@@ -135,14 +135,17 @@ def test_check_lists_stacks_in_natural_order(run, project):
 # --- many problems ---------------------------------------------------------------------------------------------------
 
 MANY = ", ".join(f"h{n}: 10.0.1.{n}" for n in range(2, 90))
-OF_ONE_KIND = "    and 85 more of this kind; `check --json` lists all\n    run: python -m nat_pod allocate dev\n"
+OF_ONE_KIND = (
+    "    and 85 more of this kind; `python -m nat_pod check --json` lists all\n"
+    "    run: python -m nat_pod allocate dev\n"
+)
 
 
 def test_many_problems_of_one_kind_are_a_few_lines_and_their_number(run, project):
     """A new POD: every host is without a slot."""
     edit(project, ("hosts: {vm2: 10.0.1.100}", f"hosts: {{vm2: 10.0.1.100, {MANY}}}"))
     slots = [
-        f'  Pulumi.dev.yaml:28: nat-pod:addresses["customer2/h{n}"]: has no slot; addresses are never invented by up\n'
+        f'  Pulumi.dev.yaml:28: nat-pod:addresses["customer2/h{n}"]: has no slot yet; `pulumi up` never assigns one\n'
         for n in (2, 3, 4)
     ]
     assert run("check", "dev") == (1, "".join(["Pulumi.dev.yaml: 88 problems\n", *slots, OF_ONE_KIND]), "")

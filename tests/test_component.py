@@ -451,8 +451,8 @@ def test_a_new_pod_whose_nat_vm1_is_not_found_is_not_left_without_the_lpgs_rules
     with pytest.raises(DeployError) as refused:
         deploy(REPOSITORY, "dev", region)
     assert str(refused.value) == (
-        "nat-pod dev: No private IP 198.18.0.2 on NAT VM1's first VNIC, so there is nothing that the route rules of "
-        "the LPGs could lead to; run `pulumi up` again."
+        "nat-pod dev: No private IP 198.18.0.2 on NAT VM1's first VNIC, so the route rules of the LPGs have no target; "
+        "run `pulumi up` again."
     )
 
 

@@ -138,7 +138,7 @@ def test_a_config_error_names_the_file_and_counts_its_problems(dev):
     assert str(two.value) == (
         "Pulumi.prod.yaml: 2 problems\n"
         '  nat-pod:sourceNat: "x": must be masquerade or static\n'
-        '  nat-pod:addresses["customer2/vm2"]: has no slot; addresses are never invented by up\n'
+        '  nat-pod:addresses["customer2/vm2"]: has no slot yet; `pulumi up` never assigns one\n'
         "    run: python -m nat_pod allocate prod"
     )
 

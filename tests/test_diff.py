@@ -233,8 +233,8 @@ def test_a_rule_set_that_lets_an_undeclared_flow_pass_shows_as_a_mistake(dev):
     outcome = account(difference, good, wrong, keys(dev), keys(dev))
     assert not outcome.harmless
     text = report.outcome_text(outcome, "dev", report.Base("main"))
-    assert text.splitlines()[1] == "  risk: nat-pod's rules have a mistake"
-    assert "MISTAKE IN THE RULES: delivered, and not declared: customer1/vm1 to management/mgmt" in " ".join(
+    assert text.splitlines()[1] == "  risk: nat-pod compiled wrong rules, which is a bug: do not deploy this"
+    assert "BUG IN NAT-POD'S RULES: delivered, and not declared: customer1/vm1 to management/mgmt" in " ".join(
         text.split()
     )
     back = compare(wrong, replace(good, access=plan(open_config).access))
@@ -293,7 +293,7 @@ def test_a_new_bootstrap_replaces_both_vms_and_ends_every_flow_but_loses_none(de
     assert [(change.path, change.effect) for change in outcome.changes] == [
         ("the bootstrap (user_data)", Effect.REPLACES)
     ]
-    assert report.headline(outcome) == "risk: 6 of 6 flows end; both NAT VMs are replaced"
+    assert report.headline(outcome) == "risk: 6 of 6 flows end; all NAT VMs are replaced"
 
 
 def test_a_rename_of_long_ago_is_none(dev):
@@ -471,8 +471,8 @@ def test_a_file_that_differs_in_form_alone_says_so(checkout, capsys):
     status, out, _ = diff(capsys, "dev")
     assert status == 0
     assert out.splitlines()[1:3] == [
-        "  no flow ends, and no VM is replaced; the stack file differs in comments, order",
-        "    or spelling alone",
+        "  no flow ends, and no VM is replaced; the stack file differs only in comments,",
+        "    order or spelling",
     ]
     change(checkout, "config:\n", "environment: [other]\nconfig:\n")
     status, out, _ = diff(capsys, "dev")

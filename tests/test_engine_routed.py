@@ -395,7 +395,7 @@ def test_a_standby_that_never_becomes_healthy_leaves_the_other_vm_alone(
         pod.engine.up()
     assert (
         "natVm1a was left alone, because its balancer does not call the other NAT VM of its side healthy: natVm1b "
-        "UNKNOWN, after 0 minutes. Look at that one: `python -m nat_pod status routed`, then its serial console"
+        "UNKNOWN, after 0 minutes. Look at the other one: `python -m nat_pod status routed`, then its serial console"
     ) in str(refused.value)
     assert "Traceback" not in str(refused.value)
     after = {vm: pod.find(INSTANCE, vm) for vm in VMS}

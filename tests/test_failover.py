@@ -105,7 +105,7 @@ def test_the_table_says_what_was_lost_and_how(plan):
         "  natVm2a hangs  natVm1b   500       200       1     6.9 s\n"
         "LOST natVm2a hangs: fern/app to 198.18.8.1, tcp echo, both may open: stands still\n"
         "\n"
-        "UDP flows in which only the end speaks that may not open them\n"
+        "UDP flows in which only the end sends that may not open them\n"
         "  what failed    flows  stood still  went on after the other end's next datagram\n"
         "  natVm2a hangs  10     10           9\n"
         "\n"

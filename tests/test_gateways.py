@@ -258,7 +258,7 @@ def test_allocate_writes_the_gateway_of_a_new_customer_and_keeps_the_other_lines
     assert run("allocate", "routed") == (0, "placed    oak  gateway 3\nadded     oak/web  198.18.10.64\n", "")
     line = next(line for line in TEXT.splitlines() if line.startswith("    maple: 2"))
     assert f"{BEHIND}{line}\n    oak: 3\n  nat-pod:addresses:\n" in get()
-    assert run("allocate", "routed")[1] == "Pulumi.routed.yaml: every member has a slot; nothing to do\n"
+    assert run("allocate", "routed")[1] == "Pulumi.routed.yaml: nothing to do: every member has a slot\n"
 
 
 def test_a_customer_that_goes_takes_its_line_with_it_and_the_last_one_the_block(run, written):

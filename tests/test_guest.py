@@ -20,6 +20,7 @@ from nat_pod.limits import METADATA_BYTES, METADATA_OVERHEAD_BYTES
 from nat_pod.plan import guest
 from nat_pod.plan.bootstrap import (
     SOURCES,
+    agent_of,
     build,
     render_cloud_config,
     render_user_data,
@@ -369,3 +370,13 @@ def test_a_full_21_whose_names_are_too_long_is_refused_before_anything_is_made()
     assert used - over == 31_000
     assert bootstrap == len(render_user_data())
     assert bootstrap + document < used
+
+
+@pytest.mark.parametrize("rest", [0, 1, 2])
+def test_the_agent_is_found_in_a_cloud_config_whatever_the_length_of_its_base64(rest):
+    """Without padding the escaped newline behind it would be read as one more character of base64."""
+    agent = next(
+        text for text in (b"agent %d" % number for number in range(1000)) if len(bz2.compress(text)) % 3 == rest
+    )
+    content = json.dumps(base64.b64encode(bz2.compress(agent)).decode() + "\n")
+    assert agent_of(f"write_files:\n  - content: {content}\n") == agent

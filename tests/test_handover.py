@@ -249,7 +249,7 @@ def test_a_customer_who_may_call_nobody_is_told_so_and_by_whom_it_is_called(apar
     page = sheet_markdown(handover(apart, "x", "customer1"))
     assert "| mgmt | not for you | 198.18.0.2 |" in page
     assert "| vm1 | 10.0.0.100 | 198.18.0.130 | - |" in page
-    assert "From your hosts to mgmt: not in your list of servers." in page
+    assert "Packets from your hosts to mgmt, which are not in your list of servers." in page
 
 
 def test_a_customer_who_may_call_nobody_has_one_call_to_try_and_a_sheet_that_holds(apart):

@@ -12,7 +12,7 @@ from nat_pod.commands.cli import main
 # --- what cannot be imported -----------------------------------------------------------------------------------------
 
 HOW = "on the NAT VM, run: sudo iptables-save > vm1.save"
-NO_FLOW = "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD? (nothing was written)"
+NO_FLOW = "no flow passes both NAT VMs; give the rules of the two NAT VMs of one POD (nothing was written)"
 
 
 LIST = ",".join(f"198.18.0.{host}" for host in range(80))

@@ -110,3 +110,17 @@ def test_an_opening_is_a_new_flow_s_first_segment_and_no_answer(topology):
     assert trace(opening, MGMT, packet).disposition is Disposition.NO_MAPPING
     passed = with_rule(topology, "NATPOD-FORWARD", Rule(Match(protocol="tcp", tcp_flags=OPENING), Accept()))
     assert trace(passed, MGMT, packet).disposition is Disposition.DELIVERED
+
+
+@pytest.mark.parametrize("field", MISSED)
+def test_the_agent_does_not_take_a_living_flow_for_one_that_the_rule_drops(field):
+    """An option that `_decide` does not evaluate is none to it: the agent would end every flow in that chain."""
+    match = MISSED[field]
+    dropped = render_rule("NATPOD-FORWARD", Rule(match, Drop()))
+    text = (
+        f"*filter\n:NATPOD-FORWARD - [0:0]\n{dropped}\nCOMMIT\n*nat\n:NATPOD-PRE - [0:0]\n:NATPOD-POST - [0:0]\n"
+        "-A NATPOD-PRE -d 198.18.0.131/32 -j DNAT --to-destination 10.0.1.100\nCOMMIT\n"
+    )
+    ends = agent.number("10.0.0.100"), agent.number("198.18.0.131")
+    protocol = match.protocol if field in ("source_port", "destination_port", "icmp_type", "tcp_flags") else "tcp"
+    assert document(text).translate(*ends, set(), (protocol, (40000, 80))) is not None

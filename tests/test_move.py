@@ -19,6 +19,7 @@ from bench.pods import allocate, full_pod, shuffle_slots, stack_config
 from nat_pod.config import any_config
 from nat_pod.config.address_book import settle
 from nat_pod.config.aliases import block_of
+from nat_pod.config.delivery import SETTINGS, Delivery, only
 from nat_pod.config.model import PodConfig
 from nat_pod.config.move import known_address, moved, pair_problems
 from nat_pod.config.routed import RoutedConfig
@@ -139,8 +140,8 @@ def test_a_range_without_room_for_another_vcn_is_refused(dev):
     with pytest.raises(NatPodError) as refused:
         moved(old, dev, "prod")
     assert str(refused.value) == (
-        "Pulumi.prod.yaml: every /27 of 198.18.0.0/25 has an alias or a subnet, and the new VCN needs one of its own; "
-        "a routed POD in a range of its own gives every neighbour new addresses: "
+        "Pulumi.prod.yaml: every /27 of 198.18.0.0/25 has an alias or a subnet, and the new VCN needs a free one. "
+        "Without one, make a routed POD in another range, which gives every neighbour new addresses: "
         "python -m nat_pod new-pod --routed NAME"
     )
     dev["subnets"]["vrouter"] = "198.18.0.64/28"
@@ -296,7 +297,7 @@ GONE = "there is no Pulumi.dve.yaml any more: the move is over, take this line o
     ("former", "rule"),
     [
         ("dve", GONE),
-        ("new", "has delivery: routes itself; only PODs of the article's delivery are moved"),
+        ("new", "has delivery: routes itself; only a POD with delivery: privateIps can be moved"),
     ],
 )
 def test_a_pod_in_the_place_of_none_is_found(run, both, former, rule):
@@ -411,6 +412,25 @@ def test_file_and_steps_are_the_golden_ones(run, project, golden, stack):
     assert run("check", stack, "routed")[0] == 0
 
 
+def test_every_key_moves_but_those_that_the_new_delivery_does_not_have(dev):
+    """A key that is dropped without a word is found when `pulumi up` is refused: tags, in a tenancy that wants them."""
+    dev |= {
+        "lpgLimit": 12,
+        "names": {"zone": "pod1.example.internal"},
+        "policy": [{"from": "customer1", "to": "management", "allow": ["tcp/443"]}],
+        "protect": "network",
+        "tags": {"freeform": {"costCenter": "42"}, "defined": {"Operations.CostCenter": "42"}},
+    }
+    assert set(dev) == set(SETTINGS) - set(only(Delivery.ROUTES)) - {"delivery"}
+    config = moved(PodConfig.from_mapping(dev, "prod"), dev, "prod").config
+    kept = set(dev) - {"sourceNat", "subnets"}
+    assert kept <= set(config)
+    assert {key: config[key] for key in ("lpgLimit", "names", "policy", "tags")} == {
+        key: dev[key] for key in ("lpgLimit", "names", "policy", "tags")
+    }
+    RoutedConfig.from_mapping(config, "routed")
+
+
 def test_a_file_that_takes_the_place_already_is_left_as_it_is_and_its_steps_are_printed(run, project):
     first = run("move", "dev", "routed")[1]
     changed(project, "routed", "VM.Standard2.24 ", "{shape: VM.Standard.E5.Flex, ocpus: 1, memoryGbs: 4} ")
@@ -450,7 +470,10 @@ def test_a_customer_whose_lpg_has_its_peer_is_named(run, project):
 
 REFUSED = {
     "no such stack": (["dve", "new"], "Pulumi.dve.yaml: no such stack file in "),
-    "a name that is none": (["dev", "a/b"], "a/b: a stack's name is letters, digits, dots, dashes and underscores"),
+    "a name that is none": (
+        ["dev", "a/b"],
+        "a/b: is not a valid stack name; a stack's name is letters, digits, dots, dashes and underscores",
+    ),
     "a file that is there": (
         ["dev", "dev"],
         "Pulumi.dev.yaml: exists already and does not take the place of dev; move writes new files only (nothing was "
@@ -458,7 +481,7 @@ REFUSED = {
     ),
     "a routed one": (
         ["routed", "new"],
-        "Pulumi.routed.yaml: has delivery: routes already; move is for PODs of the article's delivery (nothing was "
+        "Pulumi.routed.yaml: has delivery: routes already; move is for PODs with delivery: privateIps (nothing was "
         "changed)\n",
     ),
     "one in the place of another": (

@@ -59,8 +59,8 @@ def test_again_it_names_what_is_there_and_what_differs_and_writes_over_nothing(d
     assert capsys.readouterr().out == (
         "there    __main__.py\n"
         "there    requirements.txt\n"
-        f"differs  Pulumi.yaml from that of nat-pod {nat_pod.__version__}, and was left as it is; "
-        "to have that, remove it first\n"
+        f"differs  Pulumi.yaml from the one in nat-pod {nat_pod.__version__} and was left as it is; "
+        "to get the new one, delete it and run this again\n"
         "then     python -m nat_pod new-pod NAME\n"
     )
 

@@ -41,7 +41,7 @@ ELSEWHERE = {
         ['oci:region: "eu-frankfurt": is not the name of a region, e.g. oci:region: uk-london-1'],
     ),
     "a number": ({"oci:region": 1}, ["oci:region: 1: is not the name of a region, e.g. oci:region: uk-london-1"]),
-    "nothing": ({"oci:region": ""}, ["oci:region: is empty; e.g. oci:region: uk-london-1"]),
+    "nothing": ({"oci:region": ""}, ["oci:region: is empty; write a region, e.g. oci:region: uk-london-1"]),
     "left by import": (
         {"oci:region": "FILL-IN"},
         ['oci:region: "FILL-IN": is still to be filled in, e.g. oci:region: uk-london-1'],

@@ -337,15 +337,15 @@ REFUSED = {
     ),
     "a name that leads elsewhere": (
         ["../dev"],
-        "../dev: a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
+        "../dev: is not a valid stack name; a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
     ),
     "a name that is empty": (
         [""],
-        ": a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
+        ": is not a valid stack name; a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
     ),
     "a name that begins with a dot": (
         [".x"],
-        ".x: a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
+        ".x: is not a valid stack name; a stack's name is letters, digits, dots, dashes and underscores, e.g. prod",
     ),
     "a size of which nothing is free": (
         ["prod", "--size", "16"],
@@ -371,7 +371,7 @@ def test_while_a_range_cannot_be_read_none_is_handed_out(run, project, text):
         1,
         "",
         "the range of Pulumi.torn.yaml cannot be read, and it might be the next free one; "
-        "correct that first, run: python -m nat_pod check\n",
+        "correct that first; to see what is wrong, run: python -m nat_pod check\n",
     )
     assert files(project) == before
     put(project, "torn", "encryptionsalt: v1:xxxx\n")  # what `pulumi stack init` writes claims no range

@@ -157,15 +157,15 @@ WRONG = {
     "no name": ([{**HTTPS, "from": "10.0.0.1"}], 'nat-pod:policy[0].from: "10.0.0.1": must be a customer or '
                 "management, whole or a member of it, e.g. customer1, customer1/vm1 or management/mgmt"),
     "both customers": ([{**HTTPS, "to": "customer2"}],
-                       'nat-pod:policy[0]: "customer1 to customer2": needs management, or a server, at one end and a '
-                       "customer at the other: others never meet in a POD"),
+                       'nat-pod:policy[0]: "customer1 to customer2": must have management or a server at one '
+                       "end, a customer or a host at the other: no other flows pass"),
     "no service": ([{**HTTPS, "allow": ["ssh"]}], 'nat-pod:policy[0].allow: "ssh": must be all, icmp, tcp, udp, or a '
                    "port or a range of ports of the latter two, e.g. tcp/22 or udp/5000-5010"),
     "no list of services": ([{**HTTPS, "allow": "tcp/22"}],
                             'nat-pod:policy[0].allow: "tcp/22": must be a list, e.g. [tcp/22, icmp]; [] lets nothing '
                             "pass"),
-    "twice": ([HTTPS, {**HTTPS, "allow": []}], 'nat-pod:policy[1]: "customer1 to management/mgmt": has the ends of an '
-              "entry above; write all that passes in one"),
+    "twice": ([HTTPS, {**HTTPS, "allow": []}], 'nat-pod:policy[1]: "customer1 to management/mgmt": has the same ends '
+              "as an entry above; put all that passes into that one"),
     "an unknown key": ([{**HTTPS, "alow": []}],
                        "nat-pod:policy[0].alow: is not a setting of nat-pod; did you mean allow?"),
 }  # fmt: skip

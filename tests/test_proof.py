@@ -162,15 +162,15 @@ BROKEN = {
     ),
     "the guard of FORWARD is missing": (
         "masquerade", "natVm1", "NATPOD-FORWARD", drop_last,
-        ("a NAT VM lets pass what no rule translated", "customer1/vm1", "10.0.0.100", "198.18.0.3"),
+        ("a NAT VM passes on a packet that no rule translated", "customer1/vm1", "10.0.0.100", "198.18.0.3"),
     ),
     "the guard of INPUT is missing": (
         "masquerade", "natVm1", "NATPOD-INPUT", drop_last,
-        ("a NAT VM lets pass what no rule translated", "customer1/stranger", "10.0.0.253", "198.18.0.2"),
+        ("a NAT VM passes on a packet that no rule translated", "customer1/stranger", "10.0.0.253", "198.18.0.2"),
     ),
     "FORWARD accepts everything": (
         "masquerade", "natVm2", "NATPOD-FORWARD", first(Rule(Match(), Accept())),
-        ("a NAT VM lets pass what no rule translated", "management/stranger", "10.0.255.253", "198.18.0.131"),
+        ("a NAT VM passes on a packet that no rule translated", "management/stranger", "10.0.255.253", "198.18.0.131"),
     ),
     "a customer reaches another": (
         "masquerade", "natVm1", "NATPOD-PRE", first(STRAIGHT_THROUGH),
@@ -188,17 +188,17 @@ BROKEN = {
     ),
     "a rule twice": (
         "masquerade", "natVm1", "NATPOD-SERVERS", doubled,
-        ("a rule that an earlier one hides", "natVm1", "", ""),
+        ("a rule that an earlier one shadows", "natVm1", "", ""),
     ),
     "a rule behind a wider one": (
         "masquerade", "natVm2", "NATPOD-HOSTS",
         last(Rule(Match(destination="198.18.0.66/32"), Dnat("198.18.0.34"))),
-        ("a rule that an earlier one hides", "natVm2", "", ""),
+        ("a rule that an earlier one shadows", "natVm2", "", ""),
     ),
     "a filter rule behind the last drop": (
         "masquerade", "natVm1", "NATPOD-FORWARD",
         last(Rule(Match(source="10.0.0.0/24"), Drop())),
-        ("a rule that an earlier one hides", "natVm1", "", ""),
+        ("a rule that an earlier one shadows", "natVm1", "", ""),
     ),
     "a rule for nobody": (
         "masquerade", "natVm1", "NATPOD-SERVERS",
@@ -208,7 +208,7 @@ BROKEN = {
     "two hosts behind one source address": (
         "static", "natVm1", "NATPOD-H-customer1",
         lambda rules: [rules[0], replace(rules[1], target=rules[0].target)],
-        ("two members are one address", "customer1/vm2", "10.0.0.130", "198.18.0.2"),
+        ("two members share one address", "customer1/vm2", "10.0.0.130", "198.18.0.2"),
     ),
     "a source address that is nobody's": (
         "static", "natVm1", "NATPOD-H-customer2",

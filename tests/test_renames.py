@@ -16,9 +16,9 @@ TWO_HOSTS = ("{vm1: 10.0.0.100, vm2: 10.0.0.130}", "{web: 10.0.0.100, db: 10.0.0
 
 IS_CUSTOMER = """\
 Pulumi.dev.yaml: 1 problem
-  Pulumi.dev.yaml:20: nat-pod:customers.acme: looks like customer2 under another name. If it is, write \
-`formerly: customer2` here: its LPG, its peering and its slot stay. If it is another customer, run the command with \
---not-renamed
+  Pulumi.dev.yaml:20: nat-pod:customers.acme: looks like customer2 under another name. If so, write \
+`formerly: customer2` here, and its LPG, its peering and its slot stay. If it is another customer, run the command \
+with --not-renamed
     run: python -m nat_pod allocate dev
 """
 IS_HOST = """\
@@ -99,7 +99,7 @@ def test_the_key_moves_the_slot_with_the_name_and_no_flow_ends(run, on_main, cha
     (on_main / "Pulumi.dev.yaml").write_text(text, encoding="utf-8")
     status, out, _ = run("check", "dev")
     assert status == 1
-    assert f'nat-pod:addresses["{old}"]: "{new}": is its name now; the slot moves with the name' in out
+    assert f'nat-pod:addresses["{old}"]: "{new}": is the new name of this member; its slot moves with the name' in out
     status, out, _ = run("allocate", "dev")
     assert (status, out.split()[:2], out.count("\n")) == (0, ["renamed", new], 1)
     after = (on_main / "Pulumi.dev.yaml").read_text(encoding="utf-8")

@@ -60,7 +60,7 @@ def test_a_range_of_the_pod_itself_and_a_pod_without_an_lpg_are_said(run, pods):
     )
     text = real_stack("routed").replace("nat-pod:standby: true", "nat-pod:standby: true\n  nat-pod:lpgLimit: 4")
     (pods / "Pulumi.routed.yaml").write_text(text, encoding="utf-8")
-    assert answers(run, "10.7.0.0/24")["routed"]["obstacles"] == ["it has all its 4 LPGs"]
+    assert answers(run, "10.7.0.0/24")["routed"]["obstacles"] == ["all its 4 LPGs are in use"]
 
 
 def test_the_text_says_where_and_what_to_do_where_there_is_no_place(run, pods):
@@ -70,8 +70,8 @@ def test_the_text_says_where_and_what_to_do_where_there_is_no_place(run, pods):
     assert "yes, in gateway 2" in out
     (pods / "Pulumi.routed.yaml").unlink()
     status, out, _ = run("pods", "--fits", "10.0.1.0/24")
-    assert (status, "none takes it as it is; a new POD does" in out) == (1, True)
-    assert "not asked, because they are examples: ten" in out or "ten" not in out
+    assert (status, "no POD has room for it as it is; a new one has" in out) == (1, True)
+    assert "left out, because they are examples: ten" in out or "ten" not in out
 
 
 @pytest.mark.parametrize("wrong", ["10.0.0.0", "10.0.0.5/24", "10.0.0.0/7", "fe80::/64", "x/24", "0.0.0.0/0"])

@@ -31,7 +31,7 @@ def written(project) -> str:
 
 def test_nothing_to_do_writes_nothing(run, project, stack):
     stack()
-    assert run("allocate", "routed") == (0, "Pulumi.routed.yaml: every member has a slot; nothing to do\n", "")
+    assert run("allocate", "routed") == (0, "Pulumi.routed.yaml: nothing to do: every member has a slot\n", "")
     assert written(project) == TEXT
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import stack_mapping
 from netaddr import IPAddress, IPNetwork, IPSet
 from routed_pods import small
 from test_config import changed, paths_of
@@ -19,7 +20,7 @@ from nat_pod.config import aliases, any_config
 from nat_pod.config.address_book import settle
 from nat_pod.config.addressing import reserved_by_oci
 from nat_pod.config.aliases import VcnLayout, block_of, default_vcn, free_aliases
-from nat_pod.config.delivery import Delivery, foreign, only, without_foreign_defaults
+from nat_pod.config.delivery import SETTINGS, Delivery, foreign, only, without_foreign_defaults
 from nat_pod.config.model import PodConfig
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.errors import ConfigError, NatPodError
@@ -223,7 +224,7 @@ def test_a_pod_whose_blocks_are_all_taken_says_by_whom():
         settle(draft(mapping))
     assert str(refused.value) == (
         "nat-pod:addresses: no alias left for 1 more from customer2/vm2 on: every block of 198.18.0.0/25 outside the "
-        "VCN's 198.18.0.64/26 is full or the servers'\n"
+        "VCN's 198.18.0.64/26 is full or is for the servers\n"
         "    a second POD takes more: python -m nat_pod new-pod --routed NAME"
     )
     del mapping["customers"]["customer1"]["hosts"]["h2"]
@@ -289,3 +290,21 @@ def test_what_only_the_project_file_says_of_the_other_delivery_is_not_the_stacks
     said = without_foreign_defaults({**defaults, **small()}, said=["sourceNat"])
     with pytest.raises(ConfigError, match="sourceNat"):
         read(said)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "key"),
+    [
+        (delivery, key)
+        for delivery in Delivery
+        for key in SETTINGS
+        if key not in foreign(delivery) and key != "delivery"
+    ],
+)
+def test_each_delivery_reads_each_of_its_keys(delivery, key):
+    """The keys are one list for both: one that only one reader parses would be accepted, unread, by the other."""
+    good = stack_mapping("dev") if delivery is Delivery.PRIVATE_IPS else small()
+    any_config.read(good, "x")
+    with pytest.raises(ConfigError) as refused:
+        any_config.read({**good, key: [object]}, "x")
+    assert any(problem.path.startswith(f"nat-pod:{key}") for problem in refused.value.problems)

@@ -270,7 +270,7 @@ def test_no_customer_can_be_called_as_a_rule_beside_its_own(stack: str, own: set
         assert not is_customer_name(name)
         with pytest.raises(ConfigError) as refused:
             plan_of({**mapping, "customers": {**mapping["customers"], name: customer}})
-        assert f"nat-pod:customers.{name}: {name} is a name of nat-pod's own; call the customer something else" in map(
+        assert f"nat-pod:customers.{name}: {name} is reserved by nat-pod; give the customer another name" in map(
             str, refused.value.problems
         )
 
@@ -366,7 +366,7 @@ def test_the_article_has_no_lines_for_a_routed_pod(routed, run):
     assert run("rules", "routed", "--vm", "natVm1", "--article") == (
         1,
         "",
-        "rules --article: the article has no PODs with delivery: routes; leave --article out\n",
+        "rules --article: the article has no PODs with delivery: routes; leave out --article\n",
     )
     status, out, _ = run("rules", "routed", "--vm", "natVm2")
     assert status == 0

@@ -350,7 +350,7 @@ def test_a_neighbours_page_names_its_networks_and_what_those_behind_its_vcn_need
     plan = planned(mapping)
     page = " ".join(sheet_markdown(handover(plan, "several", "customer1")).split())
     assert "Your networks, 10.0.0.0/24, 172.16.0.0/12 and 192.168.7.1/32, and management's servers talk" in page
-    assert "OCI calls it transit routing" in page
+    assert "OCI has transit routing" in page
     page = " ".join(sheet_markdown(handover(plan, "several", MANAGEMENT)).split())
     assert "the POD routes 10.0.0.0/8 and 192.168.0.0/24 to it" in page
     assert page.count("at the vRouter's VNIC: servers to the POD") == 2

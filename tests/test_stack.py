@@ -282,9 +282,9 @@ def test_a_merge_conflict_is_called_one_and_has_its_place(tmp_path):
         tmp_path, CONFLICT + CONFLICT.split("130}\n")[1].replace("HEAD\n", "HEAD\n||||||| base\n").replace("\n", "\r\n")
     )
     rule = (
-        ": a merge conflict between HEAD and acme: keep the lines that hold, as a rule the members of both sides, and "
-        "delete those that begin with <<<<<<<, |||||||, ======= and >>>>>>>; check then names a slot that two members "
-        "have"
+        ": a merge conflict between HEAD and acme: keep the lines that are right, usually the members of both sides, "
+        "and delete those that begin with <<<<<<<, |||||||, ======= and >>>>>>>; then check names any slot that two "
+        "members have"
     )
     assert problems_of(tmp_path) == [f"lines 4 to 8{rule}", f"lines 9 to 14{rule}"]
 

@@ -231,7 +231,7 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
     ),
     "no rules": (
         {"applied": None, "forwarding": False, "error": "no"},
-        ["it forwards nothing", "it runs no rules", "its agent complains: no"],
+        ["it forwards nothing", "it has no rules loaded", "its agent complains: no"],
     ),
     "an agent that stopped": (
         {"time": "2025-06-15T15:05:05Z"}, ["its agent last ran 95 s ago; it should run every 15 s"]),
@@ -292,7 +292,7 @@ CHANGES: dict[str, tuple[dict[str, object], list[str]]] = {
         {"fragments": 100},
         ["100 packets came in fragments and could not be put together since it booted"],
     ),
-    "stale flows": ({"stale": 2}, ["2 open flows are translated in a way that its rules no longer give"]),
+    "stale flows": ({"stale": 2}, ["2 open flows are translated otherwise than its rules would translate them now"]),
 }  # fmt: skip
 
 
@@ -305,7 +305,7 @@ def test_one_thing_at_a_time_is_found_and_nothing_else(plan, vm, changes, expect
 
 def test_an_agent_that_this_nat_pod_does_not_bring_is_named(plan):
     assert findings(plan, agent=agent_id()) == []
-    known = f"is another one than nat-pod {nat_pod.__version__} brings"
+    known = f"is not the one that nat-pod {nat_pod.__version__} installs"
     assert findings(plan, agent="0123456789ab") == [f"its agent (0123456789ab) {known}"]
     assert findings(plan, agent=None) == [f"its agent (unnamed) {known}"]
     report = reported(plan, "natVm2")
@@ -325,7 +325,7 @@ def test_a_customer_above_its_bound_is_found_by_its_name(plan):
     ("flows", "most", "found"),
     [
         (250, 1000, []),  # a quarter is a customer's
-        (251, 1000, ["customer2 has 251 of 1000 flows open, more than one in 4"]),
+        (251, 1000, ["customer2 has 251 of 1000 flows open, more than 1 in 4"]),
         (251, 1_048_576, []),
         (251, 0, []),  # no table yet
     ],
@@ -339,17 +339,17 @@ def test_a_customer_who_has_more_of_the_table_than_its_part_is_found_by_its_name
 
 
 RULES: dict[str, tuple[dict[str, str | None], list[str]]] = {
-    "a chain with other rules": ({"nat NATPOD-POST": "0" * 12}, ["nat NATPOD-POST has others"]),
-    "a chain that is gone": ({"nat NATPOD-POST": None}, ["nat NATPOD-POST is without them"]),
+    "a chain with other rules": ({"nat NATPOD-POST": "0" * 12}, ["nat NATPOD-POST has other rules"]),
+    "a chain that is gone": ({"nat NATPOD-POST": None}, ["nat NATPOD-POST is missing"]),
     "a chain of nobody's": ({"mangle NATPOD-X": "0" * 12}, ["mangle NATPOD-X is not planned"]),
-    "a hook that is gone": ({"nat POSTROUTING": None}, ["nat POSTROUTING is without 1 -j NATPOD-POST"]),
+    "a hook that is gone": ({"nat POSTROUTING": None}, ["nat POSTROUTING lacks 1 -j NATPOD-POST"]),
     "a hook behind another rule": (
         {"filter FORWARD": "2 -j NATPOD-FORWARD, 3 -j NATPOD-CLOSED"},
         ["filter FORWARD has 2 -j NATPOD-FORWARD, 3 -j NATPOD-CLOSED, not 1 -j NATPOD-FORWARD, 2 -j NATPOD-CLOSED"],
     ),
     "the guard": (
         {"filter NATPOD-CLOSED": "0" * 12, "raw PREROUTING": None},
-        ["filter NATPOD-CLOSED has others; raw PREROUTING is without 1 -s 169.254.0.0/16 -j NATPOD-UNTRACKED"],
+        ["filter NATPOD-CLOSED has other rules; raw PREROUTING lacks 1 -s 169.254.0.0/16 -j NATPOD-UNTRACKED"],
     ),
 }
 
@@ -364,7 +364,9 @@ def test_rules_in_the_kernel_are_held_against_the_plan_whatever_the_agent_says(p
 def test_of_another_generation_the_guard_is_still_compared(plan):
     rules = fingerprint(plan.vm("natVm2").rules) | {"nat NATPOD-POST": "0" * 12, "filter NATPOD-OWN": "0" * 12}
     other = {"applied": OTHER, "wanted": OTHER}
-    assert findings(plan, rules=rules, **other)[1:] == ["its rules are not as planned: filter NATPOD-OWN has others"]
+    assert findings(plan, rules=rules, **other)[1:] == [
+        "its rules are not as planned: filter NATPOD-OWN has other rules"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -528,7 +530,7 @@ WRONG = {
     "the other VM's": (["--report", "natVm1=two.json"], 1, "--report natVm1: this is a report of natVm2\n"),
     "one twice": (
         ["--report", "natVm1=one.log", "--report", "natVm1=one.log"], 1,
-        "--report: one for each NAT VM, and only one of them from standard input\n"),
+        "--report: give one for each NAT VM, and read only one of them from standard input\n"),
     "outputs without generations": (
         ["--report", "natVm1=one.log", "--outputs", "two.json"], 1,
         "--outputs two.json: has no generations of natVm1 and natVm2; `pulumi stack output --json` prints them\n"),

@@ -137,7 +137,7 @@ FOUND: dict[str, tuple[dict[str, dict | str], list[tuple[str, str]]]] = {
             ("natVm1b", "it tells its balancer that it is not fit: it does not forward"),
             (
                 "natVm1",
-                "none of natVm1a, natVm1b is known to be fit: unless one is, its balancer sends nothing on",
+                "no NAT VM of natVm1a, natVm1b is known to be fit: unless one is, their balancer forwards nothing",
             ),
         ],
     ),
@@ -146,7 +146,10 @@ FOUND: dict[str, tuple[dict[str, dict | str], list[tuple[str, str]]]] = {
         [
             ("natVm1a", "no report: it is off"),
             ("natVm1b", "it tells its balancer that it is not fit: it does not forward"),
-            ("natVm1", "none of natVm1a, natVm1b is known to be fit: unless one is, its balancer sends nothing on"),
+            (
+                "natVm1",
+                "no NAT VM of natVm1a, natVm1b is known to be fit: unless one is, their balancer forwards nothing",
+            ),
         ],
     ),
     "one is silent": ({"natVm1a": "it is off"}, [("natVm1a", "no report: it is off")]),
@@ -159,7 +162,10 @@ FOUND: dict[str, tuple[dict[str, dict | str], list[tuple[str, str]]]] = {
         [("natVm2b", "its balancer has not asked for two minutes whether it is fit; only natVm2a has")],
     ),
     "the other VM asks, too": ({"natVm2b": {"health": {"unfit": None, "by": ["198.18.3.202", "198.18.3.204"]}}}, []),
-    "no answer at all": ({"natVm2a": {"health": None}}, [("natVm2a", "it answers no balancer, and is no next hop")]),
+    "no answer at all": (
+        {"natVm2a": {"health": None}},
+        [("natVm2a", "it does not answer a balancer's health checks, so it gets no packets")],
+    ),
     "both forward": (
         {"natVm1b": BOTH},
         [

@@ -53,36 +53,36 @@ class Tampering:
 TAMPERING = {
     # --- our rules
     "the nat table flushed": Tampering(
-        "iptables -t nat -F", r"rules are not as planned: nat NATPOD-\S+ has others; .*; and \d+ more",
+        "iptables -t nat -F", r"rules are not as planned: nat NATPOD-\S+ has other rules; .*; and \d+ more",
         mended="nat PREROUTING"),
     "the filter table flushed": Tampering(
         "iptables -F",
-        "rules are not as planned: filter FORWARD is without 1 -j NATPOD-FORWARD", mended="filter INPUT"),
+        "rules are not as planned: filter FORWARD lacks 1 -j NATPOD-FORWARD", mended="filter INPUT"),
     "a chain emptied": Tampering(
-        "iptables -t nat -F NATPOD-POST", "rules are not as planned: nat NATPOD-POST has others$",
+        "iptables -t nat -F NATPOD-POST", "rules are not as planned: nat NATPOD-POST has other rules$",
         mended="rules: nat NATPOD-POST"),
     "a rule deleted": Tampering(
-        "iptables -D NATPOD-FORWARD 1", "rules are not as planned: filter NATPOD-FORWARD has others$",
+        "iptables -D NATPOD-FORWARD 1", "rules are not as planned: filter NATPOD-FORWARD has other rules$",
         mended="rules: filter NATPOD-FORWARD"),
     "a rule added": Tampering(
-        "iptables -I NATPOD-FORWARD -j ACCEPT", "rules are not as planned: filter NATPOD-FORWARD has others$",
+        "iptables -I NATPOD-FORWARD -j ACCEPT", "rules are not as planned: filter NATPOD-FORWARD has other rules$",
         mended="rules: filter NATPOD-FORWARD"),
     "two rules exchanged": Tampering(
         "iptables -D NATPOD-OWN 1 && iptables -A NATPOD-OWN -i lo -j ACCEPT",
-        "rules are not as planned: filter NATPOD-OWN has others$", mended="rules: filter NATPOD-OWN"),
+        "rules are not as planned: filter NATPOD-OWN has other rules$", mended="rules: filter NATPOD-OWN"),
     "a chain of another release": Tampering(
         "iptables -N NATPOD-OLD && iptables -A NATPOD-OLD -j ACCEPT",
         "rules are not as planned: filter NATPOD-OLD is not planned$", mended="rules: filter NATPOD-OLD"),
     "the guard emptied": Tampering(
-        "iptables -F NATPOD-CLOSED", "rules are not as planned: filter NATPOD-CLOSED has others$",
+        "iptables -F NATPOD-CLOSED", "rules are not as planned: filter NATPOD-CLOSED has other rules$",
         mended="rules: filter NATPOD-CLOSED"),
     "the agent's own traffic tracked": Tampering(
         "iptables -t raw -F OUTPUT",
-        "rules are not as planned: raw OUTPUT is without 1 -d", mended="rules: raw OUTPUT"),
+        "rules are not as planned: raw OUTPUT lacks 1 -d", mended="rules: raw OUTPUT"),
     # --- where they are entered
     "a hook gone": Tampering(
         "iptables -t nat -D PREROUTING -j NATPOD-PRE",
-        "rules are not as planned: nat PREROUTING is without 1 -j NATPOD-PRE", mended="rules: nat PREROUTING"),
+        "rules are not as planned: nat PREROUTING lacks 1 -j NATPOD-PRE", mended="rules: nat PREROUTING"),
     "a rule before a hook": Tampering(
         "iptables -I FORWARD -j ACCEPT",
         "rules are not as planned: filter FORWARD has 2 -j NATPOD-FORWARD, 3 -j NATPOD-CLOSED, not 1\n"

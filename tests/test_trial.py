@@ -285,7 +285,7 @@ def test_what_is_not_as_declared_is_a_problem_of_that_flow(plan, asked, reports)
         (changed(sender, declared.number, None), f"{sender} has not reported on it"),
         (
             heard("management/mgmt", ("udp", declared.token, "10.9.9.9")),
-            "the far end saw 10.9.9.9, 198.18.0.130; predicted was 198.18.0.130",
+            "the far end saw 10.9.9.9, 198.18.0.130; the tracer predicts 198.18.0.130",
         ),
         (heard("customer2/vm2", ("udp", declared.token, "198.18.0.130")), "customer2/vm2 heard it, too"),
         (
@@ -481,7 +481,7 @@ def test_in_a_routed_pod_the_lpg_table_carries_what_customers_send():
             "path-mtu",
             lambda e: {"narrow": [(e.narrow[0][0], Result(ok=False, detail="timed out", mtu=9000))]},
             FAILS,
-            "the sender believes in 9000 bytes, and 1400 pass",
+            "the sender still sends 9000 bytes, and only 1400 pass",
         ),
         ("avoid-downtime", lambda _: {"shape": ""}, FAILS, "it took the new shape"),
         ("avoid-downtime", lambda _: {"shape": None}, NOT_SEEN, "nobody asked"),
@@ -625,9 +625,9 @@ def test_a_trial_of_an_example_is_refused_and_a_rehearsal_is_offered(run, projec
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("dev",), "nobody is there to answer; add --yes (nothing was made)"),
+        (("dev",), "standard input is not a terminal, so nobody can answer; add --yes (nothing was made)"),
         (("dev", "--break", "mtu"), "--break is for a rehearsal; add --rehearse"),
-        (("dev", "--rehearse", "--keep"), "--keep: a rehearsal ends with its command"),
+        (("dev", "--rehearse", "--keep"), "--keep: a rehearsal's region ends with the command"),
         (("other",), "Pulumi.other.yaml"),
     ],
 )

@@ -17,8 +17,8 @@ GONE_PAIR = (
     "customer1/vm2: {natVm1: 198.18.0.5, natVm2: 198.18.0.133}",
 )
 WAYS_IN = {
-    "the article's book": ([], None, "none to NAT VM1: customer1/vm1 has 198.18.0.2, customer1/vm2 has 198.18.0.34"),
-    "one VNIC, a host's": ([GONE_PAIR], None, "none to NAT VM1: customer1/vm1 has 198.18.0.2"),
+    "the article's book": ([], None, "no ssh to NAT VM1: customer1/vm1 has 198.18.0.2, customer1/vm2 has 198.18.0.34"),
+    "one VNIC, a host's": ([GONE_PAIR], None, "no ssh to NAT VM1: customer1/vm1 has 198.18.0.2"),
     "the second VNIC": (
         [("{natVm1: 198.18.0.34, natVm2: 198.18.0.66}", "{natVm1: 198.18.0.35, natVm2: 198.18.0.67}")],
         "198.18.0.34",

@@ -128,7 +128,7 @@ def test_all_pods_of_the_directory_are_asked_and_one_with_problems_is_named(tmp_
     status, out, _ = run(capsys, "198.18.0.66")
     assert status == 0
     assert "198.18.0.66  dev  customer1/vm2  10.0.0.130; management uses this address\n" in out
-    assert out.endswith("not asked, because of problems: Pulumi.broken.yaml; run: python -m nat_pod check\n")
+    assert out.endswith("left out, because of problems: Pulumi.broken.yaml; run: python -m nat_pod check\n")
     status, out, _ = run(capsys, "192.0.2.1", "--json")
     assert (status, json.loads(out)) == (1, {"found": [], "notAsked": ["broken"]})
     status, out, _ = run(capsys, "192.0.2.1")
@@ -225,7 +225,7 @@ def test_the_commands_are_said_until_the_member_is_known(tmp_path, monkeypatch, 
     status, out, _ = run(capsys, "198.18.0.130:2049", *both)
     assert (status, out.splitlines()[-1]) == (0, "198.18.0.130:2049, tcp to 10.0.0.100:80: customer2/vm2")
     status, out, _ = run(capsys, "198.18.0.130:2051", *both)
-    assert (status, "no such flow in what natVm2 printed: it has ended" in out) == (1, True)
+    assert (status, "no such flow in the table of natVm2: it has ended" in out) == (1, True)
     status, out, _ = run(capsys, "198.18.0.130:2049", *both, "--json")
     found = json.loads(out)["behind"]["dev"]
     assert found["found"] == [{"member": "customer2/vm2", "protocol": "tcp", "to": "10.0.0.100:80"}]
@@ -238,7 +238,7 @@ def test_the_commands_are_said_until_the_member_is_known(tmp_path, monkeypatch, 
         (["198.18.0.130:0"], 2, "is not an address and a port, e.g. 198.18.0.130:40312"),
         (["198.18.0.0/24:80"], 2, "is not an address and a port"),
         (["198.18.0.130:x"], 2, "is not an address and a port"),
-        (["198.18.0.130", "--conntrack", "natVm2=two"], 1, "a port says whose flow"),
+        (["198.18.0.130", "--conntrack", "natVm2=two"], 1, "needs an address with a port"),
         (["198.18.0.130:2", "--conntrack", "natVm3=two"], 1, "no such NAT VM; it is one of natVm1, natVm2"),
         (["198.18.0.66:2", "--conntrack", "natVm2=two"], 1, "nobody is hidden behind 198.18.0.66"),
         (["198.18.0.130:2", "--conntrack", "natVm2=-", "--conntrack", "natVm1=-"], 1, "only one of them from standard"),

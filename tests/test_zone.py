@@ -50,7 +50,7 @@ def test_a_zone_file_has_a_record_per_member_and_no_name_twice():
     assert len(records) == len({name for name, _ in records}) == len({address for _, address in records}) == 45
     assert ("mgmt.management", "198.18.8.4") in records
     assert text.startswith(
-        "; POD routed: every member, as whoever may call it does\n$ORIGIN pods.example.com.\n$TTL 300\n"
+        "; POD routed: every member, at the address where its callers reach it\n$ORIGIN pods.example.com.\n$TTL 300\n"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_zone_file_has_a_record_per_member_and_no_name_twice():
         ("a-.example", "is not the name of a zone; labels are letters, digits and dashes, e.g. pod1.example.internal"),
         ("a b.example", "is not the name of a zone"),
         ("x" * 64 + ".example", "is not the name of a zone"),
-        (".".join(["x" * 60] * 4), "has 259 characters, and a name has at most 253"),
+        (".".join(["x" * 60] * 4), "has 259 characters; a name may have at most 253"),
     ],
 )
 def test_what_is_no_zone_is_refused(run, zone, said):

@@ -36,7 +36,7 @@ class _Shared:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Whether nothing is left to do for a test, because another process has its file."""
+        """True for a test whose file another process has taken, so that pytest does not run it here."""
         if item.path not in self._mine:
             try:
                 (self._taken / item.path.name).mkdir()  # of two processes one succeeds

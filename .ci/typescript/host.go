@@ -1,4 +1,4 @@
-// pulumi-language-nodejs, as much of it as the run beside this file needs.  Pulumi publishes its CLI and its generators as
+// As much of pulumi-language-nodejs as `run` beside this file needs.  Pulumi publishes its CLI and its generators as
 // Go modules and what runs a program as an npm package, but not the language host between them; this is that part
 // (https://github.com/pulumi/pulumi, proto/pulumi/language.proto).
 package main

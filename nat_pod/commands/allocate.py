@@ -23,7 +23,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--not-renamed",
         action="store_true",
-        help="release the slots of members that are gone, also where new ones look like them under another name",
+        help="release the slots of members that are gone, even if a new member looks like one of them renamed",
     )
     add_json(parser)
 
@@ -74,5 +74,5 @@ def _run(arguments: argparse.Namespace) -> int:
             pair = "" if entry is None else book.words(config, entry)
             print(f"{word:9} {name}  {pair}".rstrip())
     if not settled.changed:
-        print(f"Pulumi.{arguments.stack}.yaml: every member has a slot; nothing to do")
+        print(f"Pulumi.{arguments.stack}.yaml: nothing to do: every member has a slot")
     return OK

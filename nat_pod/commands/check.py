@@ -20,7 +20,7 @@ from nat_pod.plan.planner import plan_pod
 def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "check", "validate stack files, each on its own and against the others", _run)
-    words = "stacks to check (default: all of this directory)"
+    words = "stacks to check (default: all in this directory)"
     parser.add_argument("stacks", metavar="STACK", type=stack_name, nargs="*", help=words)
     add_json(parser)
 

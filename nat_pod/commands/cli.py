@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()  # `| head` closed it; that is its business
         return OK
     except OSError as error:
-        # Whoever opens a file by name says so himself; what is left is what we print into.
+        # Code that opens a file by name reports its own errors.  Here is left what concerns standard output.
         if error.filename is not None or error.errno not in _CANNOT_WRITE:
             raise
         _drop_output()

@@ -96,7 +96,7 @@ def print_json(value: object) -> None:
 
 
 MOST_MEGABYTES = 8
-"""Of a file that a command reads.  A serial console's history has one, a full POD's outputs have a hundredth."""
+"""The most that a command reads of a file.  A serial console's history has one megabyte, a full POD's outputs 0.01."""
 
 
 def read_bytes(name: str, most: int) -> bytes:
@@ -110,7 +110,7 @@ def read_bytes(name: str, most: int) -> bytes:
     except OSError as error:
         raise NatPodError(f"{excerpt(name)}: cannot be read: {error.strerror}") from None
     except ValueError:  # a zero byte in it
-        raise NatPodError(f"{excerpt(name)}: is not the name of a file") from None
+        raise NatPodError(f"{excerpt(name)}: is not a valid file name") from None
 
 
 def read_text(name: str) -> str:
@@ -132,7 +132,7 @@ def read_text(name: str) -> str:
 
 
 def add_outputs(parser: argparse.ArgumentParser, words: str) -> None:
-    """The option --outputs.  words: what it is good for."""
+    """The option --outputs.  words: what the command does with the file."""
     parser.add_argument("--outputs", metavar="FILE", help=f"output of `pulumi stack output --json`; {words}")
 
 

@@ -49,7 +49,7 @@ class Base:
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    parser = add_parser(commands, "diff", "show what a change does to flows, since a git revision", _run)
+    parser = add_parser(commands, "diff", "show what the changes since a git revision do to flows", _run)
     add_stack(parser)
     parser.add_argument(
         "--base",
@@ -228,7 +228,7 @@ def headline(outcome: Outcome) -> str:
         parts.append(f"{lose} protocols or ports, and open connections to these end")
     if outlived := len(outcome.difference.outlived):
         lost = f"{outlived} of {count(all_flows, 'flow')} {'is' if outlived == 1 else 'are'}"
-        parts.append(f"{lost} not opened any more, and open connections go on")
+        parts.append(f"{lost} no longer allowed to open, but open connections go on")
     if at_risk:
         untils = dict.fromkeys(c.judgement.until for c in outcome.changes if c.effect is Effect.AT_RISK)
         number = f"{at_risk} more" if ending else f"{at_risk} of {count(all_flows, 'flow')}"
@@ -240,23 +240,23 @@ def headline(outcome: Outcome) -> str:
     if unknown:
         parts.append(f"the effect of {count(unknown, 'setting')} is not known")
     if outcome.difference.not_delivered or outcome.difference.not_declared:
-        parts.append("nat-pod's rules have a mistake")
+        parts.append("nat-pod compiled wrong rules, which is a bug: do not deploy this")
     if in_turn and not outcome.replaces_vms:
         parts.append("the NAT VMs are replaced in turn")
     if not parts:
         if outcome.new_pod:
             return "a new POD: no flow ends"
-        form = "; the stack file differs in comments, order or spelling alone" if outcome.other_text else ""
+        form = "; the stack file differs only in comments, order or spelling" if outcome.other_text else ""
         return f"no flow ends, and no VM is replaced{form or ('' if outcome.changes else '; no setting differs')}"
     if outcome.replaces_vms:
-        parts.append("both NAT VMs are replaced")
+        parts.append("all NAT VMs are replaced")
     elif (ending or narrowed or at_risk) and not in_turn:
         parts.append("no VM is replaced")
     return f"risk: {'; '.join(parts)}"
 
 
 def _settings(outcome: Outcome, quote: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting that differs, and what that does; those of members are in the lists, but for what is alike."""
+    """Each setting that differs, and what that does.  Members' are in the lists; members in no list come last."""
     for change in outcome.changes:
         if change.member is None:
             yield f"{_quoted(change.path, quote)}{_from_to(change, quote)}", _effect(change)
@@ -290,9 +290,9 @@ def _value(value: Value, quote: str) -> str:
 
 
 def _quoted(text: str, quote: str) -> str:
-    """What somebody wrote into a stack file, so that it is nothing but text where it is shown.
+    """Text from a stack file, escaped so that it is shown as plain text.
 
-    quote: a backtick for a comment on GitHub, where HTML, links and @names between two of them are none.
+    quote: a backtick for a comment on GitHub, where HTML, links and @names between two backticks are plain text.
     """
     text = visible(text)
     return f"{quote}{text.replace(quote, chr(39))}{quote}" if quote else text
@@ -334,9 +334,9 @@ def _summary(difference: Difference) -> list[str]:
         lines.append(f"a new POD, source NAT {policy}")
     for realm, (added, removed) in difference.routes.items():
         if added:
-            lines.append(f"routes: {realm} has to send {', '.join(added)} to the POD, too")
+            lines.append(f"routes: {realm} must also route {', '.join(added)} to the POD")
         if removed:
-            lines.append(f"routes: {realm} need not send {', '.join(removed)} to the POD any more")
+            lines.append(f"routes: {realm} need no longer route {', '.join(removed)} to the POD")
     before, after = difference.capacity
     was = "" if before is None or before == after else f", before {before.used} of {before.slots}"
     lines.append(f"slots: {after.used} of {after.slots} used, {after.free} free{was}")
@@ -347,7 +347,9 @@ def _mistakes(words: str, pairs: Sequence[Pair]) -> list[str]:
     """A plan whose rules do not do what the stack file says."""
     if not pairs:
         return []
-    return [f"MISTAKE IN THE RULES: {words}: {some([f'{one} to {other}' for one, other in pairs], 3)}"]
+    return [
+        f"BUG IN NAT-POD'S RULES: {words}: {some([f'{one} to {other}' for one, other in pairs], 3)}; please report it"
+    ]
 
 
 def _tables(difference: Difference) -> list[tuple[str, Sequence[str], list[list[str]]]]:

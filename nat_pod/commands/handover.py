@@ -30,7 +30,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument("neighbour", metavar="CUSTOMER", help="a customer of the stack file, or `management`")
     add_outputs(parser, "adds the OCIDs")
     form = parser.add_mutually_exclusive_group()
-    add_names(form, "those whom this neighbour may call")
+    add_names(form, "the members that this neighbour may call")
     add_json(form)
 
 

@@ -41,7 +41,7 @@ def add(commands: Subparsers) -> None:
             metavar="FILE",
             action="append",
             default=[],
-            help=f"JSON of /opc/v2/vnics/ on NAT VM{number}, of `oci compute instance list-vnics` or of "
+            help=f"JSON from /opc/v2/vnics/ on NAT VM{number}, or the output of `oci compute instance list-vnics` or "
             "`oci network private-ip list`; repeat it for several files",
         )
     parser.add_argument(
@@ -50,7 +50,7 @@ def add(commands: Subparsers) -> None:
         type=_customer_network,
         action="append",
         default=[],
-        help="a customer and its network, which rules do not tell; repeat it for each customer and each network",
+        help="a customer and its network, which the rules do not show; repeat it for each customer and network",
     )
     parser.add_argument(
         "--stack",
@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if found is not None:
             print(f"\nwritten: {path.name}" if arguments.stack else found.text(), end="\n" if arguments.stack else "")
     if found is None:
-        why = "no flow passes both NAT VMs: are these the rules of the two NAT VMs of one POD?"
+        why = "no flow passes both NAT VMs; give the rules of the two NAT VMs of one POD"
         if pod.flows:
             why = "both NAT VMs share their subnets; in nat-pod each VNIC has a /27 of its own"
         raise NatPodError(f"{why} (nothing was written)")

@@ -22,15 +22,15 @@ def add(commands: Subparsers) -> None:
     for name, run, words in (
         ("up", _up, "deploy the stack into the simulated region and build it from network namespaces"),
         ("preview", _preview, "say what `lab apply` would do, and change nothing"),
-        ("apply", _apply, "bring the edited stack file into the running lab, as `pulumi up` would, in place"),
+        ("apply", _apply, "apply the edited stack file to the running lab in place, as `pulumi up` would"),
         (
             "check",
             _check,
             "send packets for every mapping and every refusal, and compare each hop with what the tracer predicts",
         ),
         ("shell", _shell, "open a shell on one machine of the lab"),
-        ("fail", _fail, "power a NAT VM off, or let it hang: its links are cut"),
-        ("recover", _recover, "bring a NAT VM that failed back: it boots from its disk, or goes on if it hung"),
+        ("fail", _fail, "power a NAT VM off, or with --hang only stop it; its links are cut in either case"),
+        ("recover", _recover, "bring back a NAT VM that failed: it boots from its disk, or goes on if it hung"),
         ("down", _down, "tear the lab down"),
         ("demo", _demo, "up, check and down in one go"),
     ):
@@ -42,7 +42,7 @@ def add(commands: Subparsers) -> None:
             words = "hold a TCP flow of each declared pair open through the change, and say what becomes of it"
             action.add_argument("--watch", action="store_true", help=words)
         if name in ("fail", "recover"):
-            action.add_argument("vm", metavar="VM", help="a NAT VM: natVm1, natVm2")
+            action.add_argument("vm", metavar="VM", help="a NAT VM, e.g. natVm1; in a routed POD natVm1a")
         if name == "fail":
             words = "only cut it off and stop its processes; its kernel keeps its connections and rules"
             action.add_argument("--hang", action="store_true", help=words)
@@ -111,7 +111,7 @@ def _down(arguments: argparse.Namespace) -> int:
     from nat_pod.lab import commands
 
     if not commands.down(Path.cwd(), arguments.stack):
-        print(f"the lab of {arguments.stack} was not up", file=sys.stderr)
+        print(f"the lab of {arguments.stack} is not up", file=sys.stderr)
     return OK
 
 

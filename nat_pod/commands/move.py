@@ -23,7 +23,7 @@ from nat_pod.plan.planner import plan_pod
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    words = "write a routed POD in the place of one of the article's delivery, and print the steps there"
+    words = "write the stack file of a routed POD that replaces a POD with delivery: privateIps, and print the steps"
     parser = add_parser(commands, "move", words, _run)
     parser.add_argument("old", metavar="OLD", type=stack_name, help="the stack to move; its file stays as it is")
     words = "the stack to write; one that takes OLD's place already is left as it is, and only its steps are printed"
@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
     old = stack.checked()
     if not isinstance(old, PodConfig):
         raise NatPodError(
-            f"{stack.path.name}: has delivery: routes already; move is for PODs of the article's delivery "
+            f"{stack.path.name}: has delivery: routes already; move is for PODs with delivery: privateIps "
             "(nothing was changed)"
         )
     plan = plan_pod(old, arguments.old)
@@ -68,7 +68,7 @@ def _standing(directory: Path, old: str, name: str) -> RoutedConfig | None:
     Raises NatPodError for a name that no stack can have, and for a file that does not take the old stack's place.
     """
     if not is_stack_name(name):
-        raise NatPodError(f"{name}: {STACK_NAME_RULE}")
+        raise NatPodError(f"{name}: is not a valid stack name; {STACK_NAME_RULE}")
     path = directory / f"Pulumi.{name}.yaml"
     if not path.exists() and not path.is_symlink():
         return None

@@ -36,7 +36,9 @@ def add(commands: Subparsers) -> None:
 
 def _prefix(text: str) -> int:
     if not re.fullmatch(r"/?\d{1,2}", text) or not 16 <= int(text.removeprefix("/")) <= 25:
-        raise argparse.ArgumentTypeError(f"{text} is not the size of a POD (16 to 25, e.g. 21)")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a valid size of a POD; it is a prefix length from 16 to 25, e.g. 21"
+        )
     return int(text.removeprefix("/"))
 
 
@@ -56,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
             }
         )
         return OK
-    room = f"{limits.SLOTS_PER_PAIR} slots for each VNIC of the shape, at most {new.slots}"
+    room = f"{limits.SLOTS_PER_PAIR} slots for each VNIC that its shape has, {new.slots} at most"
     if arguments.routed:
         room = f"{new.slots:,} aliases, one a member"
     print(f"written  {new.path.name}: {new.cidr}, {room}")
@@ -81,7 +83,7 @@ config:
   nat-pod:compartmentId:                   # FILL IN: the OCID of the compartment that the POD is made in
   nat-pod:cidr: {cidr:<26} # this POD's own range, {slots} slots at most
   nat-pod:natVm:
-    shape:                                 # FILL IN: {each} slots for each of its VNICs; {pairs} use the whole range
+    shape:                                 # FILL IN, e.g. VM.Standard2.24; {each} slots per VNIC, {pairs} VNICs at most
     imageId:                               # FILL IN: the OCID of an Oracle Linux or Ubuntu platform image
     sshPublicKey:                          # FILL IN: one line of an authorized_keys file
   nat-pod:management:
@@ -89,12 +91,12 @@ config:
     vrouter: {vrouter:<29} # the vRouter's floating IP in this POD; its subnet is {subnet}
     servers:                               # FILL IN, one per line:
       # mgmt: 10.0.0.100
-  nat-pod:customers:                       # FILL IN, one after the other:
+  nat-pod:customers:                       # FILL IN, one below the other:
     # customer1:
     #   cidr: 10.0.0.0/24                  # may overlap management's network, not another customer's
     #   hosts: {{vm1: 10.0.0.100}}
   nat-pod:sourceNat: static                # each host has an address of its own at the far end
-  nat-pod:protect: all                     # pulumi replaces or deletes no VCN, LPG or NAT VM unasked (docs/operate.md)
+  nat-pod:protect: all                     # pulumi refuses to delete or replace VCN, LPGs, NAT VMs (docs/operate.md)
 """
 
 
@@ -120,8 +122,8 @@ config:
     # customer1:
     #   cidr: 10.0.0.0/24                  # may overlap management's network, not another customer's
     #   hosts: {{vm1: 10.0.0.100}}
-  nat-pod:protect: all                     # pulumi replaces or deletes no VCN, LPG, balancer or NAT VM unasked; with
-                                           # network it replaces NAT VMs in turn as before (docs/operate.md)
+  nat-pod:protect: all                     # pulumi refuses to delete or replace VCN, LPGs, balancers, NAT VMs; with
+                                           # `network` it replaces NAT VMs in turn (docs/operate.md)
 """
 
 
@@ -139,12 +141,13 @@ class NewPod:
 def new_pod(directory: Path, name: str, prefix: int, *, routed: bool = False) -> NewPod:
     """The stack file for a new POD in the lowest free range.  Writes nothing.
 
-    prefix: 16 to 25.  routed: with `delivery: routes`.  Raises NatPodError when the name is none or taken, no range is
-    free, or the range of another stack file cannot be read: it might be the one that is handed out.
+    prefix: 16 to 25.  routed: with `delivery: routes`.  Raises NatPodError when the name is
+    not valid or is taken, no range is free, or the range of another stack file cannot be read: it might be the one that
+    is handed out.
     """
     path = directory / f"Pulumi.{name}.yaml"
     if not is_stack_name(name):
-        raise NatPodError(f"{name}: {STACK_NAME_RULE}")
+        raise NatPodError(f"{name}: is not a valid stack name; {STACK_NAME_RULE}")
     if path.exists() or path.is_symlink():
         raise NatPodError(f"{path.name}: exists already; new-pod writes new files only (nothing was changed)")
     pods = read_pods(directory)
@@ -152,7 +155,7 @@ def new_pod(directory: Path, name: str, prefix: int, *, routed: bool = False) ->
     if unknown:
         raise NatPodError(
             f"the range of {', '.join(unknown)} cannot be read, and it might be the next free one; "
-            "correct that first, run: python -m nat_pod check"
+            "correct that first; to see what is wrong, run: python -m nat_pod check"
         )
     cidr = next(free_ranges(claimed(pods).values(), prefix), None)
     if cidr is None:

@@ -17,24 +17,28 @@ _PROGRAM = ("Pulumi.yaml", "__main__.py")
 _EXAMPLES = ("Pulumi.dev.yaml", "Pulumi.routed.yaml", "Pulumi.ten.yaml")
 _COMPONENT = ("package/PulumiPlugin.yaml", "package/__main__.py")
 _REQUIREMENTS = f"""\
-# What `pulumi install` puts into the virtual environment.  Where no index has nat-pod, its wheel's path or URL does.
+# For `pulumi install`.  If nat-pod is in no package index, write the path or URL of its wheel here instead.
 nat-pod=={nat_pod.__version__}
 """
 
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    words = "write the Pulumi project of this nat-pod into this directory, or name what differs after an update"
+    words = "write nat-pod's Pulumi project files into this directory, or, after an update, list those that differ"
     parser = add_parser(commands, "new-project", words, _run)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--examples", action="store_true", help="the stack files of the examples, too: dev, routed, ten")
-    what.add_argument("--component", action="store_true", help="the component for other Pulumi programs, in its place")
+    what.add_argument("--examples", action="store_true", help="also write the example stack files: dev, routed, ten")
+    what.add_argument(
+        "--component",
+        action="store_true",
+        help="write the component package, for Pulumi programs of your own, instead of the project",
+    )
     add_json(parser)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """Files of the project: what was not there and is now, what was there as it should be, and what is not so."""
+    """Names of the project's files: those just written, those that were there already, and those that differ."""
 
     written: tuple[str, ...]
     there: tuple[str, ...]
@@ -84,8 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
     for name in found.there:
         print(f"there    {name}")
     for name in found.differ:
-        from_what = f"from that of nat-pod {nat_pod.__version__}"
-        print(f"differs  {name} {from_what}, and was left as it is; to have that, remove it first")
+        whose = f"from the one in nat-pod {nat_pod.__version__}"
+        print(f"differs  {name} {whose} and was left as it is; to get the new one, delete it and run this again")
     if arguments.component:
         print(f"then     pulumi package add {Path.cwd()}     # in the directory of the program that uses it")
     elif arguments.examples:

@@ -26,7 +26,12 @@ def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "plan", "show addresses, mappings, routes and the capacity left", _run)
     add_stack(parser)
-    parser.add_argument("--flow", nargs=2, metavar=("FROM", "TO"), help="the flow in the picture (default: the first)")
+    parser.add_argument(
+        "--flow",
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="the flow to draw (default: the first); with --markdown or --svg",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown, with Mermaid pictures")
     form.add_argument("--svg", metavar="FILE", type=Path, help="draw the POD and the path of a flow into FILE")
@@ -231,7 +236,7 @@ def _way_in_to_nat_vm1(plan: PodPlan) -> str:
     owners = {host.nat_vm1: host.member for host in plan.hosts}
     first, *others = (f"{owners[vnic.primary]} has {vnic.primary}" for vnic in plan.vnics_on(NAT_VM1))
     more = f", {others[0]}" if len(others) == 1 else f", and {len(others)} more hosts the others" if others else ""
-    return f"none to NAT VM1: {first}{more}"
+    return f"no ssh to NAT VM1: {first}{more}"
 
 
 def _plan_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str]]]]:

@@ -74,7 +74,7 @@ def _room(plan: PodPlan) -> list[tuple[str, str]]:
             for role in gateways
         ]
     more = [
-        f"for {count(plan.room.customers, 'more customer')}: a VCN's LPGs",
+        f"for {count(plan.room.customers, 'more customer')}: the limit is a VCN's LPGs",
         f"for {count(plan.room.gateways, 'more gateway')}: the first limit is {plan.room.gateways_end_by}",
         f"for {count(plan.room.blocks, 'more block')} of 32 aliases: the first limit is {plan.room.blocks_end_by}",
     ]
@@ -89,8 +89,8 @@ def _standby(plan: PodPlan) -> str:
         return "none: a NAT VM that stops takes every flow with it"
     check = plan.balancers[0].check
     return (
-        f"{len(plan.balancers)} network load balancers ask each NAT VM every {check.interval_ms / 1000:g} s; "
-        f"{check.retries} answers missing in a row, and the other one goes on"
+        f"{len(plan.balancers)} network load balancers; each checks its NAT VMs every {check.interval_ms / 1000:g} s, "
+        f"and after {check.retries} missing answers in a row the other VM takes over"
     )
 
 
@@ -115,7 +115,7 @@ def routed_tables(plan: PodPlan) -> list[tuple[str, Sequence[str], list[list[str
             [
                 (
                     "Next hops: a network load balancer sends all of it to the one active NAT VM of its side",
-                    ["balancer", "address", "active at first", "standby", "question"],
+                    ["balancer", "address", "active at first", "standby", "health check"],
                     [_balancer_row(balancer) for balancer in plan.balancers],
                 )
             ]

@@ -28,7 +28,7 @@ def add(commands: Subparsers) -> None:
     """The command's parser."""
     words = "list the PODs of this directory, the capacity left in each, and the next free range"
     parser = add_parser(commands, "pods", words, _run)
-    words = "say into which of them a new customer with this network, or these, fits"
+    words = "say which PODs have room for a new customer with this network or these networks"
     parser.add_argument("--fits", metavar="CIDR", type=_network, nargs="+", help=words)
     parser.add_argument("--hosts", metavar="N", type=_count, default=1, help="with --fits: how many hosts it has")
     add_json(parser)
@@ -39,7 +39,9 @@ def _network(text: str) -> IPNetwork:
     if network is None or "/" not in text:
         raise argparse.ArgumentTypeError(f"{excerpt(text)} is not an IPv4 network, e.g. 10.0.0.0/24")
     if network.prefixlen not in limits.NETWORK_PREFIXES:
-        raise argparse.ArgumentTypeError(f"{text} is no customer's: its networks are /8 to /32, e.g. 10.0.0.0/24")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a valid customer network; it must be a /8 to a /32, e.g. 10.0.0.0/24"
+        )
     return network
 
 
@@ -89,9 +91,9 @@ def _fits_text(found: Mapping[str, Fit | None], cidrs: Sequence[IPNetwork], host
     rows = [[visible(name), _fit_words(one)] for name, one in found.items()]
     lines = [f"Where {who} fits", table(["POD", ""], rows)] if rows else [f"{who}: there is no POD yet"]
     if not any(one is not None and not one.obstacles for one in found.values()):
-        lines.append("none takes it as it is; a new POD does: python -m nat_pod new-pod --routed NAME")
+        lines.append("no POD has room for it as it is; a new one has: python -m nat_pod new-pod --routed NAME")
     if examples:
-        lines.append(f"not asked, because they are examples: {', '.join(map(visible, examples))}")
+        lines.append(f"left out, because they are examples: {', '.join(map(visible, examples))}")
     return "\n".join(lines)
 
 
@@ -167,7 +169,7 @@ def pods_text(pods: Mapping[str, Pod]) -> str:
             f"{free['next'] or 'none'}, {free['left']} left"
         )
     if examples := [name for name, pod in pods.items() if pod.example]:
-        lines.append(f"examples (made-up compartment), their ranges free: {', '.join(examples)}")
+        lines.append(f"examples (made-up compartment), whose ranges are free: {', '.join(examples)}")
     if unknown := range_unknown(pods):
         files = ", ".join(f"Pulumi.{visible(name)}.yaml" for name in unknown)
         lines.append(f"not counted, because the range cannot be read: {files}")

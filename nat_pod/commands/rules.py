@@ -15,7 +15,12 @@ def add(commands: Subparsers) -> None:
     """The command's parser."""
     parser = add_parser(commands, "rules", "print the rule set of a NAT VM", _run)
     add_stack(parser)
-    parser.add_argument("--vm", metavar="VM", required=True, help="which NAT VM: natVm1, natVm2, natVm1-2, natVm1b")
+    parser.add_argument(
+        "--vm",
+        metavar="VM",
+        required=True,
+        help="which NAT VM: natVm1 or natVm2; in a routed POD also a gateway (natVm1-2) or one VM (natVm1b)",
+    )
     parser.add_argument(
         "--article",
         action="store_true",
@@ -36,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     hooks = iptables.hooks(vm.rules)
     if arguments.article:
         if not isinstance(config, PodConfig):
-            raise NatPodError("rules --article: the article has no PODs with delivery: routes; leave --article out")
+            raise NatPodError("rules --article: the article has no PODs with delivery: routes; leave out --article")
         lines = article.article_lines(config, vm.side)
     else:
         # The jumps are shown as comments: the agent puts them first in the built-in chains, in the same transaction.

@@ -61,19 +61,19 @@ def add(commands: Subparsers) -> None:
         action="append",
         type=vm_file,
         default=[],
-        help="a NAT VM's report, by its name: natVm1; - reads standard input (default: ask the stack's lab)",
+        help="a NAT VM's report, e.g. natVm1=1.json; - reads standard input (default: ask the stack's lab)",
     )
-    add_outputs(parser, "says what is deployed")
+    add_outputs(parser, "compares with what is deployed, too")
     parser.add_argument(
         "--fetch",
         action="store_true",
-        help="capture the NAT VMs' serial consoles by pulumi, with its backend and credentials, and compare what is "
-        "deployed; the captures are removed again",
+        help="capture the NAT VMs' serial consoles with pulumi, its backend and its credentials, and compare what is "
+        "deployed, too; the captures are deleted afterwards",
     )
     output = parser.add_mutually_exclusive_group()
     add_json(output)
     output.add_argument(
-        "--prometheus", action="store_true", help="metrics in Prometheus's text format (docs/monitoring.md)"
+        "--prometheus", action="store_true", help="print metrics in Prometheus's text format (docs/monitoring.md)"
     )
 
 
@@ -96,7 +96,7 @@ def _sources(
     """What is deployed, if that was asked, and the texts of the reports, by VM."""
     if arguments.fetch:
         if arguments.report or arguments.outputs is not None:
-            raise NatPodError("--fetch asks the tenancy for everything; leave --report and --outputs out")
+            raise NatPodError("--fetch asks the tenancy for everything; leave out --report and --outputs")
         from nat_pod.deployed.consoles import fetch  # loads Pulumi, which takes a second
 
         fetched = fetch(Path.cwd(), arguments.stack, lambda words: print(words, file=sys.stderr, flush=True))
@@ -116,7 +116,7 @@ def _given(plan: PodPlan, arguments: argparse.Namespace) -> dict[str, str | NatP
         if vm not in names:
             raise NatPodError(f"--report {vm}: POD {arguments.stack} has no such NAT VM; it has {', '.join(names)}")
     if len(files) < len(arguments.report) or list(files.values()).count("-") > 1:
-        raise NatPodError("--report: one for each NAT VM, and only one of them from standard input")
+        raise NatPodError("--report: give one for each NAT VM, and read only one of them from standard input")
     return {vm: read_text(file) for vm, file in files.items()}
 
 
@@ -286,7 +286,7 @@ def _notes(status: Status) -> dict[str, list[str]]:
 
 
 def _through(report: VmReport) -> int:
-    """What was to pass the VM and may not; a routed POD counts apart whom its rules refuse."""
+    """Packets to be forwarded that were dropped.  In a routed POD, rules for who may open flows count theirs apart."""
     return report.dropped(FORWARD) + report.dropped(REFUSED)
 
 

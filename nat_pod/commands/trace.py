@@ -45,9 +45,11 @@ def add(commands: Subparsers) -> None:
         "--all", action="store_true", help="trace every packet instead of one, and list what is not as declared"
     )
     parser.add_argument(
-        "--down", metavar="VM", action="append", default=[], help="take this NAT VM for dead; may be given again"
+        "--down", metavar="VM", action="append", default=[], help="treat this NAT VM as dead; repeat it for several"
     )
-    parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="default: icmp")
+    parser.add_argument(
+        "--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="protocol of the packet (default: icmp)"
+    )
     parser.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default: 80)")
     add_json(parser)
     parser.set_defaults(wrong=parser.error)

@@ -16,29 +16,29 @@ from nat_pod.trial.assumptions import Assumption
 from nat_pod.trial.report import Mask, TrialReport, report_dict, report_page, report_text
 
 _NOTES = """\
-Makes a POD of the stack's configuration beside the one that may be in use, with
-throw-away neighbours, sends the packets of `lab check` between them, looks at
-everything that only OCI can show, and takes it all down again.
-Run again, a trial that ended early goes on where it was.
+Makes a second POD from the stack's configuration, with throw-away neighbours. A
+POD that is in use is not touched. Sends the packets of `lab check` between the
+neighbours, looks at everything that only OCI can show, and takes it all down.
+A trial that ended early goes on where it stopped when you run it again.
 
 Exit status 0: all as declared and as assumed; 1: findings"""
 
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    words = "try the POD in your tenancy, with throw-away neighbours and real packets, or rehearse that"
+    words = "test the POD in your tenancy with throw-away neighbours and real packets, or rehearse it on this machine"
     parser = add_parser(commands, "trial", words, _run)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _NOTES
     add_stack(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask before anything is made")
-    parser.add_argument("--keep", action="store_true", help="leave POD and neighbours standing at the end")
+    parser.add_argument("--keep", action="store_true", help="do not take the POD and its neighbours down at the end")
     parser.add_argument("--mask", action="store_true", help="write the report without OCIDs and real addresses")
     words = "who gets a VM: a few members that stand for all (the default), or all of them"
     parser.add_argument("--hosts", choices=["few", "all"], default="few", help=words)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--destroy", action="store_true", help="only take down what a trial left standing")
-    action.add_argument("--unlock", action="store_true", help="only take away the locks that a killed trial left")
+    action.add_argument("--unlock", action="store_true", help="only release the locks that a killed trial left")
     action.add_argument(
         "--rehearse", action="store_true", help="on this machine: the simulated region, and a lab that boots its VMs"
     )
@@ -47,7 +47,7 @@ def add(commands: Subparsers) -> None:
         dest="broken",
         metavar="ASSUMPTION",
         choices=[str(one) for one in Assumption],
-        help="rehearse with an assumption that does not hold: " + ", ".join(Assumption),
+        help="with --rehearse: simulate that this assumption about OCI does not hold: " + ", ".join(Assumption),
     )
     add_json(parser)
 
@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
     report = trial.run()
     _tell(report, arguments, directory)
     if arguments.keep:
-        print(f"it stands; to take it down: python -m nat_pod trial {arguments.stack} --destroy", file=sys.stderr)
+        print(f"still up; to take it down: python -m nat_pod trial {arguments.stack} --destroy", file=sys.stderr)
     else:
         trial.destroy()
     return OK if report.passed else FINDINGS
@@ -95,7 +95,9 @@ def _rehearse(arguments: argparse.Namespace, directory: Path, say: Progress) -> 
     from nat_pod.lab.rehearsal import PATIENCE, Rehearsal
 
     if arguments.keep:
-        raise NatPodError("--keep: a rehearsal ends with its command, and so does its region; leave it out")
+        raise NatPodError(
+            "--keep: a rehearsal's region ends with the command, so nothing could be kept; leave --keep out"
+        )
     broken = None if arguments.broken is None else Assumption(arguments.broken)
     with Rehearsal(directory, arguments.stack, say, broken=broken):
         trial = Trial(
@@ -107,7 +109,7 @@ def _rehearse(arguments: argparse.Namespace, directory: Path, say: Progress) -> 
         except TrialEndedError as error:
             raise NatPodError(
                 f"{error.why}\nthe rehearsal has ended, and its region with it; "
-                f"again: python -m nat_pod trial {arguments.stack} --rehearse"
+                f"to start again: python -m nat_pod trial {arguments.stack} --rehearse"
             ) from None
     _tell(report, arguments, directory)
     return OK if report.passed else FINDINGS
@@ -119,7 +121,7 @@ def _ask(words: str, arguments: argparse.Namespace) -> None:
     if arguments.yes:
         return
     if not sys.stdin.isatty():
-        raise NatPodError("nobody is there to answer; add --yes (nothing was made)")
+        raise NatPodError("standard input is not a terminal, so nobody can answer; add --yes (nothing was made)")
     print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise NatPodError("nothing was made")

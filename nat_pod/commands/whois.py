@@ -32,18 +32,20 @@ from nat_pod.plan.whois import Holder, Use, holders
 from nat_pod.text import some, table
 
 _HOW_TO_ASK = """\
-With `sourceNat: masquerade` an address with a port is one of many members'.
-The NAT VMs' connection tables know whose: without --conntrack the commands to
-ask them are printed, with it the member.
+With `sourceNat: masquerade` many members share one address, and a port says
+which of them opened a flow. The NAT VMs' connection tables know it. Without
+--conntrack, whois prints the commands that read the tables; with it, whois
+names the member.
 
-Exit status 0: somebody's; 1: nobody's, or the flow is in no table given"""
+Exit status 0: a POD knows the address; 1: no POD does, or no table given has
+the flow"""
 
 _SHOWN = 4  # names in one cell; the rest is counted
 
 
 def add(commands: Subparsers) -> None:
     """The command's parser."""
-    words = "say what an address is: whose, in which POD, and who calls it so or sees it"
+    words = "say who owns an address, in which POD, and who uses it or sees it as a source"
     parser = add_parser(commands, "whois", words, _run)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _HOW_TO_ASK
@@ -108,14 +110,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _hidden(plans: Mapping[str, PodPlan], arguments: argparse.Namespace) -> dict[str, Behind]:
-    """By POD: who is behind the port that is asked for; of PODs in which it hides nobody nothing."""
+    """By POD: who is behind the port.  PODs in which the address hides nobody are left out."""
     address, port, files = str(arguments.address.network.ip), arguments.address.port, dict(arguments.conntrack)
     if port is None:
         if files:
-            raise NatPodError("--conntrack: a port says whose flow, e.g. whois 198.18.0.130:40312")
+            raise NatPodError("--conntrack: needs an address with a port, e.g. whois 198.18.0.130:40312")
         return {}
     if len(files) < len(arguments.conntrack) or list(files.values()).count("-") > 1:
-        raise NatPodError("--conntrack: one for each NAT VM, and only one of them from standard input")
+        raise NatPodError("--conntrack: give one for each NAT VM, and read only one of them from standard input")
     hiding = {name: one for name, plan in plans.items() if (one := behind(plan, address, port, {})) is not None}
     for vm in files:
         if not any(vm in (of_pod.key for of_pod in one.vms) for one in hiding.values()):
@@ -167,13 +169,13 @@ def _hidden_text(one: Behind, given: set[str]) -> str:
         for entry in one.foreign
     ]
     if holder.key in given and not lines:
-        lines.append(f"{shown}: no such flow in what {holder.key} printed: it has ended, or that is another table")
+        lines.append(f"{shown}: no such flow in the table of {holder.key}: it has ended, or this is another VM's table")
     if one.links and all(member for _, member in one.links):
         return "\n".join(lines)
     commands = _commands(one)
     lines += [
         f"{shown}: one of {len(one.candidates)}: {_some(tuple(one.candidates))}",
-        "A report has no single flows. While the flow is open (-p udp for UDP):",
+        "`status` does not list single flows. While the flow is open, run (with -p udp for UDP):",
         *(f"  on {vm}: {command}" for vm, command in commands),
     ]
     if not one.links:
@@ -213,7 +215,7 @@ def _text(asked: IPNetwork, plans: dict[str, PodPlan], found: dict[str, list[Hol
     lines = [table(["address", "POD", "whose", ""], rows, indent="")] if rows else [f"{shown}: no POD knows it"]
     if not_asked:
         names = ", ".join(f"Pulumi.{visible(name)}.yaml" for name in not_asked)
-        lines.append(f"not asked, because of problems: {names}; run: python -m nat_pod check")
+        lines.append(f"left out, because of problems: {names}; run: python -m nat_pod check")
     return "\n".join(lines)
 
 
@@ -252,7 +254,7 @@ def _words(one: Holder, plan: PodPlan) -> str:
         case Use.RELEASED:
             return "released, and kept back; `allocate --reuse` gives it to others"
         case Use.NETWORK:
-            return f"in {one.also}, and no member: nothing of it passes the POD"
+            return f"in {one.also}, but not a member: none of its packets pass the POD"
         case Use.FREE:
             return f"in the POD's range {plan.cidr}"
         case _ as never:

@@ -181,10 +181,10 @@ def _no_alias_left(config: RoutedConfig, first: MemberName, missing: int, kept_b
         mine, others = f"hosts of {config.role(first).prose}", "servers' or another gateway"
     lines = [
         f"{KEY}: no alias left for {missing} more from {first} on: every block of {config.cidr} outside the VCN's "
-        f"{config.vcn} is full or the {others}'"
+        f"{config.vcn} is full or is for the {others}"
     ]
     if kept_back:
-        lines.append(f"kept as released, and handed out by allocate --reuse where they are the {mine}': {kept_back}")
+        lines.append(f"kept as released: {kept_back}; `allocate --reuse` hands out those in blocks of the {mine}")
     lines.append("a second POD takes more: python -m nat_pod new-pod --routed NAME")
     return "\n    ".join(lines)
 
@@ -199,8 +199,8 @@ def _no_slot_left(config: PodConfig, first: MemberName, missing: int, kept_back:
         lines.append(f"kept as released, and handed out by allocate --reuse: {kept_back} of them")
     if layout.pinned and pairs < nat_vm.vnic_limit:
         lines.append(
-            f"nat-pod:subnets has {pairs} of the {nat_vm.vnic_limit} pairs that {nat_vm.words} can have: a /27 more in "
-            f"natVm1 and in natVm2 brings {each}"
+            f"nat-pod:subnets has {pairs} of the {nat_vm.vnic_limit} pairs that {nat_vm.words} can have: one more /27 "
+            f"in natVm1 and one in natVm2 bring {each} slots"
         )
     most = limits.MAX_VNICS if layout.pinned else len(default_layout(config.cidr, limits.MAX_VNICS).pairs)
     larger = None

@@ -123,7 +123,7 @@ def unsettled(
     listed: set[MemberName],
     what: str = "slot",
 ) -> Iterator[Problem]:
-    """What `allocate` would settle: slots of members that are gone, or renamed, and members without a slot.
+    """What `allocate` would change: slots of members that are gone or renamed, and members without a slot.
 
     what: the word for what a member owns, `alias` in a routed POD.
     """
@@ -134,7 +134,7 @@ def unsettled(
     for name in sorted(gone, key=natural):
         new = members.renames.member(name)
         if new in missing:
-            rule = f"is its name now; the {what} moves with the name"
+            rule = f"is the new name of this member; its {what} moves with the name"
             yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', str(new), rule, command)
             gone, missing = gone - {name}, missing - {new}
     kept = {members.renames.member(name) for name in book} & written.names
@@ -148,7 +148,7 @@ def unsettled(
     for name in sorted(written.names & set(released), key=natural):
         yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, "is marked released but is a member again", command)
     for name in sorted(missing, key=natural):
-        rule = f"has no {what}; addresses are never invented by up"
+        rule = f"has no {what} yet; `pulumi up` never assigns one"
         yield Unsettled(f'{NAMESPACE}:addresses["{name}"]', None, rule, command)
 
 

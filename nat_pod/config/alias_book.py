@@ -107,6 +107,6 @@ def _role(name: MemberName, members: Members, gateways: Mapping[str, int]) -> Ro
 def _mixed(block: IPNetwork, name: MemberName, role: Role, first: MemberName, of: Role) -> str:
     who = "a server" if name.is_server else "a host" if of.side is not role.side else f"{name.realm}"
     return (
-        f"is in the block {block}, which routes lead to {of.prose} because {first} is there; {who} needs one that "
-        f"leads to {role.prose}: delete this line and let it be written for you"
+        f"is in the block {block}, whose routes lead to {of.prose}, because {first} is in it; {who} needs an alias in "
+        f"a block of {role.prose}: delete this line and let it be written for you"
     )

@@ -1,7 +1,7 @@
 """The arithmetic of a routed POD's range: blocks of aliases, the VCN's own small range and its subnets.
 
-- An alias is the destination of a route, not a private IP: all 32 addresses of a /27 are aliases.  What the VCN's own
-  /26 leaves of a /22 are 960, of a /21 1,984.
+- An alias is the destination of a route, not a private IP: all 32 addresses of a /27 are aliases.  Without the VCN's
+  own /26, a /22 has 960 of them, a /21 1,984.
 - Aliases are handed out from blocks of a /27, and a block is of one role, whose NAT VMs translate what is in it: route
   tables lead the servers' blocks to NAT VM2 and the hosts' to their customer's gateway, and a table has 200 rules.
 - The VCN's range is cut into /29s: one for the NAT VMs of each role, and the last one for the vRouter.
@@ -102,7 +102,7 @@ def free_aliases(
     VM1's and NAT VM2's addresses.  When the upper half is full, hosts get blocks of the lower one from its end.
     Addresses that end in .0 and .255 come last: they are as good as any, but some old machines and filters take them
     for a network's own and its broadcast address.
-    owned: see `owners`; a block that is begun is entered there.  taken: who asks gives nobody one of these.
+    owned: see `owners`; a block from which the first alias is taken is added to it.  taken: aliases to leave out.
     """
     blocks = list(_blocks(cidr, vcn, role.side is NAT_VM2))
     for last in (False, True):

@@ -17,8 +17,8 @@ from nat_pod.names import MANAGEMENT, NAMESPACE
 NEVER_MAPPED = tuple(IPNetwork(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
 
 _SIZES = (
-    "must be a /8 to a /32: a VCN's own is a /16 to a /30, and what lies behind it may be larger or smaller; "
-    "name the networks, e.g. 10.0.0.0/24"
+    "must be a /8 to a /32 (a VCN's CIDR is a /16 to a /30; a network behind it may be larger or smaller), "
+    "e.g. 10.0.0.0/24"
 )
 
 
@@ -32,7 +32,7 @@ def check_networks(
 ) -> None:
     """Peered VCNs may not overlap, nor may customers of one NAT VM1, which has one route table for them all.
 
-    gateways: whether the POD can have several of it; then `gateways.py` says who is where.
+    gateways: whether the POD can have several customer gateways; then `gateways.py` decides which customer is in which.
     """
     of_management = [] if management is None else cidr_paths(MANAGEMENT, management.cidrs)
     of_customers = [
@@ -50,7 +50,7 @@ def check_networks(
             if realm == MANAGEMENT:
                 why = "the vRouter could not tell the two apart"
             elif not can_be_a_vcns(network):
-                why = "what is sent there does not leave the POD's VCN"
+                why = "packets to it would not leave the POD's VCN"
             reader.add(path, str(network), f"overlaps the POD's own range {cidr}; {why}")
     for index, (realm, path, network) in enumerate([] if gateways else of_customers):
         for other_realm, other_path, other in of_customers[:index]:

@@ -55,7 +55,7 @@ _DEFAULTS: dict[Delivery, dict[str, object]] = {
         "gateways": {},
     },
 }
-"""The settings that one delivery alone has, with their defaults in `Pulumi.yaml`."""
+"""The settings that only one delivery has, with their defaults in `Pulumi.yaml`."""
 
 
 def defaults(delivery: Delivery) -> Mapping[str, object]:

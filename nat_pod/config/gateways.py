@@ -57,7 +57,7 @@ def written_gateways(value: object) -> dict[str, int]:
 
 
 def place(customers: Sequence[CustomerConfig], standing: Mapping[str, int], most: int) -> dict[str, int | None]:
-    """A gateway for every customer: that of who has one, and for the others the first one where they fit, in order.
+    """A gateway for every customer: the one that it has, and for a new one the first where it fits, in order.
 
     None where none of `most` is left.
     """
@@ -95,7 +95,7 @@ def _lines(reader: Reader, value: object, customers: Sequence[CustomerConfig], m
             continue
         new = renamed.get(name, name)
         if new not in names:
-            rule = "is no customer any more; its line must go"
+            rule = "is no longer a customer; its line must be deleted"
             reader.unsettled.append(Unsettled(f"{NAMESPACE}:gateways.{name}", str(number), rule, command))
         elif new != name and NAME.fullmatch(name):
             rule = f"is {new} now; the line moves with the name"
@@ -107,7 +107,7 @@ def _lines(reader: Reader, value: object, customers: Sequence[CustomerConfig], m
 
 
 def _judge(reader: Reader, customer: CustomerConfig, others: Sequence[CustomerConfig], number: int) -> None:
-    """Customers that are in one gateway and may not be: nobody is moved but by whoever answers for the flows."""
+    """The problem of customers that may not share a gateway.  None is moved: that ends flows, so a person decides."""
     for other in others:
         found = clash(customer.cidrs, other.cidrs)
         if found is not None:
@@ -134,4 +134,4 @@ def _before(number: int) -> str:
     return "gateway 1" if number == 2 else f"gateways 1 to {number - 1}"
 
 
-_MORE_ROOM = "a larger vcnCidr has more, up to a /24 with 30; or move it to another POD"
+_MORE_ROOM = "a larger vcnCidr has room for more (a /24 for 30), or move it to another POD"

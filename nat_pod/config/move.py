@@ -15,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 
 from nat_pod.config.addressing import overlap
 from nat_pod.config.aliases import VCN_PREFIX, VcnLayout, block_of
-from nat_pod.config.delivery import Delivery
+from nat_pod.config.delivery import SETTINGS, Delivery, foreign
 from nat_pod.config.model import PodConfig
 from nat_pod.config.protect import Protect
 from nat_pod.config.routed import RoutedConfig
@@ -24,6 +24,7 @@ from nat_pod.limits import RESERVED_LOW
 from nat_pod.names import NAMESPACE, MemberName
 
 _SMALLEST_VCN = 27  # three /29s and one to spare
+_WRITTEN_ANEW = ("delivery", "protect", "addresses")
 _OF_THE_OLD_POD = ("formerly", "hostsFormerly", "peerId")
 
 
@@ -54,8 +55,8 @@ def moved(old: PodConfig, written: Mapping[str, object], stack: str) -> Moved:
     vcn = _vcn_beside(old, stack)
     vrouter = VcnLayout(vcn).vrouter
     config: dict[str, object] = {"delivery": str(Delivery.ROUTES), "movesFrom": stack}
-    for key in ("compartmentId", "cidr", "natVm", "management", "customers", "policy", "lpgLimit"):
-        if key in written:
+    for key in SETTINGS:
+        if key in written and key not in foreign(Delivery.ROUTES) and key not in _WRITTEN_ANEW:
             config[key] = written[key]
         if key == "cidr":
             config["vcnCidr"] = str(vcn)
@@ -74,12 +75,14 @@ def moved(old: PodConfig, written: Mapping[str, object], stack: str) -> Moved:
         "vcnCidr": "where that POD has neither an alias nor a subnet",
         "natVm.shape": "a routed NAT VM has one VNIC: the smallest flex shape may do",
         "management.vrouter": f"another address than in that POD: the vRouter's subnet is {vrouter} here",
-        "protect": "pulumi replaces or deletes no VCN, LPG, balancer or NAT VM unasked (docs/operate.md)",
+        "protect": "pulumi refuses to delete or replace VCN, LPGs, balancers, NAT VMs (docs/operate.md)",
         "addresses": "a server's address of NAT VM1, a host's of NAT VM2",
     }
     peers = tuple(customer.name for customer in old.customers if customer.peer_id is not None)
     for name in peers:
-        comments[f"customers.{name}"] = "its LPG has a peer: peerId of another one here, or it asks for the peering"
+        comments[f"customers.{name}"] = (
+            "its LPG has a peer: write the peerId of another LPG, or it asks for the peering"
+        )
     return Moved(config=config, comments=comments, peers=peers)
 
 
@@ -97,8 +100,8 @@ def _vcn_beside(old: PodConfig, stack: str) -> IPNetwork:
             if not any(overlap(network, other) for other in taken):
                 return IPNetwork(network)
     raise NatPodError(
-        f"Pulumi.{stack}.yaml: every /{_SMALLEST_VCN} of {old.cidr} has an alias or a subnet, and the new VCN needs "
-        "one of its own; a routed POD in a range of its own gives every neighbour new addresses: "
+        f"Pulumi.{stack}.yaml: every /{_SMALLEST_VCN} of {old.cidr} has an alias or a subnet, and the new VCN needs a "
+        "free one. Without one, make a routed POD in another range, which gives every neighbour new addresses: "
         "python -m nat_pod new-pod --routed NAME"
     )
 

@@ -29,7 +29,11 @@ def read_names(reader: Reader, value: object) -> str | None:
         return None
     if name == _OF_OCI or name.endswith(f".{_OF_OCI}"):
         # A private zone there would hide what OCI itself answers in a VCN that attaches the view.
-        reader.add(path, zone, "is in oraclevcn.com, in which OCI names the VNICs of a VCN; e.g. pod1.example.internal")
+        reader.add(
+            path,
+            zone,
+            "is in oraclevcn.com, where OCI names the VNICs of a VCN; take another zone, e.g. pod1.example.internal",
+        )
         return None
     return name
 

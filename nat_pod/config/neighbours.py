@@ -144,7 +144,7 @@ def read_customers(
             longest = limits.CHAIN_MEMBER_NAME
             reader.add(path, None, f"is longer than {longest} characters; the name is part of a chain's name")
         if name in _OWN_NAMES:
-            reader.add(path, None, f"{name} is a name of nat-pod's own; call the customer something else")
+            reader.add(path, None, f"{name} is reserved by nat-pod; give the customer another name")
         optional = ("peerId", "servers", "formerly", "hostsFormerly", "gateway")
         section = reader.section(path, entry, required=("cidr", "hosts"), optional=optional)
         if entry is None:
@@ -157,7 +157,11 @@ def read_customers(
         was = _formerly_in(reader, f"{path}.hostsFormerly", section.get("hostsFormerly"), section, "hosts")
         own_gateway = _own_gateway(reader, f"{path}.gateway", section.get("gateway"), gateways=gateways)
         if formerly is not None and formerly in entries:
-            reader.add(f"{path}.formerly", formerly, "is a customer of this POD still; it names one that was renamed")
+            reader.add(
+                f"{path}.formerly",
+                formerly,
+                "is still a customer of this POD; formerly is the old name of a renamed one",
+            )
         elif formerly is not None and former.setdefault(formerly, name) != name:
             reader.add(f"{path}.formerly", formerly, f"is already what {former[formerly]} was called")
         if peer_id is not None and peers.setdefault(peer_id, name) != name:
@@ -184,7 +188,9 @@ def _own_gateway(reader: Reader, path: str, value: object, *, gateways: bool) ->
     if not gateways:
         reader.add(path, value, "is a setting of delivery: routes, where NAT VM1 may be several gateways; take it out")
     elif value != "own":
-        reader.add(path, value, "must be own: a gateway that the customer shares with nobody; which one is in gateways")
+        reader.add(
+            path, value, "must be own (a gateway that the customer shares with nobody); its number is in gateways"
+        )
     return value == "own"
 
 
@@ -199,7 +205,7 @@ def _server_list(reader: Reader, path: str, value: object, written: Written) -> 
         if name not in known and MANAGEMENT not in written.unknown:
             reader.add(path, name, f"is not a server of management.servers; known are {listed(tuple(known)) or 'none'}")
     for name in sorted({name for name in value if value.count(name) > 1}):
-        reader.add(path, name, "stands in the list twice")
+        reader.add(path, name, "is in the list twice; delete one of them")
     return tuple(sorted(set(value)))
 
 
@@ -216,7 +222,7 @@ def _addresses_in(
         if len(name) > limits.MEMBER_NAME:
             reader.add(place, None, f"has a name of more than {limits.MEMBER_NAME} characters")
         if name == STRANGER:
-            reader.add(place, None, f"{STRANGER} is the lab's name for a host without a slot; take another one")
+            reader.add(place, None, f"{STRANGER} is reserved by the lab; give the member another name")
         address = reader.address(place, entry, "10.0.0.100")
         if address is None:
             continue
@@ -264,7 +270,7 @@ def _formerly_in(reader: Reader, path: str, value: object, section: Mapping[str,
         elif name not in there:
             reader.add(place, entry, f"{name} is not in {key}; the present name comes first, e.g. web: vm1")
         elif former is not None and former in there:
-            reader.add(place, former, f"is in {key} still; it names one that was renamed")
+            reader.add(place, former, f"is still in {key}; this must be the old name of a renamed one")
         elif former is not None and former in good.values():
             reader.add(place, former, f"is already what {next(n for n, f in good.items() if f == former)} was called")
         elif former is not None:

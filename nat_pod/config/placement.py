@@ -49,7 +49,7 @@ def _not_a_region(config: Mapping[str, object]) -> Iterator[Problem]:
     if region == FILL_IN or isinstance(region, Mapping):  # said above, an encrypted one
         return
     if not region:  # what `pulumi stack init` makes of an empty key
-        yield Problem(REGION, None, f"is empty; e.g. {REGION}: uk-london-1")
+        yield Problem(REGION, None, f"is empty; write a region, e.g. {REGION}: uk-london-1")
     elif not isinstance(region, str) or not _REGION_NAME.fullmatch(region):
         yield Problem(REGION, region, f"is not the name of a region, e.g. {REGION}: uk-london-1")
 

@@ -40,7 +40,7 @@ class Pod:
 
     @property
     def example(self) -> bool:
-        """Whether it is an example (`Stack.example`), which is checked alone and takes no range from anybody."""
+        """Whether it is an example (`Stack.example`): checked by itself, and its range stays free for others."""
         return self.stack is not None and self.stack.example
 
     @cached_property
@@ -98,7 +98,7 @@ def claimed(pods: Mapping[str, Pod]) -> dict[str, IPNetwork | None]:
 
 
 def too_few_balancers(name: str, pods: Mapping[str, Pod]) -> list[Problem]:
-    """That all routed PODs of one region together need more network load balancers than it may have."""
+    """The problem that a region's routed PODs together need more network load balancers than it may have, if so."""
     needed = {other: config.balancers for other, config in _routed(pods, _region(pods[name])).items()}
     config = _routed(pods, _region(pods[name])).get(name)
     total = sum(needed.values())
@@ -144,7 +144,7 @@ def move_problems(name: str, pods: Mapping[str, Pod]) -> list[Problem]:
     if old.config is None:
         return []
     if not isinstance(old.config, PodConfig):
-        return [_moves_from(former, "has delivery: routes itself; only PODs of the article's delivery are moved")]
+        return [_moves_from(former, "has delivery: routes itself; only a POD with delivery: privateIps can be moved")]
     return pair_problems(pod.config, old.config, former)
 
 

@@ -150,13 +150,17 @@ def read_policy(
         if sender is None or receiver is None or allow is None:
             continue
         if (sender.realm == MANAGEMENT) == (receiver.realm == MANAGEMENT):
-            rule = "needs management, or a server, at one end and a customer at the other: others never meet in a POD"
+            rule = "must have management or a server at one end, a customer or a host at the other: no other flows pass"
             reader.add(path, f"{sender} to {receiver}", rule)
             continue
         _check_list(reader, path, sender, receiver, lists)
         entry = Entry(sender, receiver, allow)
         if any((one.sender, one.receiver) == (sender, receiver) for one in entries):
-            reader.add(path, f"{sender} to {receiver}", "has the ends of an entry above; write all that passes in one")
+            reader.add(
+                path,
+                f"{sender} to {receiver}",
+                "has the same ends as an entry above; put all that passes into that one",
+            )
         entries.append(entry)
     return tuple(entries)
 

@@ -9,7 +9,7 @@ class Protect(StrEnum):
     """What gets Pulumi's `protect`: the engine then neither deletes it nor replaces it, whoever asks for that."""
 
     NOTHING = "nothing"
-    """The default, as before there was the key."""
+    """The default; it was so before this key existed."""
 
     NETWORK = "network"
     """What a neighbour's peering and routes lead to: the VCN, the LPGs, and the balancers of a POD with standbys."""

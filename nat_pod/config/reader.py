@@ -171,6 +171,7 @@ class Reader:
 
 EXAMPLES = {
     "compartmentId": "the compartment of the POD, e.g. compartmentId: ocid1.compartment.oc1..aaaa",
+    "management.cidr": "the management network, e.g. cidr: 10.0.0.0/16",
     "cidr": "e.g. cidr: 198.18.0.0/22 for a POD, 10.0.0.0/24 for a customer",
     "natVm": "e.g. natVm: {shape: VM.Standard2.24, imageId: ocid1.image.oc1..aaaa, sshPublicKey: ssh-ed25519 AAAA}",
     "management": "e.g. management: {cidr: 10.0.0.0/16, vrouter: 198.18.3.250, servers: {mgmt: 10.0.0.100}}",

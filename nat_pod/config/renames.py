@@ -1,7 +1,7 @@
 """Renames: what the stack file says was called otherwise (`formerly`), and what only looks like it.
 
-A customer that is called otherwise and does not say so is a customer gone and another one come: its LPG is deleted, its
-hosts get other slots, and every flow of its ends.  Nobody types that on purpose, so it is asked about.
+A customer that gets another name without `formerly` looks like one that left and one that came: its LPG would be
+deleted, its hosts would get other slots, and all its flows would end.  Nobody wants that, so `allocate` asks.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def look_alikes(
         members = old_realms[old] + new_realms[new]
         count = len(old_realms[old])
         rule = (
-            f"looks like {old} under another name. If it is, write `formerly: {old}` here: its LPG, its peering and "
+            f"looks like {old} under another name. If so, write `formerly: {old}` here, and its LPG, its peering and "
             f"its {'slot' if count == 1 else f'{count} slots'} stay. If it is another customer, run the command with "
             "--not-renamed"
         )

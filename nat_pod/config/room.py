@@ -20,8 +20,8 @@ from nat_pod.config.pods import Pod, balancers_of_region
 from nat_pod.config.routed import RoutedConfig
 from nat_pod.names import NAT_VM1, Role
 
-_NEW = "the-new-one"
-"""Its name while it is tried; no customer can be called so in a POD that is asked, or it would be there already."""
+_NEW = "a new customer"
+"""The name of the customer that is tried.  A blank keeps it from being a customer's own name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ def fit(name: str, pods: Mapping[str, Pod], cidrs: tuple[IPNetwork, ...], hosts:
     config = pods[name].config
     if config is None:
         return None
-    obstacles = [] if len(config.customers) < config.lpg_limit else [f"it has all its {config.lpg_limit} LPGs"]
+    obstacles = [] if len(config.customers) < config.lpg_limit else [f"all its {config.lpg_limit} LPGs are in use"]
     if found := clash(cidrs, [config.cidr]):
         obstacles.append(f"its own range {config.cidr} overlaps {found[0]}")
     match config:
@@ -112,7 +112,9 @@ def _in_gateway(
     number = place([*config.customers, new], config.gateways, config.layout.gateways)[_NEW]
     if number is None:
         most = config.layout.gateways
-        return Fit(pod=name, obstacles=(*obstacles, f"it fits none of {most} gateways; a larger vcnCidr has more"))
+        return Fit(
+            pod=name, obstacles=(*obstacles, f"the customer fits none of {most} gateways; a larger vcnCidr has more")
+        )
     role = Role(NAT_VM1, number)
     is_new = role not in config.roles
     elsewhere = balancers_of_region(name, pods)

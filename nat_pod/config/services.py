@@ -110,7 +110,7 @@ def pieces(ranges: Iterable[Ports]) -> list[Ports]:
 
 
 def read(text: str) -> Services | None:
-    """One word of the stack file, `tcp/22`; None for what is none (RULE)."""
+    """One service as the stack file writes it, e.g. `tcp/22`; None when it is not valid (RULE)."""
     found = _FORM.fullmatch(text)
     if found is None:
         return None

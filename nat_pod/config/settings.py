@@ -52,7 +52,7 @@ def settings(config: Mapping[str, object], beside: Mapping[str, object] | None =
         found.update(_leaves((name,) if namespace == NAMESPACE else (key,), value))
     if _SHAPE in found:
         found[(*_SHAPE, "shape")] = found.pop(_SHAPE)
-    # An alias may stand alone, and an empty vcnCidr or movesFrom says as little as none.
+    # An alias may be written without `address:`, and an empty vcnCidr or movesFrom means the same as none.
     return {
         (*path, "address") if len(path) == 2 and path[0] == "addresses" else path: value
         for path, value in found.items()

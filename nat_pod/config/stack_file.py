@@ -87,7 +87,7 @@ class Stack:
         return [replace(problem, line=places.line(problem.path)) for problem in told]
 
     def _owned(self, twice: SlotTwice) -> SlotTwice:
-        """With the member that has the slot on the base branch, if one of the two is known there: it keeps it."""
+        """The problem with the member that owns the slot on the base branch, if one of the two does: it keeps it."""
         base = self._on_base()
         if base is None:
             return twice
@@ -178,7 +178,7 @@ def _merge(
         Problem(str(key), None, f"has no namespace; write {NAMESPACE}:{key}") for key in own if ":" not in str(key)
     ]
     problems += [
-        Problem(str(key), None, f"is of another namespace, which nobody reads; did you mean {meant}?")
+        Problem(str(key), None, f"is in a namespace that nobody reads; did you mean {meant}?")
         for key in own
         if (meant := _misspelt(str(key))) is not None and meant not in own
     ]
@@ -274,9 +274,9 @@ def _conflicts(text: str) -> Iterator[Problem]:
             start, ours = number, line[8:]
         elif line.startswith(">>>>>>> ") and start:
             rule = (
-                f"a merge conflict between {ours} and {line[8:]}: keep the lines that hold, as a rule the members of "
-                "both sides, and delete those that begin with <<<<<<<, |||||||, ======= and >>>>>>>; check then names "
-                "a slot that two members have"
+                f"a merge conflict between {ours} and {line[8:]}: keep the lines that are right, usually the members "
+                "of both sides, and delete those that begin with <<<<<<<, |||||||, ======= and >>>>>>>; then check "
+                "names any slot that two members have"
             )
             yield Problem(f"lines {start} to {number}", None, rule)
             start = 0

@@ -18,7 +18,7 @@ def claimed_range(mapping: Mapping[str, object]) -> IPNetwork | None:
     return read_pod_cidr(Reader(""), mapping.get("cidr"))
 
 
-SIZES = "must be a /16 to a /25: a /22 holds 435 slots, a /21 the 696 of a 2.24 VM"
+SIZES = "must be a /16 to a /25: a /22 holds 435 slots, a /21 all 696 of a VM.Standard2.24"
 
 
 def read_pod_cidr(reader: Reader, value: object, sizes: str = SIZES) -> IPNetwork | None:
@@ -58,7 +58,7 @@ def read_layout(reader: Reader, value: object, cidr: IPNetwork | None, nat_vm: N
             if network is None:
                 continue
             if network.prefixlen != limits.VNIC_SUBNET_PREFIX:
-                reader.add(path, str(network), "must be a /27: 29 usable addresses, one VNIC's worth")
+                reader.add(path, str(network), "must be a /27: its 29 usable addresses are what one VNIC can have")
             sides[side].append(network)
     vrouter = reader.network("subnets.vrouter", section.get("vrouter"), "198.18.0.160/28")
     if vrouter is not None and not 24 <= vrouter.prefixlen <= 29:

@@ -52,7 +52,8 @@ def _read(
     # OCI knows no difference between upper and lower case in keys.
     folded = {key.casefold() for key in good}
     if len(folded) < len(good):
-        reader.add(path, None, "has a key twice: OCI takes upper and lower case in keys for the same")
+        twice = sorted(key for key in good if sum(other.casefold() == key.casefold() for other in good) > 1)
+        reader.add(path, ", ".join(twice), "are one key to OCI, which ignores case in the keys of tags; leave one")
     if len(good) > most:
-        reader.add(path, len(good), f"are more tags than OCI takes on a resource, {most}")
+        reader.add(path, f"{len(good)} tags", f"OCI takes at most {most} on a resource")
     return dict(sorted(good.items()))

@@ -47,7 +47,9 @@ def replace(path: Path, text: str, before: str) -> None:
     with _written(path, text) as temporary, alone(path.parent):
         temporary.chmod(path.stat().st_mode & 0o777)
         if read(path) != before:
-            raise ChangedError(f"{path.name}: was changed by somebody else meanwhile; try again (nothing was changed)")
+            raise ChangedError(
+                f"{path.name}: somebody else changed it in the meantime; try again (this command changed nothing)"
+            )
         temporary.replace(path)
 
 

@@ -32,9 +32,9 @@ class Fetched:
 
 
 class Captures:
-    """For the length of a `with` block, consoles can be read; each reading takes the place of the one before.
+    """For the length of a `with` block, consoles can be read.  Each reading replaces the captures of the one before.
 
-    Raises NatPodError in the engine's words; what is left then, the next block removes.
+    Raises NatPodError in the engine's words.  The next block removes what is left then.
     """
 
     def __init__(self, stack: str, config: Mapping[str, object], say: Say) -> None:

@@ -56,8 +56,8 @@ class Stack:
         self.project, self.name, self._say, self._hooks = project, name, say, hooks
 
         def alone() -> None:
-            # Pulumi keeps each program's server for hooks in a list, and at its end a program stops all of them.  That
-            # of a program which failed is on a loop that is closed: no later program in this process could end.
+            # Pulumi keeps the servers for hooks of all programs in one list, and each program stops all of them at its
+            # end.  That of a failed program is on a closed loop, so no later program in this process could end.
             _CallbackServicer._servicers.clear()
             program()
 

@@ -284,7 +284,7 @@ class Trial:
             if isinstance(error, LockedError):
                 raise TrialEndedError(
                     str(error),
-                    "somebody works on it, or a trial was killed; if nobody does: "
+                    "another trial is running, or one was killed; if none is running: "
                     f"python -m nat_pod trial {self._stack} --unlock",
                 ) from None
             words = "it was interrupted" if self._interrupted.is_set() else str(error) or "it was interrupted"
@@ -305,7 +305,7 @@ class Trial:
         except NatPodError as error:
             there = f"not known ({error})"
         return (
-            f"what stands: {there}; to go on: python -m nat_pod trial {self._stack}; "
+            f"still up: {there}; to go on: python -m nat_pod trial {self._stack}; "
             f"to take it down: python -m nat_pod trial {self._stack} --destroy"
         )
 
@@ -337,8 +337,8 @@ class Trial:
     ) -> None:
         """Read consoles until every machine has reported on a list, and on its probes in it, or the time is up.
 
-        Machines that say nothing do not end a trial: the report names them.  Where nobody said anything in all the time
-        that booting may take, nobody is waited for later.
+        Machines that say nothing do not end a trial: the report names them.  If no machine has reported in all the time
+        that booting may take, later steps wait for none.
         """
         machines = {machine.name for machine in self._plain.machines}
         mute = bool(self._consoles) and not any(read_reports(text)[0] for text in self._consoles.values())
@@ -371,7 +371,7 @@ class Trial:
         return found
 
     def _stop_in_turn(self) -> dict[str, float]:
-        """Stop a NAT VM of each side while flows are held, and start it again; for so many seconds each was away."""
+        """Stop a NAT VM of each side while flows are held, and start it again; returns for how many seconds, by VM."""
         away = {}
         for vm in self._in_turn:
             self._says(f"{vm} is stopped")

@@ -30,7 +30,7 @@ from nat_pod.text import count, some
 _ASSUMED = "ASSUMED"
 _HEAD = [
     "A POD built by hand, read from the nat tables of its two NAT VMs by `python -m nat_pod import`.",
-    f"{FILL_IN}: the rules do not say it. {_ASSUMED}: the rules suggest it; look at it.",
+    f"{FILL_IN}: the rules do not say it. {_ASSUMED}: the rules suggest it; check it.",
 ]
 
 
@@ -209,12 +209,12 @@ def _gained(parts: _Parts) -> Iterator[Remark]:
             if together - own:
                 more = [parts.servers[server] for server in sorted(together - own)]
                 why = f"others of {customer.name} do, and nat-pod decides by customer"
-                yield Remark(kind=RemarkKind.GAINED, why=f"{parts.hosts[host]} gets to reach {some(more, 3)}: {why}")
+                yield Remark(kind=RemarkKind.GAINED, why=f"{parts.hosts[host]} will also reach {some(more, 3)}: {why}")
     for server, own in _reached(parts.pod.flows, parts.servers, NAT_VM2).items():
         more = [name for host, name in parts.hosts.items() if host not in own and parts.pod.hosts[host] is not None]
         if more:
             why = "in nat-pod each server reaches each host"
-            yield Remark(kind=RemarkKind.GAINED, why=f"{parts.servers[server]} gets to reach {some(more, 3)}: {why}")
+            yield Remark(kind=RemarkKind.GAINED, why=f"{parts.servers[server]} will also reach {some(more, 3)}: {why}")
 
 
 def _unknown(pod: Handbuilt, hosts: Sequence[int]) -> Iterator[Remark]:

@@ -91,7 +91,7 @@ def _why_lost(
         to = translated(delivery, request.transit, 0)
         if never_a_vm(to):
             return f"{other} translates {transit} to {dotted(to)}, which no VM can have"
-        return f"{other} leads {transit} back into the POD"
+        return f"{other} sends packets for {transit} back into the POD"
     if found.candidates[request.vm.other].have(request.transit):
         return f"{other} translates {transit}, but not for packets from {dotted(hidden)}, as they arrive there"
     return f"{other} does not translate {transit}"

@@ -1,8 +1,8 @@
 """What a hand-built nat table does to a packet: the first rule that ends its walk, through jumps, gotos and returns.
 
 The tracer (`trace/`) walks nat-pod's own rules and understands every one of them.  This walks other people's rules, as
-netfilter does.  Rules are looked up by the addresses they name, so a chain of thousands costs little more than one of a
-single rule.
+netfilter does.  Rules are looked up by the addresses they name, so a chain of thousands of rules costs
+little more than one with few.
 
 A packet here is two addresses, and the first packet of its flow.  What else would matter is assumed: it leaves by the
 interface that POSTROUTING names first (the primary VNIC, where the default route leads), and it may come in by any
@@ -65,7 +65,7 @@ class SavedWalk:
         return self._decide(builtin, builtin, source, destination, set())
 
     def _decide(self, chain: str, builtin: str, source: int, destination: int, passed: set[str]) -> SavedRule | None:
-        """passed: chains that decide nothing for this packet; so a tangle of jumps is not walked twice."""
+        """passed: chains that are known to decide nothing for this packet, so that no chain is walked twice."""
         for rule in self._chains[chain].candidates(source, destination):
             if not self._matches(rule, builtin, source, destination):
                 continue

@@ -56,7 +56,7 @@ def _others(
             if is_now == to_be:
                 continue
             why = (
-                f"{dotted(caller)} leaves {side.prose} as {dotted(is_now)}; with {policy} it leaves as {dotted(to_be)}"
+                f"{dotted(caller)} leaves {side.prose} with source {dotted(is_now)}; {policy} makes it {dotted(to_be)}"
             )
             first_rule, first_why, count = wrong.get((side, id(rule)), (rule, why, 0))
             wrong[side, id(rule)] = first_rule, first_why, count + 1

@@ -104,7 +104,7 @@ def apply(
     """Bring the stack file into the lab with this key.  Raises NatPodError, and then nothing has changed."""
     kept, standing = sandbox.call(key, "kept"), topology_of(key)
     if not kept:
-        raise NatPodError(f"this lab was built without the state that a change starts from; {start_again(stack)}")
+        raise NatPodError(f"this lab has kept no Pulumi state, so it cannot be changed; {start_again(stack)}")
     for vm, how in sandbox.call(key, "status")["down"].items():
         raise NatPodError(f"{vm} {how} (nothing was changed); run: python -m nat_pod lab recover {stack} {vm}")
     with scratch_folder() as folder:
@@ -157,7 +157,7 @@ def _change(
     try:
         if not tenancy.by_engine and (replaced := _replaced(plan, stack, tenancy.resources())):
             raise NatPodError(
-                f"{', '.join(replaced)} would be replaced in turn, which is the engine's part; "
+                f"{', '.join(replaced)} would be replaced in turn, which only the Pulumi engine can do; "
                 "install the pulumi CLI (https://www.pulumi.com/docs/install/)"
             )
         found = _carry_out(plan, tenancy)
@@ -165,7 +165,7 @@ def _change(
         rewiring = rewire(standing, lay_cables(standing), after)
     except (OciError, NatPodError, ValueError) as error:
         raise NatPodError(
-            f"{error}\nthe running lab cannot become that (nothing was changed); {start_again(stack)}"
+            f"{error}\nthe running lab cannot be changed in place to this (nothing was changed); {start_again(stack)}"
         ) from None
     machines = [
         *(
@@ -250,8 +250,8 @@ def _follow(
             if sandbox.find(key) is None:
                 raise
             raise NatPodError(
-                f"{error}\n{tenancy.means} ended half-way, and the lab is what it left; "
-                f"it goes on with: python -m nat_pod lab apply {stack}"
+                f"{error}\n{tenancy.means} ended half-way, and the lab is in the state that it left; "
+                f"to go on: python -m nat_pod lab apply {stack}"
             ) from None
         finally:
             if sandbox.find(key) is not None:

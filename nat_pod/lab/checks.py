@@ -137,7 +137,7 @@ def _problems(expected: Expectation, answer: Answer, labels: Mapping[str, str]) 
     if answer.answered_by != expected.flow.receiver:
         problems.append(f"{answer.answered_by} answers, not {expected.flow.receiver}")
     if answer.seen != predicted.request.packet.src:
-        problems.append(f"the far end saw {answer.seen}; predicted was {predicted.request.packet.src}")
+        problems.append(f"the far end saw {answer.seen}; the tracer predicts {predicted.request.packet.src}")
     captured, wanted = seen_hops(answer, labels), predicted_hops(predicted)
     if captured != wanted:
         problems.append(f"hops captured: {_arrows(captured)}; predicted: {_arrows(wanted)}")

@@ -30,7 +30,7 @@ _PROBE_SECONDS = 2.0
 """How long a probe waits for an answer: the slowest declared flow takes milliseconds, a refused one all of it."""
 
 _HELD_TCP, _HELD_UDP, _HELD_APART = 500, 200, 10
-"""Flows that `lab demo` holds open while NAT VMs fail; of those that are told apart, so many of each sort."""
+"""How many flows `lab demo` holds open while NAT VMs fail, and how many of each kind that is reported apart."""
 
 
 def up(directory: Path, stack: str) -> None:
@@ -42,7 +42,7 @@ def up(directory: Path, stack: str) -> None:
     _, deployed, state = _deploy(directory, stack, say)
     key = sandbox.lab_key(stack, directory)
     if sandbox.stop(key):
-        say("the lab that was up is down")
+        say("the earlier lab is down")
     holder = sandbox.start(key, deployed, say)
     sandbox.call(key, "keep", state=state)
     holder.stay()

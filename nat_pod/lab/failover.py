@@ -1,10 +1,10 @@
-"""NAT VMs fail while many flows are open, and each flow is held to account.
+"""NAT VMs fail while many flows are open, and the fate of each flow is checked.
 
 A flow is lost when it was reset, when a byte is wrong or missing, when another machine or another source address is at
-its other end, or when nothing that was sent after the failure has arrived within a bound, or by TCP was acknowledged.
+its other end, or when nothing sent after the failure arrives within a bound (for TCP: is acknowledged).
 Two kinds are told apart, since no VM that has not seen a flow can carry them on by itself:
 
-- A UDP flow in which only the end speaks that may not open it.  The next datagram of the other end heals it.
+- A UDP flow in which only the end sends that may not open it.  The next datagram of the other end revives it.
 - A TCP flow whose first segment at the new VM is a FIN or a RST.  Connection tracking begins no entry with either, so
   the other end does not learn of it, until a segment of its own makes the entry.
 """
@@ -82,7 +82,7 @@ class Held:
 
     @property
     def unheard(self) -> bool:
-        """Whether only the end speaks that may not open it, by UDP, which does not show what begins a flow."""
+        """Whether it is a UDP flow in which only the end sends that may not open it; UDP has no SYN to tell."""
         return self.protocol == UDP and self.one_way and self.kind is Kind.PULL
 
     @property
@@ -156,7 +156,7 @@ _GOING_ON: dict[str, tuple[tuple[Kind, bool], ...]] = {
 
 
 def held_flows(plan: PodPlan, *, tcp: int, udp: int, unheard: int = 0) -> list[Held]:
-    """So many flows that go on, and so many that are told apart.
+    """Flows to hold: `tcp` and `udp` of those that go on, and `unheard` of those that are reported apart.
 
     Of every kind, customers to management and back, and with each: pairs of which both may open and of which one may.
     """
@@ -474,7 +474,7 @@ def outcomes_text(outcomes: Sequence[Outcome]) -> str:
     if unheard:
         lines += [
             "",
-            "UDP flows in which only the end speaks that may not open them",
+            "UDP flows in which only the end sends that may not open them",
             table(
                 ["what failed", "flows", "stood still", "went on after the other end's next datagram"],
                 [[one.what, *map(str, one.unheard)] for one in unheard],

@@ -79,7 +79,7 @@ _KINDS = (
     LISTENER,
 )
 GONE = "0.0.0.0"
-"""Stands for the address of a private IP that a route rule or a backend still points to and that is no more."""
+"""Stands for the address of a deleted private IP to which a route rule or a backend still points."""
 
 
 def observe(region: Region) -> Topology:
@@ -334,7 +334,7 @@ def _is_nat_vm(vm: Inputs) -> bool:
 
 
 def _role(metadata: dict[str, str]) -> Role | None:
-    """The role of a NAT VM; one that has no standby may be called by it."""
+    """The role of a NAT VM.  A VM without a standby may have the role's own name."""
     return Role.parse(metadata.get(guest.SIDE_KEY, metadata[guest.VM_KEY]))
 
 

@@ -2,7 +2,7 @@
 
 For the length of a `with` block, whoever starts `pulumi` in this process deploys into the region.  The lab follows: it
 is the region's network whenever nothing has changed for a moment; instances boot from their user_data, stop and start
-as the region says; and what they write to their consoles, and what balancers find out, the region is told.
+as the region says; and the region is told what they write to their consoles and what the balancers find out.
 
 Every assumption of a trial can be broken here, to see that its row says so.
 """

@@ -48,7 +48,7 @@ class Management(TypedDict):
     may write one alone, without a list."""
 
     vrouter: str
-    """The vRouter's floating IP in this POD, an address in the subnet vrouter."""
+    """The vRouter's floating IP in this POD: an address in the POD's subnet `vrouter`."""
 
     servers: dict[str, str]
     """Servers by name: their addresses."""
@@ -71,7 +71,7 @@ class Customer(TypedDict):
     """Names of the management servers that its hosts may reach; all by default."""
 
     peerId: NotRequired[str]
-    """OCID of an LPG that this POD shall peer with; by default the customer's side asks for the peering."""
+    """OCID of an LPG that this POD requests the peering with; by default the customer's side requests it."""
 
     formerly: NotRequired[str]
     """Its name before it was renamed; keeps its LPG and its slots."""
@@ -103,7 +103,7 @@ class PolicyEntry(TypedDict):
     """Who opens: customer1, customer1/vm1, management or management/mgmt."""
 
     to: str
-    """To whom, in the same form."""
+    """Who is called, in the same form as `from`."""
 
     allow: list[str]
     """What passes: all, icmp, tcp, udp, tcp/22, udp/5000-5010; nothing else does."""
@@ -117,7 +117,7 @@ class Names(TypedDict):
 
 
 class Tags(TypedDict):
-    """Tags that every resource of the POD gets which can have some."""
+    """Tags for every resource of the POD that can have tags."""
 
     freeform: NotRequired[dict[str, str]]
     """Free-form tags by key."""
@@ -182,13 +182,13 @@ class NatPodArgs(TypedDict):
     """With delivery routes: network load balancers that the region may have: 3 by default."""
 
     movesFrom: NotRequired[str]
-    """The stack that this POD takes the place of, while both stand; nothing deployed depends on it."""
+    """The stack that this POD replaces, for as long as both exist; nothing deployed depends on it."""
 
     gateways: NotRequired[dict[str, int]]
-    """With delivery routes: the customers that are not in the first gateway, and the number of theirs."""
+    """With delivery routes: the gateway number of each customer that is not in the first gateway."""
 
     policy: NotRequired[list[PolicyEntry]]
-    """What may be opened between ends that it names; everything between others."""
+    """What may be opened between the ends that an entry names.  Between all others everything may."""
 
     names: NotRequired[Names]
     """Private views of OCI DNS with names for the members, for VCNs to attach; none by default."""

@@ -85,7 +85,7 @@ class Balancer:
         """Put a NAT VM behind it, by the OCID of its address.
 
         The name is the VM's, so that whoever reads a health status reads natVm1b.  A replaced VM has another OCID, and
-        its backend goes before it does: that is where a replacement waits for the other VM.
+        its backend is deleted before the VM is: there a replacement waits for the other VM.
         A balancer takes one change at a time, so backends wait for its listener, and for one another by their VMs.
         """
         name = self._scope.child(backend.vm)

@@ -72,7 +72,7 @@ class NatPod(pulumi.ComponentResource):
     """With delivery routes: OCID of the network load balancer of each role that has standbys: natVm1, natVm2."""
 
     next_hops: dict[str, str] | None
-    """With delivery routes: the address that routes to natVm1, to natVm2 and to further gateways lead to."""
+    """With delivery routes: by role (natVm1, natVm2, natVm1-2 and so on), the address that the routes to it lead to."""
 
     name_views: dict[str, pulumi.Output[str]] | None
     """With names: OCID of the private view that each customer and `management` may attach to its VCN's resolver."""
@@ -124,10 +124,10 @@ class NatPod(pulumi.ComponentResource):
     def _availability_domain(self) -> pulumi.Input[str]:
         """The one that the stack file names, if the region has it; without a name, the region's first.
 
-        The region is asked in either case, before anything is made: the first to need the name is an instance, halfway
-        through `pulumi up`.  It is asked at once, and not by way of an Output.  So the component's own registration is
-        under way when the program ends, and Pulumi waits for such calls; otherwise it would wait for each of some ten
-        thousand Outputs, in rounds over all of them.  It is asked by its token, because `oci.identity` takes a second
+        The region is asked in either case, before anything is made: otherwise a wrong name would fail at the first
+        instance, halfway through `pulumi up`.  It is asked directly and not through an Output.  So when the program
+        ends, Pulumi waits for the component's registration, and not for each of some ten thousand Outputs in turn.
+        It is asked by its token, because `oci.identity` takes a second
         to import.
         """
         found: dict[str, Any] = pulumi.runtime.invoke(

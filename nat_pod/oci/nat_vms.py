@@ -2,7 +2,8 @@
 
 Facts that decide the options below
 - OCI refuses a second AttachVnic while one is under way on the same instance (409), and the provider gives up after
-  two minutes: the attachments of one VM are chained, the two VMs go in parallel.
+  two minutes: the attachments of one VM are chained.  Those of two VMs may run at once;
+  the instances themselves are launched one after the other (`make`, `after`).
 - Addresses are pinned, so a replacement collides with what it replaces: delete before replace.
 - Secondary private IPs die with their VNIC, VNICs with their instance, without the provider knowing: `deleted_with`.
 - The provider would *update* a private IP whose VNIC was replaced, and get 404: `replace_on_changes=["vnicId"]`.

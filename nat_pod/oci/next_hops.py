@@ -104,8 +104,7 @@ class NextHops:
         kept = [rule for rule in standing if rule.destination in destinations]
         if not kept:
             raise pulumi.RunError(
-                f"{missing}, so there is nothing that the route rules of {_whose(table)} could lead to; run "
-                "`pulumi up` again."
+                f"{missing}, so the route rules of {_whose(table)} have no target; run `pulumi up` again."
             )
         pulumi.log.warn(
             f"{missing} at the moment. {_keeps(table)}; run `pulumi up` again.", resource=self._scope.component

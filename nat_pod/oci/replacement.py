@@ -35,9 +35,9 @@ class Replacement:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        # A planned backend that is deleted before it has been registered is being replaced.  Any other one goes for
-        # good, with its balancer (`standby: false`, a gateway less, `destroy`): no route leads to it any more, and the
-        # other one goes at the same moment, so a wait for that one would have no end.
+        # A planned backend that is deleted before it has been registered is being replaced.  Any other is
+        # deleted with its balancer (`standby: false`, one gateway less, `destroy`).  No route leads to it any more, and
+        # the other backend is deleted at the same time, so waiting for it would never end.
         self._to_register = {
             scope.child(backend.vm) for balancer in scope.plan.balancers for backend in balancer.backends
         }
@@ -95,7 +95,7 @@ class Replacement:
         stack = pulumi.get_stack()
         return (
             f"{own} was left alone, because its balancer does not call the other NAT VM of its side healthy: {said}, "
-            f"after {PATIENCE_SECONDS / 60:.0f} minutes. Look at that one: `python -m nat_pod status {stack}`, "
+            f"after {PATIENCE_SECONDS / 60:.0f} minutes. Look at the other one: `python -m nat_pod status {stack}`, "
             "then its serial console (docs/operate.md). When it is healthy, run `pulumi up` again. If it is dead, "
             f"replace it first: `pulumi up --target '**{self._scope.name}-NAME'`, with its name"
         )

@@ -66,8 +66,8 @@ def sheet_markdown(sheet: Sheet) -> str:
         parts += [
             "## What passes",
             _wrap(
-                "Of these flows only what is listed passes; several lines of one flow add up. All others between "
-                "the addresses above pass whatever they are."
+                "Of the flows listed here, only what the list says passes; several lines for one flow add up. All "
+                "other flows between the addresses above pass, whatever their protocol and port."
             ),
             markdown_table(["who opens", "to whom", "what passes"], [list(row) for row in sheet.passes]),
         ]
@@ -98,9 +98,9 @@ def _behind(sheet: Sheet) -> str:
             "these destinations to the vRouter."
         )
     return (
-        "For networks that lie behind your VCN (a hub, a data centre): associate a route table with this LPG that "
-        "leads them to your DRG, put these destinations with the LPG as the target into the VCN route table of the "
-        "DRG attachment, and let the routers behind lead them to your DRG. OCI calls it transit routing."
+        "For networks that lie behind your VCN (a hub, a data centre), OCI has transit routing. Associate with this "
+        "LPG a route table that leads these networks to your DRG. Add these destinations, with the LPG as the target, "
+        "to the VCN route table of the DRG attachment. Let the routers behind the DRG lead the destinations to it."
     )
 
 
@@ -160,8 +160,8 @@ def _names(sheet: Sheet, names: NamesInDns) -> list[str]:
         _wrap(
             f"The addresses of section 4 have names in `{names.zone}`, e.g. `{names.example}`. They are in a private "
             f"view of OCI DNS: {shown}. Your hosts resolve them once you attach it to your VCN's resolver (Console: "
-            "Networking, your VCN, DNS Resolver, Associated private views), or by the OCI CLI. It replaces the list: "
-            "name the views that are attached already, too."
+            "Networking, your VCN, DNS Resolver, Associated private views), or by the OCI CLI. The command replaces "
+            "the list of attached views: name those that are attached already, too."
         ),
         "\n".join(
             [
@@ -175,7 +175,7 @@ def _names(sheet: Sheet, names: NamesInDns) -> list[str]:
         ),
         _wrap(
             "In the POD's own tenancy this takes `read dns-views` in its compartment, `manage dns-resolvers` in yours. "
-            "Whether a VCN of another tenancy can attach it, Oracle does not document: there use "
+            "Oracle does not document whether a VCN of another tenancy can attach it. There, use "
             f"`handover {sheet.stack} {sheet.realm} --zone-file {names.zone}` for a private zone of your own."
         ),
     ]
@@ -223,13 +223,17 @@ def _attempt(attempt: Attempt) -> str:
 
 def _refusals(sheet: Sheet, members: str, others: str) -> list[str]:
     lines = [
-        f"To and from {members} that are not in section 5: they have no address here. The POD's owner adds them.",
-        f"To addresses of {sheet.pod} that are not in section 4.",
-        f"To real addresses of the {others}: where the networks overlap, a machine of your own may answer there.",
+        f"Packets to and from {members} outside section 5: they have no address here. The POD's owner adds them.",
+        f"Packets to addresses of {sheet.pod} that are not in section 4.",
+        f"Packets to {others}' real addresses: where the networks overlap, a machine of your own may answer there.",
     ]
     if sheet.realm != MANAGEMENT:
         closed = [far.member.short for far in sheet.far if far.address is None]
-        lines += [f"From your hosts to {', '.join(closed)}: not in your list of servers."] if closed else []
-        lines.append("Between you and other customers, by any address.")
+        lines += (
+            [f"Packets from your hosts to {', '.join(closed)}, which are not in your list of servers."]
+            if closed
+            else []
+        )
+        lines.append("Packets between you and other customers, at any address.")
     lines.append("The POD drops all of this without an answer: ping and curl time out.")
     return lines

@@ -30,7 +30,7 @@ NOT_LOOKED_AT = (
     "how many LPGs the customers' VCNs may still have: each needs a second one for a while",
     "the neighbours' route tables and security rules",
     "whether the old POD's NAT VMs run this release's bootstrap",
-    "which load balancers the region has: other stacks' count against its limit, too",
+    "how many load balancers the region has: those of other stacks count against its limit, too",
 )
 """What can stop a move and is in no stack file."""
 
@@ -168,18 +168,18 @@ class _Names:
             if customer.peer_id is not None
         ]
         return Step(
-            title=f"Bring POD {new} up; {old} stays as it is",
+            title=f"Bring up POD {new}; {old} stays as it is",
             who=("you",),
             do=(
-                f"pulumi preview --stack {old}: has to find nothing to do. A NAT VM of an older bootstrap drops "
-                "connections that come back to it, so a step could not be taken back.",
+                f"pulumi preview --stack {old} must report no changes. A NAT VM with an older bootstrap drops "
+                "connections that come back to it, so no step could be taken back.",
                 *peers,
                 f"Pulumi.{new}.yaml has the shape of {old}'s NAT VMs, {self.new.nat_vm.shape}, which had to have a "
                 "VNIC for every 29 members. The new ones have one VNIC each: choose a small shape.",
                 "python -m nat_pod check",
                 f"pulumi up --stack {new}",
             ),
-            see=(f"python -m nat_pod status {new}: no finding",),
+            see=(f"python -m nat_pod status {new} has no finding",),
             back=(
                 f"in Pulumi.{new}.yaml write protect: nothing; then pulumi destroy --run-program --stack {new}"
                 if self.new.protect is not Protect.NOTHING
@@ -197,11 +197,11 @@ class _Names:
         if not any(vcn in IPNetwork(destination) for destination in self.plan.neighbours[MANAGEMENT]):
             do.append(f"In management's VCN, route {vcn} to the vRouter.")
         return Step(
-            title=f"A leg of the vRouter in {new}",
+            title=f"Give the vRouter a VNIC in {new}",
             who=(MANAGEMENT,),
             do=tuple(do),
             see=(f"the vRouter reaches the first NAT VM2 of {new}: ssh to {VcnLayout(vcn).vm(INNER, 0)} answers",),
-            back=("take the route out, then the VNICs",),
+            back=("delete the route, then detach the VNICs",),
         )
 
     @property
@@ -259,8 +259,8 @@ class _Names:
             )
         if self.owner is not None and self.owner.realm == customer and len(self.new.customers) > 1:
             do.append(
-                f"Only when all other customers have switched: until then the answers to them arrive at "
-                f"{self.new.book[self.owner]}, the address of {self.owner}."
+                f"Do this step only when all other customers have switched: until then management's answers to them go "
+                f"to {self.new.book[self.owner]}, which is also the address of {self.owner}."
             )
         return Step(
             title=f"{customer} switches",
@@ -268,8 +268,8 @@ class _Names:
             do=tuple(do),
             see=(
                 *self._tries(customer),
-                f"python -m nat_pod status {new}: {customer}'s hosts are counted there, and in status {old} their "
-                "figures stand still",
+                f"python -m nat_pod status {new} counts flows of {customer}'s hosts, and in status {old} their counts "
+                "no longer grow",
             ),
             back=(f"both changes back, in the same order: {customer}'s rules, then the vRouter's routes",),
             customer=customer,
@@ -299,19 +299,19 @@ class _Names:
             who=(MANAGEMENT,),
             do=(
                 f"In the vRouter's operating system, route {range_} by {self._gateway}.",
-                "Then take the routes of the customers' steps out: they say the same.",
+                "Then delete the routes of the customers' steps: this route covers them.",
             ),
-            see=(f"python -m nat_pod status {old}, twice: no figure of any member grows",),
-            back=(f"the customers' routes in again, then {range_} by the VNIC in {old}",),
+            see=(f"python -m nat_pod status {old}, twice: no member's counts grow",),
+            back=(f"add the customers' routes again, then route {range_} by the VNIC in {old}",),
         )
 
     def destroy(self) -> Step:
         old, new = self.old_stack, self.new_stack
         return Step(
-            title=f"{old} is destroyed",
+            title=f"Destroy {old}",
             who=("customers", MANAGEMENT, "you"),
             do=(
-                f"Wait until nobody wants to go back, a day say. Each customer deletes its LPG to {old}.",
+                f"Wait until nobody will want to go back, say a day. Each customer deletes its LPG to {old}.",
                 f"{MANAGEMENT} detaches the vRouters' VNICs from {old}'s subnet {self.old.layout.vrouter}.",
                 f"pulumi destroy --stack {old}"
                 if self.old.protect is Protect.NOTHING

@@ -63,8 +63,8 @@ def _summary(sheet: MoveSheet) -> str:
     )
     if kept and sheet.policy.shares_addresses:
         text += (
-            f" The other {kept} have it already; of these a connection ends only where the NAT VM had to give it "
-            "another port."
+            f" In the other {kept} flows receivers see that address already; of these a connection ends only where the "
+            "NAT VM had to give it another port."
         )
     return text
 

@@ -27,7 +27,10 @@ class Names:
 
 def names_of_pod(plan: PodPlan, stack: str) -> Names:
     """All members of a POD."""
-    return _names(f"POD {stack}: every member, as whoever may call it does", ((s.member, s.called) for s in plan.slots))
+    return _names(
+        f"POD {stack}: every member, at the address where its callers reach it",
+        ((s.member, s.called) for s in plan.slots),
+    )
 
 
 def names_for(plan: PodPlan, stack: str, realm: str) -> Names:
@@ -69,4 +72,4 @@ def _refuse_bad(origin: str, hosts: Sequence[str]) -> None:
         raise NatPodError(f"{origin or 'nothing'}: {LABEL_RULE}")
     longest = max((f"{host}.{origin}" for host in hosts), key=len, default=origin)
     if len(longest) > _LONGEST_NAME:
-        raise NatPodError(f"{longest}: has {len(longest)} characters, and a name has at most {_LONGEST_NAME}")
+        raise NatPodError(f"{longest}: has {len(longest)} characters; a name may have at most {_LONGEST_NAME}")

@@ -5,8 +5,9 @@ Under `masquerade` a flow's source is translated on both NAT VMs, to the primary
     customer1/vm2 10.0.0.130:5000 > 198.18.0.2:80                     on NAT VM1: 198.18.0.2:1024   > 198.18.0.130:80
                                                                       on NAT VM2: 198.18.0.130:2048 > 10.0.0.100:80
 
-The server sees 198.18.0.130:2048.  NAT VM2's entry, whose answers go there, says that it came from 198.18.0.2:1024, and
-NAT VM1's entry, whose answers go there, whose that is.  A report has no single flows, so the tables have to be asked.
+The server sees 198.18.0.130:2048.  On NAT VM2, the entry whose answers go
+there says that the flow came from 198.18.0.2:1024.  On NAT VM1, the entry whose answers go to that address and port
+names the member.  `status` reports no single flows, so the tables have to be read.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Entry:
 class Behind:
     """Who may be behind a port, or is.
 
-    vms: the NAT VM that holds the address, and the one that hides members behind its own before.  candidates: all
+    vms: the NAT VM that has the address, and the one that translates the members' packets before it.  candidates: all
     members that may be behind the address.  links: by entry that was found on the first VM, the member whose flow it
     is; None where the other VM's table was not given or does not have it.  foreign: entries of the first VM that do not
     come from the other.

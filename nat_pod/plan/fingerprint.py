@@ -46,7 +46,7 @@ def fingerprint(rules: Ruleset) -> dict[str, str]:
 
 
 def guard_names() -> set[str]:
-    """The names that the guard alone accounts for: they are the same under any document."""
+    """The names whose rules come only from the guard, so they are the same with any document."""
     return {name for table, chain in _guard() if is_own(name := f"{table} {chain}") or table == "raw"}
 
 

@@ -20,7 +20,7 @@ VM_KEY = "nat-pod-vm"
 """The VM's own name, e.g. natVm1, or natVm1a where two VMs play a side."""
 
 SIDE_KEY = "nat-pod-side"
-"""Which side's rule document it runs, where that is not its name."""
+"""The role whose rule document it runs, where that is not the VM's own name."""
 
 RULES_KEY = "nat-pod-rules"
 

@@ -359,7 +359,7 @@ class PodPlan:
         return {**self.customer_cidrs, MANAGEMENT: self.management_cidrs}
 
     def slot(self, member: str) -> SlotPlan | None:
-        """The slot of a member, None for a member without one."""
+        """The slot of a member; None when it has none."""
         return next((slot for slot in self.slots if slot.member == member), None)
 
 

@@ -31,7 +31,8 @@ class Record:
 class NameViewPlan:
     """A private view with its one zone.
 
-    `key` is its identity: who attached it loses his names with another one.  `realms`: the neighbours it is for.
+    `key` is its identity: another key makes another view, and VCNs that attached this one lose the names.
+    `realms`: the neighbours it is for.
     `formerly`: the key that it had before its customer was renamed.
     """
 

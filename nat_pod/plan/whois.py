@@ -44,8 +44,8 @@ class Holder:
     """One thing that an address is.
 
     who: the member, NAT VM, role or network whose it is; "" for nobody.  others: who calls it so (CALLED), who sees it
-    (SOURCE).  seen: whether those that call a member so also see it so.  also: the member's other address, its real one
-    or, of a real one, the one by which it is called.
+    (SOURCE).  seen: whether those that call a member so also see it so.  also: the
+    member's other address: its real one, or for a real address the one at which it is reached.
     """
 
     address: str

@@ -29,7 +29,7 @@ What the shape of the chains buys
 - Nothing is translated that is not declared, and FORWARD passes only what was translated: a missing rule is a
   refusal.  Without the last FORWARD rule a packet to an unmapped address is sent back to the network that delivers
   it here again (measured: one ping became 36 packets).
-- Without the last INPUT rule the NAT VM answers for an address whose mapping is missing: looks fine, is not.
+- Without the last INPUT rule the NAT VM itself answers at an address whose mapping is missing, which looks fine.
 - No interface names: they differ by image (ens3, enp0s5, ...).
 """
 
@@ -130,7 +130,7 @@ class _Mappings:
         self.subnets_of_vm1 = without_dear(cidr_merge([pair.nat_vm1 for pair in self.pairs]))
         self.subnets_of_vm2 = without_dear(cidr_merge([pair.nat_vm2 for pair in self.pairs]))
 
-        # Whom a declared flow has: nothing is translated for anybody else.
+        # Hosts that have a declared flow: nothing is translated for others.
         self.callers = [host for host in self.hosts if self.reach(host)]
         self.calling = [server for server in self.servers if self.reach(server)]
         # Who may open everything to everybody across the POD, or to all of its customer's list.
@@ -249,7 +249,7 @@ def _by_policy(
 def customer_bounds(config: PodConfig, customer: CustomerConfig) -> dict[bool, int]:
     """How many flows a customer may have open: in all (False), and to one server (True) where all share its ports.
 
-    What the bounds to its servers keep it below anyway is not asked.
+    A bound that the customer cannot reach, because of the bounds to its servers, is left out.
     """
     in_all = connections(config.nat_vm.memory_gbs) // BOUND_SHARE
     match config.source_nat:
@@ -266,8 +266,8 @@ def customer_bounds(config: PodConfig, customer: CustomerConfig) -> dict[bool, i
 def _bound(customer: CustomerConfig, config: PodConfig) -> list[Rule]:
     """A customer that has too many flows open opens no more; those that it has live on.
 
-    What exceeds the bound leaves the nat table untranslated, and FORWARD drops it.  It is asked here because the
-    packet is in its customer's chain already: in the filter table finding the customer again would cost as much as
+    A flow above the bound leaves the nat table untranslated, and FORWARD drops it.  The bound is tested here, because
+    the packet is in its customer's chain already: in the filter table finding the customer again would cost as much as
     the bound itself.  Samples come first, so that a flood renews the mark.  NAT VM2 needs no such rules: what
     customers open there has passed here.  See docs/decisions/connection-bound.md.
     """
@@ -385,7 +385,7 @@ def _sources(mappings: _Mappings, side: Side) -> _Part:
 
 
 def _own_sources(mappings: _Mappings, side: Side) -> _Part:
-    """Each member keeps an address of its own: who comes from the other VM by offset, who is this side's by rule."""
+    """Each member keeps an address of its own: members of the other side by offset, this side's by a rule each."""
     match side:
         case Side.NAT_VM1:
             callers = mappings.calling

@@ -34,7 +34,7 @@ HOSTS = "NATPOD-HOSTS"
 ERRORS = "NATPOD-ERRORS"
 OWN_ERRORS = "NATPOD-OWN-ERRORS"
 REFUSED = "NATPOD-REFUSED"
-"""Where a routed POD's rules for who may lead what they refuse, to be counted in one place."""
+"""The chain to which a routed POD's rules send what they refuse, so that it is counted in one place."""
 
 # Families of chains; behind it stands a neighbour's name.
 NEIGHBOUR_ERRORS = "NATPOD-E-"  # errors from a neighbour of several networks, about its own flows
@@ -44,8 +44,8 @@ FOREIGN = Rule(Match(), Drop(), note="not about a flow of the sender")
 
 DHCP_SERVER, DHCP_CLIENT = 67, 68
 DHCP_FROM = "169.254.169.254/32"
-"""OCI's DHCP server (as its metadata service and resolver).  A renewal is a packet of the VM's own and its answer
-ESTABLISHED; what a broadcast asks for is answered from here as well."""
+"""OCI's DHCP server; its metadata service and resolver have the same address.  A renewal needs no rule: the VM asks,
+and the answer is ESTABLISHED.  The answer to a broadcast is not, and it comes from this address too."""
 
 
 def guard(

@@ -79,7 +79,7 @@ def _parts(leaves: list[_Leaf], most: int) -> list[tuple[IPNetwork, list[_Leaf]]
     first, last = leaves[0][0][0], leaves[-1][0][1]
     length = 32 - (first ^ last).bit_length()
     around = IPNetwork((first, length)).cidr
-    # Two leaves are as far apart as their /24 is wide: without it each would be alone again.
+    # A /24 is split, because a test of one costs most; but not for two leaves, of which each half would have one.
     if len(leaves) <= most and (length != _DEAR_PREFIX or len(leaves) <= 2):
         return [(around, leaves)]
     middle = around.first + around.size // 2

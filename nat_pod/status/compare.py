@@ -28,19 +28,19 @@ OLD_SECONDS = 1000
 """The agent writes a report to the console every 900 seconds when nothing changes; an older one is not its latest."""
 
 SHOWN_SECONDS = 90
-"""OCI shows changed metadata within a minute, and the agent polls: a change is not late before."""
+"""Seconds.  OCI shows changed metadata within a minute, and the agent polls: until then a change is not late."""
 
 FULL = 0.8
 """Share of a table or of an address's ports at which there is something to do."""
 
 MTU = 9000
-"""Of every VNIC; a smaller one splits or drops what peers send."""
+"""The MTU of every VNIC; a smaller one splits or drops what peers send."""
 
 FRAGMENTS_LOST = 100
 """Packets that could not be put together since boot: some lose a fragment on their way, a flood does more."""
 
 REPAIR_SECONDS = 86400
-"""So long a repair is a finding, unless somebody has taken note of it on the VM."""
+"""Seconds for which a repair stays a finding, unless somebody has cleared it on the VM."""
 
 NOT_LOOKED_AT = (
     "rules inside chains of others",
@@ -88,7 +88,7 @@ class Status:
 def compare(
     plan: PodPlan, reports: Mapping[str, VmReport | str], now: float, deployed: Mapping[str, str] | None = None
 ) -> Status:
-    """Hold reports, by VM, against the plan; in place of a report may stand why there is none.
+    """Compare reports, by VM, with the plan.  In place of a report there may be the reason why there is none.
 
     now: seconds since 1970.  deployed: the generations that the stack's outputs have.
     """
@@ -150,7 +150,7 @@ def _agent(report: VmReport, vm: NatVmPlan, now: float) -> list[Finding]:
     if not report.forwarding:
         found.append(Finding(vm.key, "it forwards nothing", JOURNAL))
     if report.agent != agent_id():
-        what = f"its agent ({agent_name(report)}) is another one than nat-pod {nat_pod.__version__} brings"
+        what = f"its agent ({agent_name(report)}) is not the one that nat-pod {nat_pod.__version__} installs"
         found.append(Finding(vm.key, what, "pulumi preview: `up` replaces the NAT VMs, one after the other"))
     return found
 
@@ -167,7 +167,7 @@ def _generation(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         what = f"its metadata has generation {report.wanted}, and the stack file makes {vm.generation}"
         found.append(Finding(vm.key, what, "pulumi up; just after one, wait a minute"))
     if report.applied is None:
-        found.append(Finding(vm.key, "it runs no rules", JOURNAL))
+        found.append(Finding(vm.key, "it has no rules loaded", JOURNAL))
     elif report.applied != (report.wanted or vm.generation):
         wanted = report.wanted or vm.generation
         known = report.since.get("wanted")
@@ -194,7 +194,13 @@ def _kernel(report: VmReport, vm: NatVmPlan) -> list[Finding]:
         found.append(Finding(vm.key, f"its kernel's settings are changed: {some(report.settings)}", heals))
     if report.foreign:
         what = f"rules of others decide about its packets: {some(report.foreign)}"
-        found.append(Finding(vm.key, what, "find out whose; the agent leaves them alone, so delete what must not be"))
+        found.append(
+            Finding(
+                vm.key,
+                what,
+                "find out whose they are; the agent leaves them alone, so delete those that must not be there",
+            )
+        )
     if report.unread:
         found.append(Finding(vm.key, f"not everything could be looked at: {some(report.unread)}", JOURNAL))
     repairs = report.repairs
@@ -214,11 +220,11 @@ def _changed(report: VmReport, vm: NatVmPlan) -> list[str]:
     changed = []
     for name in sorted(names):
         if name not in now:
-            changed.append(f"{name} is without {'them' if is_own(name) else planned[name]}")
+            changed.append(f"{name} is missing" if is_own(name) else f"{name} lacks {planned[name]}")
         elif name not in planned:
             changed.append(f"{name} is not planned")
         elif now[name] != planned[name]:
-            changed.append(f"{name} has {'others' if is_own(name) else f'{now[name]}, not {planned[name]}'}")
+            changed.append(f"{name} has {'other rules' if is_own(name) else f'{now[name]}, not {planned[name]}'}")
     return changed
 
 
@@ -238,7 +244,7 @@ def _vnics(report: VmReport, vm: NatVmPlan) -> list[Finding]:
             next_step = f"on the VM: ip address show dev {vnic.interface}"
             found.append(Finding(vm.key, f"{name} is down, interface {vnic.interface}", next_step))
         elif vnic.mtu not in (None, MTU):
-            next_step = f"on the VM: ip link set dev {vnic.interface} mtu {MTU}"
+            next_step = f"on the VM: sudo ip link set dev {vnic.interface} mtu {MTU}"
             found.append(Finding(vm.key, f"{name} has MTU {vnic.mtu}, not {MTU}, on {vnic.interface}", next_step))
     found += [
         Finding(vm.key, f"a VNIC with {address} is attached, and not planned", "pulumi up --refresh, or detach it")
@@ -257,7 +263,7 @@ def _above_bound(report: VmReport, vm: NatVmPlan) -> list[Finding]:
                 f"{bound.customer} had too many flows open: {refused} packets of new flows were "
                 f"refused since it booted; it may have {' and '.join(bound.most)}"
             )
-            found.append(Finding(vm.key, what, "see below which of its hosts has them, and ask its owner why"))
+            found.append(Finding(vm.key, what, "see below which of its hosts has them, and ask the customer why"))
     return found
 
 
@@ -277,8 +283,8 @@ def _crowding(report: VmReport, vm: NatVmPlan, plan: PodPlan) -> list[Finding]:
     return [
         Finding(
             vm.key,
-            f"{realm} has {count} of {report.conntrack['max']} flows open, more than one in {BOUND_SHARE}: when the "
-            "table is full, nobody opens new ones",
+            f"{realm} has {count} of {report.conntrack['max']} flows open, more than 1 in {BOUND_SHARE}: when the "
+            "table is full, nobody can open new ones",
             "see below which of its hosts has them, and ask its owner why",
         )
         for realm, count in flows.items()
@@ -306,8 +312,8 @@ def _use(report: VmReport, vm: NatVmPlan, policy: SourceNat) -> list[Finding]:
         what = f"{report.fullest.flows} of {FLOWS_PER_ADDRESS} ports are in use: {report.fullest}"
         found.append(Finding(vm.key, what, _more_ports(policy)))
     if report.stale:
-        what = f"{report.stale} open flows are translated in a way that its rules no longer give"
-        found.append(Finding(vm.key, what, "on the VM: rm /run/nat-pod/loaded.json; its next round ends them"))
+        what = f"{report.stale} open flows are translated otherwise than its rules would translate them now"
+        found.append(Finding(vm.key, what, "on the VM: sudo rm /run/nat-pod/loaded.json; its next round ends them"))
     return found
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROUND_SECONDS = 15
-"""Between two rounds of the agent (cloud-init/nat-pod-agent.timer)."""
+"""Seconds between two rounds of the agent (cloud-init/nat-pod-agent.timer)."""
 
 SILENT_SECONDS = 60
-"""An agent that has not run for so long has missed several rounds."""
+"""Seconds after which an agent that has not run has missed several rounds."""
 
 JOURNAL = "on the VM: journalctl -u nat-pod-agent"
 """The next step for whatever the agent itself explains."""

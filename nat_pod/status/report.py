@@ -18,7 +18,7 @@ from nat_pod.errors import excerpt, shorten
 
 # A report comes from a machine that may be somebody else's by now, and a console shows what anybody writes to it.
 _MOST_BYTES = 2 << 20  # of a packed report, unpacked; a full POD's has less than a megabyte
-_MOST_TRIED = 50  # packed reports, the newest first: so many, and no more, may be damaged
+_MOST_TRIED = 50  # packed reports that are tried, the newest first; if all are damaged, no report is found
 _MOST_VNICS = 256  # the largest bare metal shape has fewer
 _MOST_NOTES = 20
 _MOST_CHAINS = 5000

@@ -1,7 +1,7 @@
 """A role with a standby: which of its NAT VMs is active, by what they report, and whether the other could take over.
 
-Whom the balancer chooses is in no report.  But only the VM that it chooses has packets to forward, and each VM counts
-them; and each knows what it answers the balancer, and whether the balancer asks.
+No report says which VM the balancer has chosen.  But only that VM has packets to forward, and each VM counts them.
+Each VM also knows what it answers the balancer's health checks, and whether the balancer asks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nat_pod.status.finding import JOURNAL, Finding, duration
 from nat_pod.status.report import VmReport
 
 PASSING_SECONDS = 60
-"""A VM that forwarded a packet so recently is active: the agent counts them every 15 seconds."""
+"""Seconds within which a VM that forwarded a packet counts as active: the agent counts packets every 15 seconds."""
 
 NOT_LOOKED_AT = (
     "what the balancers hold for healthy, and whom they choose",
@@ -101,8 +101,8 @@ def _role_findings(plan: PodPlan, balancer: BalancerPlan, reports: Mapping[str, 
     found = [finding for vm, report in heard.items() for finding in _answer(plan, vm, report)]
     fit = [vm for vm, report in heard.items() if report.health is not None and report.health.unfit is None]
     if heard and not fit:
-        what = f"none of {', '.join(vms)} is known to be fit: unless one is, its balancer sends nothing on"
-        found.append(Finding(balancer.role, what, "see what each of them says above"))
+        what = f"no NAT VM of {', '.join(vms)} is known to be fit: unless one is, their balancer forwards nothing"
+        found.append(Finding(balancer.role, what, "see the findings of these VMs above"))
     applied = {vm: report.applied for vm, report in heard.items() if report.applied is not None}
     if len(set(applied.values())) > 1:
         what = " and ".join(f"{vm} runs generation {generation}" for vm, generation in applied.items())
@@ -121,7 +121,7 @@ def _answer(plan: PodPlan, vm: str, report: VmReport) -> list[Finding]:
     """What a VM answers its balancer, and whether the balancer asks."""
     health = report.health
     if health is None:
-        return [Finding(vm, "it answers no balancer, and is no next hop", JOURNAL)]
+        return [Finding(vm, "it does not answer a balancer's health checks, so it gets no packets", JOURNAL)]
     found = []
     if health.unfit is not None:
         found.append(Finding(vm, f"it tells its balancer that it is not fit: {health.unfit}", JOURNAL))

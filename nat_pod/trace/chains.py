@@ -31,9 +31,9 @@ _HOOKS = (
 )  # fmt: skip
 _LOOPBACK = "lo"
 PROTOCOLS = ("icmp", "tcp", "udp")
-OTHER = "another protocol"
-"""What no rule can name: a packet of it meets the rules that ask for no protocol."""
 """What a packet is, and what a rule may ask for."""
+OTHER = "another protocol"
+"""Any protocol that no rule can name.  Its packets match only the rules that ask for no protocol."""
 
 
 @dataclass(frozen=True, slots=True)

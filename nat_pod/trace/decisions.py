@@ -207,7 +207,7 @@ class ForBalancer:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The machine is down: that is what was asked about."""
+    """The machine is down, as the caller of the trace assumes (`down`)."""
 
     disposition: ClassVar = Disposition.NOT_FORWARDING
     vm: Vm

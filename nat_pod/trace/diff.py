@@ -116,9 +116,9 @@ class Difference:
     begin with more, and with all that they could.  `renamed`: customers and members by their former names; they are
     compared under the present ones.
     `moved`: members that come or go, or whose own addresses differ; the change is theirs, and not of who talks to them.
-    `outlived`: lost or narrowed flows that nobody opens so any more while their open connections go on.  In a routed
-    POD those are the ones whose other end may still call at any port: it passes what belongs to a connection for either
-    end (docs/routed.md).
+    `outlived`: lost or narrowed flows that may no longer be opened, while their open connections go on.  In a routed
+    POD those are the flows whose other end may still call at any port: there the packets of a connection pass for both
+    ends (docs/routed.md).
     `routes`: by neighbour, the ranges that it sends to the POD from now on, and those that it need not any more.
     `not_delivered` are declared flows that do not get through, `not_declared` those that get through all the same:
     either is a mistake of nat-pod, not of the stack file.
@@ -290,7 +290,7 @@ def _kinds(plan: PodPlan, topology: Topology) -> list[tuple[str, int, Services]]
 
 
 def _whole(services: Services, plan: PodPlan) -> Services:
-    """Under masquerade nobody may send other protocols, whatever a policy says: who may all the rest may everything."""
+    """Under masquerade no other protocol passes, whatever a policy says; who may send the rest may send everything."""
     whole = plan.source_nat.shares_addresses and services | Services(others=True) == EVERYTHING
     return EVERYTHING if whole else services
 
@@ -359,7 +359,7 @@ def _ends(way: Way | None) -> tuple[str, str] | None:
 
 
 def new_names(old: PodPlan, new: PodPlan) -> Renames:
-    """Who is called otherwise in `new`; whose name was somebody's already was not renamed, or long ago."""
+    """Who has another name in `new`.  A member whose new name was in use in `old` was not renamed, or long before."""
     customers = {
         former: name
         for former, name in new.renames.customers.items()

@@ -48,10 +48,10 @@ class Disposition(StrEnum):
             case Disposition.NOT_BALANCED:
                 return "a load balancer has no healthy NAT VM for it, or is its destination"
             case Disposition.ANSWERED_BY_NAT_VM:
-                return "the NAT VM itself answers, which looks like an answer from the destination but is not"
+                return "the NAT VM itself answers, which looks like the destination but is not"
             case Disposition.WRONG_MACHINE:
-                return "another machine than the one asked for answers, or gets the reply"
+                return "a machine other than the one asked for answers, or gets the reply"
             case Disposition.LOOP:
-                return "it goes round and never arrives"
+                return "it loops and never arrives"
             case _:
                 assert_never(self)

@@ -27,7 +27,7 @@ class Effect(StrEnum):
     """What a changed setting does to flows, the worst first."""
 
     REPLACES = "replaced"
-    """OCI replaces both NAT VMs, and with them every flow ends."""
+    """OCI replaces all NAT VMs, and every flow ends."""
 
     ENDS = "ends"
     """Flows end, as traced."""
@@ -222,18 +222,18 @@ def _member_of(path: Path) -> MemberName | None:
 # --- machines --------------------------------------------------------------------------------------------------------
 
 _ONE_BY_ONE = (
-    "OCI replaces both NAT VMs, one after the other: every flow of the POD stops twice, as long as a launch takes"
+    "OCI replaces the NAT VMs, one after the other: every flow of the POD stops twice, each time while a VM launches"
 )
 
 
 _IN_TURN = (
     "OCI replaces all NAT VMs, the standby of each side first: a VM only while its balancer calls the other one "
-    "healthy, which goes on with its flows"
+    "healthy, and that one goes on with the flows"
 )
 
 
 def _replaced(pods: _Pods, why: str) -> Judgement:
-    """Both NAT VMs of a POD, at once or nearly so: their addresses or their subnets change."""
+    """All NAT VMs of a POD are replaced, none carrying the flows of another: addresses or subnets change."""
     return Judgement(Effect.REPLACES, f"{_ONE_BY_ONE}{why}{_kept_vms(pods)}", pods.all)
 
 
@@ -252,7 +252,7 @@ def _kept_vms(pods: _Pods) -> str:
 
 
 def _kept_network(pods: _Pods, what: str) -> str:
-    """What comes before what is protected goes for good: only its state tells the engine whether it is."""
+    """What to do before a protected resource can be deleted.  Only its state tells the engine that it is protected."""
     if not pods.old.protect.network:
         return ""
     return f"; `pulumi up` refuses it until `pulumi state unprotect` was run for {what} (docs/operate.md)"
@@ -270,7 +270,7 @@ def _availability_domain(one: Changed, pods: _Pods) -> Judgement:
     if str(one.old).casefold() == str(one.new).casefold():  # OCI ignores case here
         return Judgement(Effect.NONE, "the same availability domain")
     if one.old is None or one.new is None:
-        return _made_anew(pods, "; unless it is the region's first one, which is the default")
+        return _made_anew(pods, "; this does not happen if it names the region's first one, which is the default")
     return _made_anew(pods)
 
 
@@ -279,7 +279,7 @@ def _shape(_: Changed, pods: _Pods) -> Judgement:
         return _made_anew(pods)
     why = (
         "`pulumi up` is refused (409), because it would reboot both NAT VMs; "
-        "change one VM after the other in the console, then run: pulumi refresh"
+        "change the VMs one after the other in the console, then run: pulumi refresh"
     )
     return Judgement(Effect.REFUSED, why)
 
@@ -322,7 +322,7 @@ def _pod_range(one: Changed, pods: _Pods) -> Judgement:
 
 
 def _layout(_: Changed, pods: _Pods) -> Judgement:
-    """Subnets of VNICs: those in use, or only such as nobody uses yet."""
+    """The subnets of VNICs changed: some that are in use, or only unused ones."""
     for side in SIDES:
         if pods.old.primary(side) != pods.new.primary(side):
             moved = f"{side.prose}'s primary address {pods.old.primary(side)} becomes {pods.new.primary(side)}"
@@ -387,7 +387,7 @@ def _named(value: Value | None) -> str:
 
 
 def _only_more(one: Changed, flows: frozenset[Pair]) -> Judgement | None:
-    """What it means that a neighbour has the networks that it had, and perhaps more; None where it lacks some."""
+    """The effect when a neighbour keeps all its networks, and perhaps gets more; None when it loses some."""
     old, new = _networks(one.old), _networks(one.new)
     if not set(old) <= set(new):
         return None
@@ -428,8 +428,8 @@ def _peer(one: Changed, pods: _Pods) -> Judgement:
     if customer not in pods.old.customer_cidrs or customer not in pods.new.customer_cidrs:
         return Judgement(Effect.NONE, "the customer comes or goes: see its cidr")
     why = (
-        "its LPG is replaced, and one that was peered cannot be peered again, so the customer makes a new one too, "
-        "and peers anew"
+        "its LPG is replaced. An LPG that was peered cannot be peered again, so the customer makes a new one too, and "
+        "peers it"
     )
     if pods.new.protect.network:
         why += _kept_network(pods, "that LPG")
@@ -493,9 +493,9 @@ def _delivery(_: Changed, pods: _Pods) -> Judgement:
 
 def _standby(one: Changed, pods: _Pods) -> Judgement:
     if one.new is None or one.old is None:
-        return Judgement(Effect.NONE, "the delivery changes, which says more")
+        return Judgement(Effect.NONE, "the delivery changes: see delivery")
     if one.new == "true":
-        why = "the route rules lead to balancers, which send nothing before they call a NAT VM healthy"
+        why = "the route rules lead to balancers, and these forward nothing until they call a NAT VM healthy"
         return Judgement(Effect.AT_RISK, why, pods.all, "until each balancer calls its NAT VM healthy")
     why = "the route rules lead to the first NAT VM of each side, and the second one is deleted with its balancer"
     why += _kept_network(pods, "those" if pods.old.protect.nat_vms else "that balancer")
@@ -510,7 +510,7 @@ def _vcn(_: Changed, pods: _Pods) -> Judgement:
 
 
 def _moves_from(_: Changed, __: _Pods) -> Judgement:
-    return Judgement(Effect.NONE, "it says which other POD `check` holds this one against")
+    return Judgement(Effect.NONE, "it only says which other POD `check` compares this one with")
 
 
 def _limit(_: Changed, __: _Pods) -> Judgement:
@@ -523,7 +523,7 @@ def _names(one: Changed, pods: _Pods) -> Judgement:
     why = "open connections go on; the names in it are gone for every VCN that attached the view"
     if one.new is None:
         why += ", and OCI refuses to delete the view before it is detached everywhere"
-    return Judgement(Effect.AT_RISK, why, pods.all, "where hosts call by these names, until they call by others")
+    return Judgement(Effect.AT_RISK, why, pods.all, "where hosts use these names, until they use others")
 
 
 def _protect(_: Changed, __: _Pods) -> Judgement:
@@ -587,5 +587,5 @@ def _of_another_namespace(one: Changed, pods: _Pods) -> Judgement:
     if key == REGION:
         return _region(one, pods)
     if key in _WHO_ASKS:
-        return Judgement(Effect.NONE, "who asks OCI, not what for")
+        return Judgement(Effect.NONE, "credentials: they say who asks OCI, not what is deployed")
     return Judgement(Effect.UNKNOWN, "nat-pod does not read this key, and does not know who does")

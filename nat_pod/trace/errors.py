@@ -4,7 +4,7 @@ An ICMP error quotes the packet that it is about, and conntrack finds the flow b
 guesses a flow can write one.  What is declared:
 
 - An error about a declared flow that comes from the network of one of its ends, or from the vRouter, reaches the other
-  end: path MTU discovery and traceroute live by it.
+  end: path MTU discovery and traceroute need it.
 - No other error reaches anybody, be it about somebody else's flow or about none, and no NAT VM believes it.  A NAT VM
   believes what management says about the ssh that management opened.
 

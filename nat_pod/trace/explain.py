@@ -68,7 +68,7 @@ class Step:
 
 
 class Hop(NamedTuple):
-    """The packet between two machines that may change it, with the rules that the sender applied."""
+    """A packet on its way from one machine to the next, with the rules that the sending machine applied."""
 
     start: Vm
     end: Vm

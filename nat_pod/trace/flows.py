@@ -49,7 +49,7 @@ PROTOCOLS = (ICMP, TCP, UDP)
 """Those that each flow is tried with, where not only one is meant."""
 
 PORT = 80
-"""The port that stands for those of which no rule says anything."""
+"""The port that stands for all ports that no rule names."""
 
 _SERVED = {TCP: PORT, UDP: 9}
 """Where hosts answer in a lab and in a trial, whatever a policy says."""
@@ -320,7 +320,7 @@ def _not_in_policy(services: Services) -> list[tuple[str, int | None]]:
 
 
 def _of_another_gateway(plan: PodPlan, customer: str) -> list[str]:
-    """The address and the alias of a host behind another gateway: who forges them is nobody at its own.
+    """The address and the alias of a host behind another gateway.  Forged here they are no member's of this gateway.
 
     An address that is also a member's of the customer is that member's, and one in the network of a customer of the
     same gateway is that customer's: only the alias is forged then.

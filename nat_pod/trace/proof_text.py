@@ -18,14 +18,14 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
     lines = [
         f"POD {stack}: {proof.traced} packets traced",
         "",
-        "Members and strangers, to each address that the NAT VM on their side has",
+        "From members and strangers to every address of the NAT VM on their side",
         table(
             ("from", "what", "pairs", "as declared"),
             [(count.realm, count.what, f"{count.pairs}", f"{count.as_declared}") for count in proof.counts],
             numbers=True,
         ),
         "",
-        "Unknown senders that forge, outside their own network",
+        "From unknown senders that forge sources, to everything outside their own network",
         table(
             ("in", "sources", "x destinations", "classes"),
             [(s.realm, f"{s.sources:,}", f"{s.destinations:,}", f"{s.traced}") for s in proof.sweeps],
@@ -46,11 +46,11 @@ def proof_text(proof: Proof, stack: str, width: int) -> str:
         *_one_way(proof),
     ]
     lines += wrapped_lines(
-        "One packet of each class that rules and network tell apart stands for all. Each customer is taken to route "
-        "everything to the POD, and to be below its bound of open flows. "
+        "One packet was traced for each class of packets that the rules and the network treat alike. Assumed: each "
+        "customer routes everything to the POD, and is below its bound of open flows. "
         "Not looked at: sources in another customer's network, which only OCI can prevent. "
-        f"Holds for {proof.holds_for}. An ICMP error is to arrive if it is about a flow of its writer's network, "
-        "and no other is.",
+        f"Holds for {proof.holds_for}. An ICMP error has to arrive if it is about a flow of its writer's network, "
+        "and must not otherwise.",
         width,
     )
     lines.append("")

@@ -24,8 +24,8 @@ class Protocols(StrEnum):
 
     ALL = "every protocol and port"
     WITH_PORTS = "ICMP, TCP and UDP, every port; rules drop all other protocols"
-    IN_THREE = "every protocol and port: traced were SYNs, TCP segments of flows that go on, and UDP for all others"
-    EACH = "every protocol and port: traced was a packet of each class that rules tell apart"
+    IN_THREE = "every protocol and port: SYNs, other TCP segments, and UDP for everything else were traced"
+    EACH = "every protocol and port: a packet of each class that the rules tell apart was traced"
     TRACED = "TCP port 80 only: rules look at protocols or ports"
 
 

@@ -126,9 +126,9 @@ class Header:
         self.dport.narrow(other.dport.low, other.dport.high)
 
     def pin(self) -> None:
-        """It stands for itself and no other packet; an answer for those to the same request from and to other ports.
+        """It stands for itself and no other packet; an answer also for answers to the same request at other ports.
 
-        What is compared exactly are the ports of the request and those of its answer, and these are the same.
+        Only the ports of the request and those of its answer are compared exactly, and they are the same.
         """
         self.src.pin()
         self.dst.pin()

@@ -160,7 +160,7 @@ class CheckProtocol(StrEnum):
 class HealthCheck:
     """How often, and what, a load balancer asks its backends.
 
-    `retries`: so many failures in a row make a healthy backend unhealthy, so many successes the reverse.
+    `retries`: how many failures in a row make a healthy backend unhealthy, or successes the reverse.
     `path` and `return_code` are those of HTTP.
     """
 
@@ -186,7 +186,8 @@ class Balancer:
     """A private network load balancer in transparent mode with its listener for all ports: a next hop of route rules.
 
     Its VNIC is the service's own and skips the source/destination check.  The idle timeouts are in seconds.
-    drops_unknown: a packet in the middle of a TCP flow that it has forgotten dies; nobody says that OCI's does so.
+    drops_unknown: it drops packets in the middle of a TCP flow that it has forgotten.  OCI does not document whether
+    its balancers do.
     """
 
     name: str

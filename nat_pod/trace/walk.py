@@ -1,7 +1,7 @@
 """The tracer: one packet's way through a Topology, request and reply, and where and why it dies.
 
 It interprets the compiled rules, not the mappings from which they were compiled.  So a mistake in the compiler shows
-here as a packet that goes astray.  A rule that it does not know it refuses.  It does what OCI and Linux do to a packet:
+here as a packet that goes astray.  It refuses a rule that it does not know.  It does what OCI and Linux do to a packet:
 
     guest.py  machine   route in the guest; for a NAT VM: reverse-path filter, conntrack, PREROUTING, routing
                         decision, INPUT or FORWARD (chains.py), POSTROUTING

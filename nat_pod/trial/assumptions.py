@@ -303,7 +303,7 @@ def _lpg_table(evidence: Evidence) -> tuple[Verdict, str]:
         who = ", ".join(sorted({f"{one.asked.flow.sender} reached {one.heard_by[0][0]}" for one in through}))
         return Verdict.FAILS, f"past NAT VM1, with a server's address: {who}"
     if not past or not evidence.reached(Side.NAT_VM1):
-        return Verdict.NOT_SEEN, "nobody could try, or nothing arrived at customers at all"
+        return Verdict.NOT_SEEN, "no customer could try, or no packet arrived at a customer at all"
     return Verdict.HOLDS, f"{len(past)} packets with a server's address, sent past NAT VM1 by customers: none arrived"
 
 
@@ -328,7 +328,7 @@ def _path_mtu(evidence: Evidence) -> tuple[Verdict, str]:
     learned = [result.mtu for result in tried]
     if all(mtu == NARROW for mtu in learned):
         return Verdict.HOLDS, f"the sender learned of {NARROW} bytes"
-    return Verdict.FAILS, f"the sender believes in {learned[0]} bytes, and {NARROW} pass"
+    return Verdict.FAILS, f"the sender still sends {learned[0]} bytes, and only {NARROW} pass"
 
 
 def _balancer(evidence: Evidence) -> tuple[Verdict, str]:

@@ -53,7 +53,7 @@ def what_it_makes(plan: PodPlan, neighbours: Neighbours, minutes: int) -> str:
             f"for {members} of {len(plan.slots)} members",
             f"  {vcns} VCNs, {count(2 * len(neighbours.customers), 'local peering gateway')}; nothing has a public IP",
             f"It takes about {minutes} minutes and leaves nothing.  An hour of it costs {rough}.",
-            "Nothing that stands is touched: all of it is new, in stacks of its own "
+            "Nothing that exists is touched: all of it is new, in stacks of its own "
             f"({neighbours.stack} of nat-pod-trial, nat-pod-neighbours and nat-pod-consoles).",
         ]
     )

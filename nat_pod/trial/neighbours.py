@@ -1,8 +1,8 @@
 """What a POD's neighbours are, as plain values: what the program in `neighbours/` makes, in a lab or in a tenancy.
 
 Per customer a VCN with machines, and management's with the vRouter.  Addresses, CIDRs and the routes to add come from
-the plan.  Every network also has a stranger, a host that is in no address book.  Nothing may connect to it, and it may
-forge: the source/destination check of its VNIC is off, as any owner can switch it.
+the plan.  Every network also has a stranger, a host that is in no address book.  Nothing may connect to it, and it can
+forge sources: the source/destination check of its VNIC is off, as any owner can switch it off.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _problems(
     problems += [f"{machine} heard it, too" for machine, _ in heard_by if machine != flow.receiver]
     if sources != {predicted.request.packet.src}:
         saw = ", ".join(sorted(sources)) or "nothing"
-        problems.append(f"the far end saw {saw}; predicted was {predicted.request.packet.src}")
+        problems.append(f"the far end saw {saw}; the tracer predicts {predicted.request.packet.src}")
     return problems
 
 

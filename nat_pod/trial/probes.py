@@ -69,8 +69,8 @@ class Extra:
 def chosen(plan: PodPlan, *, everyone: bool = False) -> frozenset[MemberName]:
     """The members that stand for all: of each customer a host per VNIC, and of the servers one per set of callers.
 
-    `symmetry` would take more: where customers overlap hardly two members are alike to the network, and yet their
-    packets take one way.  everyone: all members.
+    `symmetry` would choose more: where customers overlap, hardly any two members are alike to the network, although
+    their packets go the same way.  everyone: all members.
     """
     if everyone:
         return frozenset(slot.member for slot in plan.slots)
@@ -226,7 +226,7 @@ def lists(
 
 
 def _is_served(flow: Flow, protocol: str) -> bool:
-    """Whether hosts listen at its port: also at one that the policy closes, or it would look closed when it is open."""
+    """Whether hosts listen at its port, even if a policy closes it: an open port where nobody listens looks closed."""
     return flow.protocol == protocol and (flow.receiver is not None or flow.why == NOT_IN_POLICY)
 
 

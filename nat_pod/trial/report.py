@@ -16,7 +16,7 @@ from nat_pod.trial.flow_table import flow_tables
 from nat_pod.trial.outcome import Outcome
 
 SEND_IN = (
-    "Please send this file in as an issue of nat-pod: what one tenancy shows, all others need not find out. "
+    "Please send this file in as an issue of nat-pod: what one tenancy shows, others need not find out again. "
     "`--mask` writes it without OCIDs and without addresses that are not the POD's."
 )
 

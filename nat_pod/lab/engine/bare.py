@@ -16,7 +16,7 @@ _PACKAGES = ("pulumi", "pulumi.runtime")
 
 
 def _without_their_contents(packages: tuple[str, ...]) -> None:
-    """Packages in which modules are found, and which have nothing of their own."""
+    """Make these packages empty: their modules can be imported, but their own code does not run."""
     path = None
     for name in packages:
         found = PathFinder.find_spec(name, path)

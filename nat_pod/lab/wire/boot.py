@@ -43,7 +43,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-# What one verb alone needs it imports by itself: a VM starts this dozens of times, and loading takes most of its time.
+# A verb imports what only it needs: a VM starts this program dozens of times, and loading takes most of the time.
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"}

@@ -1,7 +1,7 @@
 """What is known of one flow that stays open: what each end sent, what arrived of it, and when.
 
 Both ends belong to the lab, so each direction is held against itself: every record that arrives must be one that the
-other end sent, byte for byte, and by TCP the next one.
+other end sent, byte for byte; with TCP it must be the next one.
 """
 
 from __future__ import annotations

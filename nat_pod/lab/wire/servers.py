@@ -95,7 +95,7 @@ class Servers(Thread):
         self._selector.register(connection, selectors.EVENT_READ, (self._respond, name))
 
     def _respond(self, connection: socket.socket, name: str) -> None:
-        """Answer whatever is asked: requests of ours and of curl fit into one segment."""
+        """Answer any request after one read: our requests and curl's fit into one segment."""
         if connection.recv(4096):
             body = f"name={name} seen={connection.getpeername()[0]}\n"
             head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
