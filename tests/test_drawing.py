@@ -472,6 +472,11 @@ def test_plan_as_markdown_is_the_golden_one(run, golden, stack):
 def test_the_drawing_of_plan_is_the_golden_one(run, golden, tmp_path, name, arguments):
     path = tmp_path / "pod.svg"
     assert run("plan", *arguments, "--svg", str(path)) == (0, f"{path}: written\n", "")
+    assert run("plan", *arguments, "--svg", str(path)) == (0, f"{path}: written\n", "")  # a picture may be drawn again
+    other = path.with_name("Pulumi.other.yaml")
+    other.write_text("config: {}\n", encoding="utf-8")
+    status, _, complaint = run("plan", *arguments, "--svg", str(other))
+    assert (status, "is not an SVG" in complaint, other.read_text()) == (1, True, "config: {}\n")
     golden(name, path.read_text(encoding="utf-8"))
 
 

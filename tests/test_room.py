@@ -103,3 +103,18 @@ def test_blocks_end_by_the_range_of_a_small_pod_and_by_route_rules_in_a_large_on
     mapping["management"]["vrouter"] = "198.18.255.250"
     large = RoutedConfig.from_mapping(with_book(mapping), "x")
     assert room(large).blocks_end_by == "route rules"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("10.9.0.0/30", "--hosts", "2"), "2 hosts are more than the 1 usable addresses of 10.9.0.0/30"),
+        (("10.9.0.1/32", "10.9.0.3/32", "--hosts", "3"), "3 hosts are more than the 2 usable addresses"),
+        (("10.9.0.0/24", "10.9.0.128/25"), "10.9.0.0/24 and 10.9.0.128/25 overlap"),
+    ],
+)
+def test_a_customer_that_no_pod_can_have_is_refused(run, words, why):
+    status, _, complaint = run("pods", "--fits", *words)
+    assert (status, why in complaint) == (1, True)
+    assert run("pods", "--fits", "10.9.0.0/30", "--hosts", "1")[2] == ""
+    assert run("pods", "--fits", "10.9.0.1/32", "10.9.0.3/32", "--hosts", "2")[2] == ""

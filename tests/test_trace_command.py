@@ -174,4 +174,21 @@ def test_only_a_nat_vm_of_the_pod_can_be_down(run):
 def test_all_is_a_question_about_a_pod_that_is_up(run):
     status, _, said = run("trace", "dev", "--all", "--down", "natVm1")
     assert status == 2
-    assert "--all traces every packet: it takes no FROM, no TO, no --steps and no --down" in said
+    assert (
+        "--all traces every packet: it takes no FROM, no TO, no --steps, no --down, no --protocol and no --port" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("customer1/vm1", "management/mgmt", "--port", "22"), "a ping has no port"),
+        (("customer1/vm1", "management/mgmt", "--port", "22", "--protocol", "icmp"), "a ping has no port"),
+        (("--all", "--protocol", "tcp"), "it takes no FROM"),
+        (("--all", "--port", "22"), "it takes no FROM"),
+    ],
+)
+def test_a_port_that_would_not_be_looked_at_is_refused(run, words, why):
+    """A ping that arrives says nothing of port 22."""
+    status, _, complaint = run("trace", "dev", *words)
+    assert (status, why in " ".join(complaint.split())) == (2, True)

@@ -142,6 +142,8 @@ def test_a_trial_that_is_interrupted_goes_on_where_it_was_and_leaves_nothing(ten
     trial.destroy()
     assert left(tenancy) == []
     Trial(project, "dev", silent, patience=PATIENCE).destroy()  # again: there is nothing to do
+    with pytest.raises(NatPodError, match="has no stack trial-dev of"):
+        Trial(project, "dev", silent, patience=PATIENCE).check_is_there()
     assert left(tenancy) == []
 
 
@@ -160,7 +162,7 @@ def test_what_the_tenancy_refuses_ends_it_with_the_next_command_and_all_of_it_ca
         trial = Trial(project, "dev", silent, patience=PATIENCE)
         with pytest.raises(TrialEndedError, match="LimitExceeded") as ended:
             trial.run()
-        assert "what stands: " in str(ended.value)
+        assert "still up: " in str(ended.value)
         assert "to take it down: python -m nat_pod trial dev --destroy" in str(ended.value)
         assert left(tenancy) != []
         trial.destroy()

@@ -57,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
             pictures.append((f"From {flow.sender.member} to {flow.receiver.member}", mermaid.packets(flow)))
         print(plan_markdown(plan, arguments.stack, pictures))
     elif arguments.svg:
+        _check_picture_file(arguments.svg)
         text = picture(plan, arguments.stack, _flow(plan, arguments.flow))
         try:
             arguments.svg.write_text(text, encoding="utf-8", errors="replace")  # a stack's name may be no UTF-8
@@ -66,6 +67,17 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(plan_text(plan, arguments.stack))
     return OK
+
+
+def _check_picture_file(path: Path) -> None:
+    """Only a picture is written over: `--svg Pulumi.prod.yaml` would cost the address book.  Raises NatPodError."""
+    try:
+        with path.open("rb") as file:
+            other = b"<svg" not in file.read(200)
+    except OSError:
+        return  # not there, or what writing it will say
+    if other:
+        raise NatPodError(f"{path}: is there and is not an SVG; give the name of a new file, e.g. --svg pod.svg")
 
 
 def picture(plan: PodPlan, stack: str, flow: Journey | None) -> str:

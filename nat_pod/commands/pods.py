@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from netaddr import IPNetwork
@@ -11,13 +12,13 @@ from netaddr import IPNetwork
 from nat_pod import limits
 from nat_pod.commands.command import FINDINGS, OK, Subparsers, add_json, add_parser, ipv4_network, print_json
 from nat_pod.commands.plan_routed import holds
-from nat_pod.config.addressing import default_layout
+from nat_pod.config.addressing import default_layout, members_at_most, overlap
 from nat_pod.config.any_config import AnyConfig
 from nat_pod.config.pods import Pod, claimed, move_problems, no_stacks, partners, range_unknown, read_pods
 from nat_pod.config.ranges import free_ranges, overlapping
 from nat_pod.config.room import Fit, fit
 from nat_pod.config.stack_file import is_stack_name
-from nat_pod.errors import excerpt, visible
+from nat_pod.errors import NatPodError, excerpt, visible
 from nat_pod.text import count, table
 
 PREFIXES = (22, 21)
@@ -68,6 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _fits(pods: Mapping[str, Pod], arguments: argparse.Namespace) -> int:
     """`pods --fits`: each POD with the gateway that the customer would have, or with what keeps it out."""
     cidrs, hosts = tuple(arguments.fits), arguments.hosts
+    _check_customer(cidrs, hosts)
     real = [name for name, pod in pods.items() if not pod.example]
     found = {name: fit(name, pods, cidrs, hosts) for name in real}
     if arguments.json:
@@ -75,6 +77,17 @@ def _fits(pods: Mapping[str, Pod], arguments: argparse.Namespace) -> int:
     else:
         print(_fits_text(found, cidrs, hosts, [name for name in pods if name not in real]))
     return OK if any(one is not None and not one.obstacles for one in found.values()) else FINDINGS
+
+
+def _check_customer(cidrs: tuple[IPNetwork, ...], hosts: int) -> None:
+    """Raises NatPodError for a customer that no POD could have, as `check` would refuse it."""
+    for one, other in combinations(cidrs, 2):
+        if overlap(one, other):
+            raise NatPodError(f"--fits: {one} and {other} overlap; give networks that share no address")
+    room = sum(members_at_most(cidr) for cidr in cidrs)
+    if hosts > room:
+        which = ", ".join(map(str, cidrs))
+        raise NatPodError(f"--hosts: {hosts} hosts are more than the {room} usable addresses of {which}")
 
 
 def _fit_dict(one: Fit) -> dict[str, object]:

@@ -25,6 +25,7 @@ from nat_pod.names import MemberName
 from nat_pod.plan.model import PodPlan
 from nat_pod.trace.dispositions import Disposition
 from nat_pod.trace.expected import expected_topology, with_host
+from nat_pod.trace.flows import PORT
 from nat_pod.trace.proof import prove
 from nat_pod.trace.proof_text import proof_dict, proof_text
 from nat_pod.trace.trace_text import trace_text, verdict_text
@@ -47,10 +48,8 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--down", metavar="VM", action="append", default=[], help="treat this NAT VM as dead; repeat it for several"
     )
-    parser.add_argument(
-        "--protocol", choices=("icmp", "tcp", "udp"), default="icmp", help="protocol of the packet (default: icmp)"
-    )
-    parser.add_argument("--port", type=_port, default=80, help="destination port for tcp and udp (default: 80)")
+    parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), help="protocol of the packet (default: icmp)")
+    parser.add_argument("--port", type=_port, help="destination port for tcp and udp (default: 80)")
     add_json(parser)
     parser.set_defaults(wrong=parser.error)
 
@@ -63,10 +62,15 @@ def _port(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.all and (arguments.sender is not None or arguments.steps or arguments.down):
-        arguments.wrong("--all traces every packet: it takes no FROM, no TO, no --steps and no --down")
+    one = arguments.sender is not None or arguments.steps or arguments.down or arguments.protocol or arguments.port
+    if arguments.all and one:
+        words = "no FROM, no TO, no --steps, no --down, no --protocol and no --port"
+        arguments.wrong(f"--all traces every packet: it takes {words}")
     if not arguments.all and arguments.receiver is None:
         arguments.wrong("FROM and TO are missing; give both, or --all")
+    protocol = arguments.protocol or "icmp"
+    if arguments.port is not None and protocol == "icmp":
+        arguments.wrong("argument --port: a ping has no port; add --protocol tcp or --protocol udp")
     _, plan = load(arguments.stack)
     if arguments.all:
         return _trace_all(plan, arguments)
@@ -81,14 +85,16 @@ def _run(arguments: argparse.Namespace) -> int:
     destination, expected = _destination(arguments.receiver, sender, plan)
     if destination is None:
         return _no_address(arguments)
-    port = {} if arguments.protocol == "icmp" else {"dport": arguments.port}
-    packet = replace(Packet(src=source, dst=destination, protocol=arguments.protocol), **port)
+    number: int = arguments.port or PORT
+    packet = Packet(src=source, dst=destination, protocol=protocol)
+    if protocol != "icmp":
+        packet = replace(packet, dport=number)
     traced = trace(topology, sender, packet, expected, arguments.down)
     if arguments.json:
         print_json(traced.to_dict(steps=arguments.steps))
     else:
-        ports = "" if arguments.protocol == "icmp" else f" port {arguments.port}"
-        title = f"{sender} ({source}) to {arguments.receiver}: {arguments.protocol}{ports}"
+        ports = "" if protocol == "icmp" else f" port {number}"
+        title = f"{sender} ({source}) to {arguments.receiver}: {protocol}{ports}"
         print(trace_text(traced, title, every_step=arguments.steps, width=width()))
     return OK if traced.disposition is Disposition.DELIVERED else FINDINGS
 

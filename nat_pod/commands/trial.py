@@ -73,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     trial = Trial(directory, arguments.stack, say, everyone=arguments.hosts == "all")
     if arguments.destroy:
+        trial.check_is_there()
         trial.destroy()
         print("nothing of the trial is left")
         return OK

@@ -176,6 +176,11 @@ def can_be_a_vcns(network: IPNetwork) -> bool:
     return network.prefixlen in VCN_PREFIXES
 
 
+def members_at_most(network: IPNetwork) -> int:
+    """How many members a neighbour's network can have: OCI keeps three addresses of what can be a VCN's."""
+    return int(network.size) - (RESERVED_LOW + RESERVED_HIGH if can_be_a_vcns(network) else 0)
+
+
 def largest_around(address: IPAddress) -> IPNetwork:
     """The largest CIDR that a VCN can have, around an address."""
     return IPNetwork((int(address), VCN_PREFIXES[0])).cidr

@@ -134,7 +134,7 @@ def read_stack(directory: Path, name: str) -> Stack:
     stack that there can be, and NatPodError when there is no such file.
     """
     path = directory / f"Pulumi.{name}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         known = ", ".join(visible(stack) for stack in stack_names(directory)) or (
             "none; for the examples run: python -m nat_pod new-project --examples"
         )
@@ -145,6 +145,14 @@ def read_stack(directory: Path, name: str) -> Stack:
     defaults = _defaults(_text(project), project.name) if project.is_file() else {}
     text = _text(path)
     return _merge(name, path, text, path.name, defaults, _mapping(text, path.name))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one; a name that is too long for any file is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 @lru_cache(4)  # a directory of many stacks has one project

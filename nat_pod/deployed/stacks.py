@@ -39,6 +39,19 @@ class LockedError(CliError):
     """The backend holds a lock for the stack: somebody works on it, or was killed while doing so."""
 
 
+def find(project: str, name: str) -> tuple[bool, str]:
+    """Whether the backend has the stack, and which backend that is.  Raises NatPodError in the engine's words."""
+    folder = mkdtemp(prefix="nat-pod-")
+    try:
+        with engine_errors(f"{project}, stack {name}"):
+            settings = automation.ProjectSettings(name=project, runtime="python")
+            workspace = automation.LocalWorkspace(work_dir=folder, project_settings=settings)
+            names = {summary.name.rpartition("/")[2] for summary in workspace.list_stacks()}
+            return name in names, workspace.who_am_i().url or "that pulumi is logged in to"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Stack:
     """One stack.  All methods raise NatPodError in the engine's words."""
 

@@ -28,7 +28,7 @@ from nat_pod.config import any_config
 from nat_pod.config.placement import REGION
 from nat_pod.config.stack_file import read_stack
 from nat_pod.deployed.consoles import Captures, captures_stack
-from nat_pod.deployed.stacks import CliError, LockedError, Say, Stack
+from nat_pod.deployed.stacks import CliError, LockedError, Say, Stack, find
 from nat_pod.errors import NatPodError
 from nat_pod.names import NAMESPACE
 from nat_pod.plan.model import PodPlan
@@ -252,6 +252,15 @@ class Trial:
             rows=rows(evidence),
             seconds=time.time() - first,
         )
+
+    def check_is_there(self) -> None:
+        """Raises NatPodError where the backend has nothing of this trial: it may stand on another one."""
+        there, backend = find(POD_PROJECT, self.name)
+        if not there and not find(PROJECT, self.name)[0]:
+            raise NatPodError(
+                f"backend {backend}: has no stack {self.name} of {POD_PROJECT} or {PROJECT}; the trial was taken down, "
+                "or it is on another backend: log in to that one (pulumi login, PULUMI_BACKEND_URL) and try again"
+            )
 
     def destroy(self) -> None:
         """Take everything down: captures, neighbours, POD, and the stacks.  Raises TrialEndedError."""

@@ -62,12 +62,11 @@ def check(directory: Path, stack: str) -> checks.Report:
     _holder(stack, key)
     deployed = topology_of(key)
     plan = plan_pod(read_stack(directory, stack).checked(), stack)
-    for vm in plan.vms:
-        if deployed.vms[vm.key].metadata != vm.metadata:
-            raise NatPodError(
-                f"Pulumi.{stack}.yaml has changed since this lab was brought up; "
-                f"run: python -m nat_pod lab apply {stack}"
-            )
+    there = {name: vm.metadata for name, vm in deployed.vms.items() if vm.kind == VM_NAT}
+    if there != {vm.key: vm.metadata for vm in plan.vms}:
+        raise NatPodError(
+            f"Pulumi.{stack}.yaml has changed since this lab was brought up; run: python -m nat_pod lab apply {stack}"
+        )
     return _probe(key, plan, deployed, Progress())
 
 
