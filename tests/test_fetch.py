@@ -104,7 +104,7 @@ def test_what_the_tenancy_refuses_is_said_in_its_words(pod, capsys, monkeypatch,
     assert "has no stack dev of this project; next: pulumi stack ls" in err
     code, _, err = status(capsys, "--fetch", "--report", "natVm1=x")
     assert code == 1
-    assert "leave --report and --outputs out" in err
+    assert "leave out --report and --outputs" in err
 
 
 def test_without_a_cli_it_says_where_to_get_one(pod, capsys, monkeypatch):

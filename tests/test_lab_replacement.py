@@ -95,7 +95,7 @@ def test_every_nat_vm_is_replaced_and_no_flow_is_lost_and_one_that_gives_no_heal
     outcome, refused = applied(directory, key, plan)
     assert isinstance(refused, NatPodError), refused
     assert "was left alone, because its balancer does not call the other NAT VM of its side healthy" in str(refused)
-    assert "it goes on with: python -m nat_pod lab apply routed" in str(refused)
+    assert "to go on: python -m nat_pod lab apply routed" in str(refused)
     assert "Traceback" not in str(refused)
     assert outcome.lost == ()
 
