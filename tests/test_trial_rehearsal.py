@@ -139,6 +139,7 @@ def test_a_trial_that_is_interrupted_goes_on_where_it_was_and_leaves_nothing(ten
     assert report.passed, report_text(report)
     assert {row.verdict for row in report.rows} == {Verdict.HOLDS}
     assert len(report.flows) == 77
+    trial.check_is_there()
     trial.destroy()
     assert left(tenancy) == []
     Trial(project, "dev", silent, patience=PATIENCE).destroy()  # again: there is nothing to do
