@@ -242,7 +242,7 @@ def test_until_the_vrouter_is_there_every_preview_says_it_again(new_pod: NewPod)
 
 
 def test_the_second_up_makes_the_route_to_the_vrouter_and_nothing_else(new_pod: NewPod) -> None:
-    assert new_pod.second.counts == documented("its second `up`, vRouter there")
+    assert new_pod.second.counts == documented("second `up`, once the vRouter is there")
     assert planned(new_pod.second) == {"update": ["natVm2"]}
     assert not new_pod.second.warnings
     (rule,) = new_pod.pod.routes("natVm2")
@@ -291,7 +291,7 @@ def test_a_route_that_somebody_took_out_is_not_there_to_stay(pod: Pod) -> None:
 
 def test_nothing_changed_is_nothing_to_do(pod: Pod) -> None:
     assert not pod.engine.refresh().counts
-    assert pod.engine.preview().counts == documented("nothing, or `refresh` and nothing")
+    assert pod.engine.preview().counts == documented("no change, with or without `refresh`")
 
 
 def test_added_host_touches_metadata_and_its_own_addresses(pod: Pod) -> None:

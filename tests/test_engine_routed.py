@@ -128,7 +128,7 @@ def test_a_new_pod_is_made_in_two_steps(new_pod: NewPod) -> None:
     assert "No private IP 198.18.11.250 in subnet nat-pod-routed-vrouter yet" in warning
     # Its routes to the hosts do not wait for the vRouter.
     assert [rule["destination"] for rule in new_pod.routes_after_first] == ["198.18.10.0/26"]
-    assert new_pod.second.counts == documented("its second `up`, vRouter there", ROUTED)
+    assert new_pod.second.counts == documented("second `up`, once the vRouter is there", ROUTED)
     rules = {rule["destination"]: rule["networkEntityId"] for rule in new_pod.pod.routes("natVm2")}
     assert rules["10.0.0.0/16"] == new_pod.floating
     assert not new_pod.second.warnings
@@ -158,7 +158,7 @@ def test_route_tables_lead_to_the_balancers_and_each_subnet_has_its_own(standing
 
 def test_nothing_changed_is_nothing_to_do(pod: Pod) -> None:
     assert not pod.engine.refresh().counts
-    assert pod.engine.preview().counts == documented("nothing, or `refresh` and nothing", ROUTED)
+    assert pod.engine.preview().counts == documented("no change, with or without `refresh`", ROUTED)
 
 
 def host(pod: Pod, name: str, address: str, alias: str) -> None:

@@ -202,7 +202,7 @@ NEW_PAIR = {
     "vm2: 10.0.0.130}": "vm2: 10.0.0.130, vm9: 10.0.0.9}",
     "    customer1/vm2: {": "    customer1/vm9: {natVm1: 198.18.1.5, natVm2: 198.18.1.37}\n    customer1/vm2: {",
 }
-LOADED = r"{}: runs on; its agent: \d+ rules of generation {} loaded now; {} flows deleted that .*"
+LOADED = r"{}: runs on; its agent: \d+ rules of generation {} loaded now; {} flows deleted, because .*"
 
 
 def edit(directory: Path, changes: dict[str, str], stack: str = "dev") -> None:
@@ -482,7 +482,7 @@ def test_a_routed_pod_changes_under_open_flows_and_its_balancers_do_not_notice(r
     standing = sandbox.call(key, "topology")
     text = (routed / "Pulumi.routed.yaml").read_text(encoding="utf-8")
     edit(routed, {"ops@example": "other@example"}, "routed")
-    with pytest.raises(NatPodError, match=r"natVm1a, natVm1b, .* in turn, which is the engine's part"):
+    with pytest.raises(NatPodError, match=r"natVm1a, natVm1b, .* in turn, which only the Pulumi engine can do"):
         commands.apply(routed, "routed")
     (routed / "Pulumi.routed.yaml").write_text(text, encoding="utf-8")
     assert sandbox.call(key, "topology") == standing
