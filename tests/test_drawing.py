@@ -473,6 +473,8 @@ def test_the_drawing_of_plan_is_the_golden_one(run, golden, tmp_path, name, argu
     path = tmp_path / "pod.svg"
     assert run("plan", *arguments, "--svg", str(path)) == (0, f"{path}: written\n", "")
     assert run("plan", *arguments, "--svg", str(path)) == (0, f"{path}: written\n", "")  # a picture may be drawn again
+    path.write_bytes(b"")  # as `mktemp`, or a shell's `>`, leaves it
+    assert run("plan", *arguments, "--svg", str(path)) == (0, f"{path}: written\n", "")
     other = path.with_name("Pulumi.other.yaml")
     other.write_text("config: {}\n", encoding="utf-8")
     status, _, complaint = run("plan", *arguments, "--svg", str(other))

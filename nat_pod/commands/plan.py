@@ -71,12 +71,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_picture_file(path: Path) -> None:
     """Only a picture is written over: `--svg Pulumi.prod.yaml` would cost the address book.  Raises NatPodError."""
+    if not path.is_file():  # a pipe, say /dev/stdout, would never end
+        return
     try:
         with path.open("rb") as file:
-            other = b"<svg" not in file.read(200)
+            begins = file.read(200)
     except OSError:
-        return  # not there, or what writing it will say
-    if other:
+        return  # writing it will say the same
+    if begins and b"<svg" not in begins:
         raise NatPodError(f"{path}: is there and is not an SVG; give the name of a new file, e.g. --svg pod.svg")
 
 
