@@ -72,8 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from nat_pod.deployed.trial import Trial  # loads Pulumi, which takes a second
 
     trial = Trial(directory, arguments.stack, say, everyone=arguments.hosts == "all")
-    if arguments.destroy:
+    if arguments.destroy or arguments.unlock:
         trial.check_is_there()
+    if arguments.destroy:
         trial.destroy()
         print("nothing of the trial is left")
         return OK
