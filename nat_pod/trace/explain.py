@@ -42,8 +42,7 @@ from nat_pod.trace.decisions import (
     VcnRouted,
 )
 from nat_pod.trace.spans import address_text
-from nat_pod.trace.topology import VM_HOST, VM_NAT, Balancer, SecurityRule, Subnet, Vm
-from nat_pod.trace.vcn import PROTOCOL_NUMBERS
+from nat_pod.trace.topology import PROTOCOL_NUMBERS, VM_HOST, VM_NAT, Balancer, SecurityRule, Subnet, Vm
 
 _Pair = tuple[int, int]
 

@@ -28,6 +28,9 @@ VM_NAT = "nat"
 VM_ROUTER = "router"
 VM_BALANCER = "balancer"
 
+PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
+"""Of a security rule (IANA, protocol numbers)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SecurityRule:

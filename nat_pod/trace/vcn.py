@@ -34,9 +34,7 @@ from nat_pod.trace.decisions import (
     VcnRouted,
 )
 from nat_pod.trace.spans import Addresses, FlowKey, Header, Places, Span, number, numbers, prefix_around, runs
-from nat_pod.trace.topology import Balancer, Lpg, Route, SecurityRule, Subnet, Topology, Vm, Vnic
-
-PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp"}
+from nat_pod.trace.topology import PROTOCOL_NUMBERS, Balancer, Lpg, Route, SecurityRule, Subnet, Topology, Vm, Vnic
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,7 @@ from nat_pod.lab.wire.space import (
     text,
     vcn_namespace,
 )
-from nat_pod.trace.topology import Balancer, Route, SecurityRule, Topology, Vnic
-from nat_pod.trace.vcn import PROTOCOL_NUMBERS
+from nat_pod.trace.topology import PROTOCOL_NUMBERS, Balancer, Route, SecurityRule, Topology, Vnic
 
 VOID = "lo"  # where packets without a destination go
 _TO_BACKEND = 400  # priority of the rules for what a load balancer sends on; the tables are above 2000
