@@ -141,9 +141,8 @@ class NewPod:
 def new_pod(directory: Path, name: str, prefix: int, *, routed: bool = False) -> NewPod:
     """The stack file for a new POD in the lowest free range.  Writes nothing.
 
-    prefix: 16 to 25.  routed: with `delivery: routes`.  Raises NatPodError when the name is
-    not valid or is taken, no range is free, or the range of another stack file cannot be read: it might be the one that
-    is handed out.
+    prefix: 16 to 25.  routed: with `delivery: routes`.  Raises NatPodError when the name is not valid or is taken, no
+    range is free, or the range of another stack file cannot be read: it might be the one that is handed out.
     """
     path = directory / f"Pulumi.{name}.yaml"
     if not is_stack_name(name):

@@ -176,9 +176,14 @@ def can_be_a_vcns(network: IPNetwork) -> bool:
     return network.prefixlen in VCN_PREFIXES
 
 
+def usable(subnet: IPNetwork) -> int:
+    """How many addresses of a subnet OCI gives to VNICs (OCI docs, "VCNs and Subnets"); see `reserved_by_oci`."""
+    return int(subnet.size) - RESERVED_LOW - RESERVED_HIGH
+
+
 def members_at_most(network: IPNetwork) -> int:
-    """How many members a neighbour's network can have: OCI keeps three addresses of what can be a VCN's."""
-    return int(network.size) - (RESERVED_LOW + RESERVED_HIGH if can_be_a_vcns(network) else 0)
+    """How many members a neighbour's network can have: of one that only lies behind a VCN OCI keeps no address."""
+    return usable(network) if can_be_a_vcns(network) else int(network.size)
 
 
 def largest_around(address: IPAddress) -> IPNetwork:

@@ -55,8 +55,9 @@ def moved(old: PodConfig, written: Mapping[str, object], stack: str) -> Moved:
     vcn = _vcn_beside(old, stack)
     vrouter = VcnLayout(vcn).vrouter
     config: dict[str, object] = {"delivery": str(Delivery.ROUTES), "movesFrom": stack}
+    left_out = {*foreign(Delivery.ROUTES), *_WRITTEN_ANEW}
     for key in SETTINGS:
-        if key in written and key not in foreign(Delivery.ROUTES) and key not in _WRITTEN_ANEW:
+        if key in written and key not in left_out:
             config[key] = written[key]
         if key == "cidr":
             config["vcnCidr"] = str(vcn)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from netaddr import IPAddress, IPNetwork
 
 from nat_pod import limits
-from nat_pod.config.addressing import can_be_a_vcns, clash, reserved_by_oci
+from nat_pod.config.addressing import can_be_a_vcns, clash, reserved_by_oci, usable
 from nat_pod.config.reader import EXAMPLES, NAME_RULE, Reader, listed
 from nat_pod.config.renames import Renames
 from nat_pod.names import HEALTH, MANAGEMENT, NAME, PATH_MTU, POD, STRANGER, TRANSIT, VROUTER, MemberName
@@ -91,20 +91,16 @@ def read_management(reader: Reader, value: object) -> ManagementConfig | None:
         return None
     # A network that is no VCN's says nothing of the VCN that the vRouter is in.
     if all(map(can_be_a_vcns, cidrs)):
-        left = {cidr: _usable(cidr) - sum(1 for at in servers.values() if at in cidr) for cidr in cidrs}
+        left = {cidr: usable(cidr) - sum(1 for at in servers.values() if at in cidr) for cidr in cidrs}
         if max(left.values()) < _VROUTER_ADDRESSES:
-            usable = sum(map(_usable, cidrs))
+            room = sum(map(usable, cidrs))
             reader.add(
                 "management.cidr",
                 ", ".join(map(str, cidrs)),
-                f"{'has' if len(cidrs) == 1 else 'have'} {usable} usable addresses for {len(servers)} servers; the "
+                f"{'has' if len(cidrs) == 1 else 'have'} {room} usable addresses for {len(servers)} servers; the "
                 f"vRouter needs {_VROUTER_ADDRESSES} of its own there, its VNIC's and the floating IP",
             )
     return ManagementConfig(cidrs=cidrs, vrouter=vrouter, servers=servers, servers_formerly=formerly)
-
-
-def _usable(cidr: IPNetwork) -> int:
-    return int(cidr.size) - limits.RESERVED_LOW - limits.RESERVED_HIGH
 
 
 def cidr_paths(realm: str, cidrs: Sequence[IPNetwork]) -> list[tuple[str, IPNetwork]]:

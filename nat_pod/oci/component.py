@@ -127,8 +127,7 @@ class NatPod(pulumi.ComponentResource):
         The region is asked in either case, before anything is made: otherwise a wrong name would fail at the first
         instance, halfway through `pulumi up`.  It is asked directly and not through an Output.  So when the program
         ends, Pulumi waits for the component's registration, and not for each of some ten thousand Outputs in turn.
-        It is asked by its token, because `oci.identity` takes a second
-        to import.
+        It is asked by its token, because `oci.identity` takes a second to import.
         """
         found: dict[str, Any] = pulumi.runtime.invoke(
             "oci:Identity/getAvailabilityDomains:getAvailabilityDomains",
